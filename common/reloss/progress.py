@@ -1,0 +1,30 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one line about the work under way, on standard error (above the bar, if there is one)."""
+    if console.is_terminal:
+        console.print(message, markup=False)
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int, description: str, start: int = 0) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each of `total` steps, `start` of which are done already."""
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total, completed=start)
+        yield lambda: bar.advance(task)
