@@ -52,18 +52,23 @@ def soft_rank(
     if interpolation not in get_args(Interpolation):
         raise ValueError(f"unknown interpolation '{interpolation}'; valid: {', '.join(get_args(Interpolation))}")
     places = values if values.dtype == torch.float64 else values.float()
-    partners, signs = _wiring(method, places.shape[-1])
-    partners, signs = partners.to(places.device), signs.to(places)
-    swaps = []
-    for partner, sign in zip(partners, signs, strict=True):
-        difference = places[..., partner] - places
-        swap = 1 - _interpolate(sign * difference, steepness, interpolation, art_lambda)
-        places = places + swap * difference
-        swaps.append(swap)
-    ranks = torch.arange(places.shape[-1], dtype=places.dtype, device=places.device).expand_as(places)
-    for partner, swap in zip(reversed(partners), reversed(swaps), strict=True):
-        ranks = ranks + swap * (ranks[..., partner] - ranks)
-    return ranks
+    n, device = places.shape[-1], places.device
+    partners, uppers, descents = (table.to(device) for table in _wiring(method, n))
+    weights = []
+    for partner, upper, descends in zip(partners, uppers, descents, strict=True):
+        other = places[..., partner]
+        # Both wires of a pair take the weight from the same difference, and mix in diffsort's order of operations:
+        # where values nearly agree, logistic_phi magnifies the last bit.
+        difference = torch.where(upper, places - other, other - places)
+        weight = _interpolate(difference, steepness, interpolation, art_lambda)
+        keep, take = torch.where(descends, 1 - weight, weight), torch.where(descends, weight, 1 - weight)
+        places = keep * places + take * other
+        weights.append((keep, take))
+    middle = (n - 1) / 2  # ranks about their middle, which every layer preserves, cancel less
+    ranks = (torch.arange(n, dtype=places.dtype, device=device) - middle).expand_as(places)
+    for partner, (keep, take) in zip(reversed(partners), reversed(weights), strict=True):
+        ranks = keep * ranks + take * ranks[..., partner]
+    return ranks + middle
 
 
 def _interpolate(difference: Tensor, steepness: float, interpolation: Interpolation, art_lambda: float) -> Tensor:
@@ -84,8 +89,10 @@ def _interpolate(difference: Tensor, steepness: float, interpolation: Interpolat
 
 
 @lru_cache(maxsize=64)
-def _wiring(method: Method, n: int) -> tuple[Tensor, Tensor]:
-    """Return, for each layer, every wire's partner (itself where idle) and +1 where it takes the minimum, else -1."""
+def _wiring(method: Method, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each layer [layers, n], every wire's partner (itself where idle), whether it is its pair's upper one,
+    and whether the pair puts its larger value on the lower wire.
+    """
     if method == "bitonic":
         return _bitonic(n)
     if method == "odd_even":
@@ -93,36 +100,22 @@ def _wiring(method: Method, n: int) -> tuple[Tensor, Tensor]:
     raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
 
 
-def _bitonic(n: int) -> tuple[Tensor, Tensor]:
+def _bitonic(n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Wire the network for the next power of two; as in diffsort, its top wires and their comparators are left out."""
-    blocks = max(n - 1, 0).bit_length()
-    width = 1 << blocks
-    wires = torch.arange(width)
-    partners, signs = [], []
-    for block in range(blocks):
-        descending = (wires >> (block + 1)) & 1
-        for distance in (1 << layer for layer in reversed(range(block + 1))):
-            partner = wires ^ distance
-            upper = (wires & distance) > 0
-            partners.append(torch.where(partner < width - n, wires, partner))
-            signs.append(torch.where(upper ^ (descending > 0), -1, 1))
-    return _stack(partners, signs, width, width - n)
+    blocks = (n - 1).bit_length()
+    block = torch.tensor([b for b in range(blocks) for _ in range(b + 1)], dtype=torch.long)[:, None]
+    distance = torch.tensor([1 << d for b in range(blocks) for d in reversed(range(b + 1))], dtype=torch.long)[:, None]
+    top = (1 << blocks) - n
+    wires = torch.arange(top, 1 << blocks)
+    partner = (wires ^ distance) - top
+    partner = torch.where(partner < 0, wires - top, partner)
+    return partner, (wires & distance) > 0, (wires >> (block + 1)) & 1 > 0
 
 
-def _odd_even(n: int) -> tuple[Tensor, Tensor]:
+def _odd_even(n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Wire n layers that compare neighbours, from wire 0 and from wire 1 in turn."""
-    wires = torch.arange(n)
-    partners, signs = [], []
-    for layer in range(n if n > 1 else 0):
-        upper = (wires - layer) % 2 == 1
-        partner = torch.where(upper, wires - 1, wires + 1)
-        partners.append(torch.where((partner < 0) | (partner >= n), wires, partner))
-        signs.append(torch.where(upper, -1, 1))
-    return _stack(partners, signs, n, 0)
-
-
-def _stack(partners: list[Tensor], signs: list[Tensor], width: int, top: int) -> tuple[Tensor, Tensor]:
-    if not partners:
-        empty = torch.zeros(0, width - top, dtype=torch.long)
-        return empty, empty
-    return torch.stack(partners)[:, top:] - top, torch.stack(signs)[:, top:]
+    wires, layer = torch.arange(n), torch.arange(n if n > 1 else 0)[:, None]
+    upper = (wires - layer) % 2 == 1
+    partner = torch.where(upper, wires - 1, wires + 1)
+    partner = torch.where((partner < 0) | (partner >= n), wires, partner)
+    return partner, upper, torch.zeros_like(upper)

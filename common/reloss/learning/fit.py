@@ -1,0 +1,254 @@
+"""Learn a surrogate on a prediction bank."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reloss.errors import RelossError, UsageError
+from reloss.files import atomic
+from reloss.learning.bank import PredictionBank
+from reloss.learning.items import relabel_suffix
+from reloss.learning.objective import gradient_norms, rank_objective, value_objective
+from reloss.learning.options import LearnOptions
+from reloss.metrics import Metric
+from reloss.progress import progress, say
+from reloss.ranking import spearman
+from reloss.surrogates import SurrogateLoss
+
+MAX_VALIDATION_ITEMS = 1024
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A learned surrogate and how it was learned.
+
+    Attributes:
+        surrogate: frozen, with its best weights.
+        history: one entry a validation: step, objective, correlation, penalty, and the held-out figures below.
+        spearman: of minus the loss with the metric, on held-out recorded items with their true targets.
+        spearman_synthetic: the same on held-out synthetic items.
+        spearman_ordinary: of the ordinary loss, on the same recorded items.
+        validation_items: how many held-out items these figures rest on.
+        step: at which the best weights were found.
+    """
+
+    surrogate: SurrogateLoss
+    history: list[dict[str, float]]
+    spearman: float
+    spearman_synthetic: float
+    spearman_ordinary: float
+    validation_items: int
+    step: int
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures without surrogate and history, for a record."""
+        names = ("spearman", "spearman_synthetic", "spearman_ordinary", "validation_items", "step")
+        return {name: getattr(self, name) for name in names}
+
+
+def fit_surrogate(
+    surrogate: SurrogateLoss,
+    bank: PredictionBank,
+    metric: Metric,
+    *,
+    higher_is_better: bool = True,
+    options: LearnOptions | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    on_validation: Callable[[dict[str, float]], None] | None = None,
+    **settings: Any,
+) -> FitResult:
+    """Learn `surrogate` so that its loss ranks items as the metric does; returns it frozen, with its best weights.
+
+    Args:
+        surrogate: to be learned, in place.
+        bank: recorded predictions; a share of its items is held out for validation.
+        metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N].
+        higher_is_better: whether a larger metric is a better prediction.
+        options: how; `settings` are single options, such as fidelity="released" or steps=200.
+        device: where to learn.
+        checkpoint: a file in which the state is kept at each validation, and from which an interrupted fit goes on.
+        on_validation: called with each entry of the history.
+
+    Raises:
+        UsageError: options and settings are both given.
+        RelossError: too few items in the bank, a metric that is not one finite value an item, or a checkpoint that
+            cannot be read or belongs to another fit.
+    """
+    if options is not None and settings:
+        raise UsageError("give fit_surrogate either options or single settings, not both")
+    fit = _Fit(surrogate, bank, metric, 1.0 if higher_is_better else -1.0, options or LearnOptions(**settings), device)
+    if checkpoint is not None and checkpoint.exists():
+        fit.load(checkpoint)
+        say(f"learning goes on from step {fit.step}")
+    with progress(fit.options.steps, "learn surrogate", fit.step) as advance:
+        while fit.step < fit.options.steps:
+            parts = fit.learn_step()
+            advance()
+            if fit.step % fit.options.validate_every == 0 or fit.step == fit.options.steps:
+                entry = fit.validate(parts)
+                if checkpoint is not None:
+                    fit.save(checkpoint)
+                if on_validation is not None:
+                    on_validation(entry)
+    return fit.result()
+
+
+class _Fit:
+    """The state of one fit: everything that a checkpoint holds, and the held-out items."""
+
+    def __init__(
+        self,
+        surrogate: SurrogateLoss,
+        bank: PredictionBank,
+        metric: Metric,
+        sign: float,
+        options: LearnOptions,
+        device: str | torch.device,
+    ) -> None:
+        self.surrogate, self.bank, self.metric, self.sign = surrogate.to(device).train(), bank, metric, sign
+        self.options, self.device = options, device
+        self.optimizer = torch.optim.Adam(
+            surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.train_items, self.held_out = self._split()
+        self.step, self.history = 0, []
+        self.best: dict[str, Any] = {"score": -float("inf"), "step": 0, "weights": copy.deepcopy(surrogate.state_dict())}
+        generator = torch.Generator().manual_seed(options.seed + 1)
+        real = bank.items(self.held_out, device)
+        synthetic = relabel_suffix(real[0], generator)
+        self.validation = {"spearman": real, "spearman_synthetic": synthetic}
+        self.validation_metric = {name: self._measure(*items) for name, items in self.validation.items()}
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        total = len(self.bank)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.options.seed))
+        held = min(round(total * self.options.validation_fraction), MAX_VALIDATION_ITEMS)
+        if held < 2 or total - held < 2:
+            raise RelossError(
+                f"the bank {self.bank.path} holds {total} items, too few to learn from and to hold out "
+                f"{self.options.validation_fraction:.0%}; record longer, or with a smaller item_size"
+            )
+        return order[held:], order[:held].sort().values
+
+    def _measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the metric [N], turned so that higher is better."""
+        with torch.no_grad():
+            values = self.metric(outputs, targets)
+        name = getattr(self.metric, "__name__", str(self.metric))
+        if values.shape != outputs.shape[:1]:
+            raise RelossError(f"metric {name} gave {list(values.shape)} for {len(outputs)} items; expected one value each")
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).nonzero()[0])
+            raise RelossError(f"metric {name} gave {values[bad].item()} for item {bad}; it must be finite")
+        return self.sign * values.float()
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Draw the items of one step: recorded ones with their true targets, then synthetic ones."""
+        count = self.options.items
+        drawn = self.train_items[torch.randint(len(self.train_items), (count,), generator=self.generator)]
+        outputs, targets = self.bank.items(drawn, self.device)
+        real = round(count * self.options.real_fraction)
+        if real < count:
+            mixed, relabelled = relabel_suffix(outputs[real:], self.generator)
+            outputs = torch.cat([outputs[:real], mixed])
+            targets = torch.cat([targets[:real], relabelled.to(targets.dtype)])
+        return outputs, targets
+
+    def learn_step(self) -> dict[str, Tensor]:
+        outputs, targets = self.sample()
+        metric = self._measure(outputs, targets)
+        if self.options.objective == "rank":
+            parts = rank_objective(self.surrogate, outputs, targets, metric, self.options)
+        else:
+            parts = value_objective(self.surrogate, outputs, targets, metric)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        return {"objective": parts.total.detach(), "correlation": parts.correlation, "penalty": parts.penalty}
+
+    @torch.no_grad()
+    def validate(self, parts: dict[str, Tensor]) -> dict[str, float]:
+        """Measure on the held-out items, and keep the weights if they are the best so far."""
+        entry: dict[str, float] = {"step": self.step, **{name: float(value) for name, value in parts.items()}}
+        for name, items in self.validation.items():
+            losses = self.surrogate.per_item(*items)
+            entry[name] = float(spearman(-losses, self.validation_metric[name]))
+            if self.options.objective == "value":
+                entry[name.replace("spearman", "squared_error")] = float(
+                    (losses - 1 + self.validation_metric[name]).square().mean()
+                )
+        # Validate on what is learned from: recorded items where they take part, else synthetic ones.
+        suffix = "" if self.options.real_fraction > 0 else "_synthetic"
+        score = -entry["squared_error" + suffix] if self.options.objective == "value" else entry["spearman" + suffix]
+        if score > self.best["score"]:
+            self.best = {"score": score, "step": self.step, "weights": copy.deepcopy(self.surrogate.state_dict())}
+        self.history.append(entry)
+        say(f"step {self.step}/{self.options.steps}: " + " ".join(f"{k} {v:.4f}" for k, v in entry.items() if k != "step"))
+        return entry
+
+    def result(self) -> FitResult:
+        self.surrogate.load_state_dict(self.best["weights"])
+        self.surrogate.freeze()
+        outputs, targets = self.validation["spearman"]
+        if self.options.calibrate:
+            self.surrogate.scale *= _calibration(self.surrogate, outputs, targets)
+        with torch.no_grad():
+            ordinary = spearman(-self.surrogate.ordinary_loss(outputs, targets), self.validation_metric["spearman"])
+        best = next(entry for entry in self.history if entry["step"] == self.best["step"])
+        return FitResult(
+            surrogate=self.surrogate,
+            history=self.history,
+            spearman=best["spearman"],
+            spearman_synthetic=best["spearman_synthetic"],
+            spearman_ordinary=float(ordinary),
+            validation_items=len(self.held_out),
+            step=self.best["step"],
+        )
+
+    def _identity(self) -> str:
+        described = [self.options.model_dump_json(), self.bank.fingerprint(), str(self.surrogate.options()), self.sign]
+        return hashlib.sha256(repr(described).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        state = {
+            "identity": self._identity(),
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "weights": self.surrogate.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise RelossError(f"cannot read the learning checkpoint {path}; remove it to learn anew") from error
+        if state["identity"] != self._identity():
+            raise RelossError(f"{path} belongs to a fit with other options or another bank; remove it to learn anew")
+        self.surrogate.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.history, self.best = state["step"], state["history"], state["best"]
+
+
+def _calibration(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> float:
+    """Return the constant that makes the mean gradient norm of the surrogate that of the ordinary loss."""
+    outputs = outputs.detach().requires_grad_()
+    learned = gradient_norms(surrogate.per_item(outputs, targets), outputs).mean()
+    ordinary = gradient_norms(surrogate.ordinary_loss(outputs, targets), outputs).mean()
+    return float(ordinary / learned.clamp_min(1e-12))

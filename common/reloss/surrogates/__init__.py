@@ -1,0 +1,21 @@
+"""Learned losses: one base class, one module per kind of prediction."""
+
+from reloss.errors import unknown
+from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.classification import ClassificationReLoss
+
+SURROGATES: dict[str, type[SurrogateLoss]] = {"classification": ClassificationReLoss}
+
+
+def get_surrogate(kind: str) -> type[SurrogateLoss]:
+    """Return the class of surrogates for predictions of `kind`.
+
+    Raises:
+        UsageError: there is none of that kind.
+    """
+    if kind not in SURROGATES:
+        raise unknown("kind of surrogate", kind, SURROGATES)
+    return SURROGATES[kind]
+
+
+__all__ = ["SURROGATES", "ClassificationReLoss", "SurrogateLoss", "get_surrogate"]

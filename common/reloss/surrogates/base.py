@@ -1,0 +1,96 @@
+"""What all surrogates share: loss(outputs, targets), per_item, freezing, saving and loading."""
+
+import pickle
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reloss.errors import RelossError, UsageError
+from reloss.files import atomic, read_json, write_json
+
+
+class SurrogateLoss(nn.Module, ABC):
+    """A small network that maps a batch of outputs and targets to a loss and, once learned, is frozen and trained with.
+
+    Args:
+        scale: a constant by which the loss is multiplied. It leaves every ranking as it is and sets the size of the
+            gradient; `fit_surrogate(calibrate=True)` chooses it.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    @abstractmethod
+    def per_item(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each of N items: outputs [N, B, ...], targets [N, B, ...] -> [N]."""
+
+    @staticmethod
+    @abstractmethod
+    def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that is usual for such predictions, of each of N items: [N, B, ...], [N, B, ...] -> [N]."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments that make a surrogate of this shape."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...]."""
+        return self.per_item(outputs[None], targets[None])[0]
+
+    def freeze(self) -> Self:
+        """Stop learning: parameters take no gradient, dropout is off. Returns the surrogate itself."""
+        return self.requires_grad_(False).eval()
+
+    def save_pretrained(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
+        """Write `surrogate.safetensors`, then `surrogate.json` (class, options and `card`), into the folder `path`."""
+        path = Path(path)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with atomic(path / "surrogate.safetensors") as temporary:
+            save_file(weights, temporary)
+        write_json(path / "surrogate.json", {"class": type(self).__name__, "options": self.options(), **(card or {})})
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """Load a surrogate, frozen.
+
+        Args:
+            name_or_path: a folder written by `save_pretrained`, or a file of weights alone: safetensors, or a plain
+                state dict such as the authors released (`.ckpt`, read with `weights_only`).
+            options: constructor arguments for a file of weights; by default those of the release.
+
+        Raises:
+            UsageError: nothing is there, or options were given for a folder, which has its own.
+            RelossError: the file is damaged, of another class, or its parameters do not fit.
+        """
+        path = Path(name_or_path)
+        if path.is_dir():
+            if options:
+                raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
+            card = read_json(path / "surrogate.json")
+            if card.get("class") != cls.__name__:
+                raise RelossError(f"{path} holds a {card.get('class')}, not a {cls.__name__}")
+            surrogate, weights = cls(**card["options"]), _read_weights(path / "surrogate.safetensors")
+        elif path.is_file():
+            surrogate, weights = cls(**options), _read_weights(path)
+        else:
+            raise UsageError(f"no surrogate at {path}: expected a folder with surrogate.json, or a file of weights")
+        try:
+            surrogate.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RelossError(f"the weights in {path} do not fit {cls.__name__}: {error}") from error
+        return surrogate.freeze()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RelossError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from error
