@@ -5,19 +5,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reloss.ranking.hard import hard_rank
+from reloss.ranking.hard import check_values, hard_rank
 from reloss.ranking.networks import Method, soft_rank
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
     """Return Pearson's correlation of x [..., n] and y [..., n] as [...]; 0 where a side is constant or n is 1.
 
-    Computed in float32 (float64 where a side is float64); differentiable in both.
+    Computed in float32 (float64 where a side is float64), at any scale; differentiable in both.
+
+    Raises:
+        ValueError: n is 0.
     """
-    x, y = _centre(x), _centre(y)
-    square = (x * x).sum(-1) * (y * y).sum(-1)
-    varies = square > 0
-    return torch.where(varies, (x * y).sum(-1) / torch.where(varies, square, 1.0).sqrt(), 0.0)
+    return (_standardized(x) * _standardized(y)).mean(-1)
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -57,13 +57,22 @@ def soft_spearman(
     Raises:
         ValueError: n is 0, or a value is NaN or infinite.
     """
-    if standardize:
-        x = _centre(x)
-        variance = (x * x).mean(-1, keepdim=True)
-        x = x / torch.where(variance > 0, variance, 1.0).sqrt()
-    return pearson(soft_rank(x, method, **options), hard_rank(y, ties))
+    check_values(x)  # before they are standardised, so that the message names the bad index
+    # The soft ranks of a constant row need not be equal, so that row's correlation is set to 0, not computed.
+    varies = (x != x[..., :1]).any(-1)
+    values = _standardized(x) if standardize else x
+    return torch.where(varies, pearson(soft_rank(values, method, **options), hard_rank(y, ties)), 0.0)
 
 
-def _centre(values: Tensor) -> Tensor:
+def _standardized(values: Tensor) -> Tensor:
+    """Give each row mean 0 and standard deviation 1; a constant row becomes zeros that pass no gradient."""
+    if values.shape[-1] == 0:
+        raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
     values = values if values.dtype == torch.float64 else values.float()
-    return values - values.mean(-1, keepdim=True)
+    # Compared, not subtracted: the mean of equal values is rounded, so a constant row does not centre to exact zeros.
+    varies = (values != values[..., :1]).any(-1, keepdim=True)
+    centred = torch.where(varies, values - values.mean(-1, keepdim=True), 0.0)
+    largest = centred.detach().abs().amax(-1, keepdim=True)
+    centred = centred / torch.where(largest > 0, largest, 1.0)  # else squares of small or large values leave float32
+    variance = (centred * centred).mean(-1, keepdim=True)
+    return centred / torch.where(variance > 0, variance, 1.0).sqrt()

@@ -33,7 +33,8 @@ def soft_rank(
     Standardise values of unknown scale first (`soft_spearman` does). Each layer is doubly stochastic, so the ranks of
     a row sum to n(n-1)/2 and stay in [0, n-1]; but, unlike hard ranks, they depend on the order in which values are
     given, may misorder close values, and may fall as their own value rises. Equal values share the mean of the pair
-    at every comparison; gradients are finite there, and a constant row gives (nearly) equal ranks.
+    at every comparison; gradients are finite there. A constant row gets equal ranks from `bitonic` with n a power of
+    two, and from nothing else.
 
     Args:
         values: [..., n], finite; n need not be a power of two. float16 and bfloat16 are computed in float32.

@@ -1,0 +1,310 @@
+"""The command `reloss`. Heavy imports wait until a subcommand needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from reloss.errors import RelossError, UsageError
+
+Name = Annotated[Positional[str], arg(metavar="NAME")]
+Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
+Settings = Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")]
+DATA = Path(os.environ.get("RELOSS_DATA", "data"))
+RUNS = Path(os.environ.get("RELOSS_RUNS", "runs"))
+
+
+@dataclass
+class List:
+    """List the experiments: name, task, data, losses, paper table.
+
+    Example: reloss list --json
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.task import tasks
+
+        rows = []
+        for task in tasks().values():
+            for make in task.experiments.values():
+                config: Any = make()
+                row = {"name": config.name, "task": task.name, "data": config.data.name}
+                rows.append({**row, "losses": list(config.losses), "paper": config.paper})
+        if self.json:
+            print(json.dumps(rows, indent=2))
+            return
+        width = max(len(row["name"]) for row in rows)
+        for row in rows:
+            print(f"{row['name']:<{width}}  {row['data']:<9} {', '.join(row['losses'])}; paper: {row['paper']}")
+
+
+@dataclass
+class Show:
+    """Print the whole resolved config of an experiment as YAML.
+
+    Example: reloss show classification/cifar10_resnet20 --set train.epochs=30
+    """
+
+    experiment: Experiment
+    set: Settings = ()
+    """Changes, such as train.epochs=30 data.format=folder."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.config import override, to_yaml
+        from reloss.experiment.task import find_experiment
+
+        print(to_yaml(override(find_experiment(self.experiment)[1], self.set)), end="")
+
+
+@dataclass
+class Run:
+    """Run an experiment: baseline, learn, train, evaluate. What is finished is not done again.
+
+    Example: reloss run classification/digits_cnn --loss reloss --seed 0
+    """
+
+    experiment: Experiment
+    loss: str | None = None
+    """One of the experiment's losses; its ordinary one by default."""
+    seed: int = 0
+    stage: Literal["all", "baseline", "learn", "train", "evaluate"] = "all"
+    set: Settings = ()
+    """Changes of the config, such as train.epochs=30; they name the record's variant."""
+    data: Path = DATA
+    """Folder of the data sets (RELOSS_DATA)."""
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    track: Literal["wandb", "off"] = "wandb"
+    """Mirror metrics to W&B: offline, or online where WANDB_API_KEY is set."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the last checkpoint; never: refuse to touch a record that exists."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.run import Request, run
+        from reloss.experiment.task import find_experiment
+
+        loss = self.loss or find_experiment(self.experiment)[1].ordinary_loss
+        folder = run(
+            Request(
+                self.experiment, loss, self.seed, self.stage, self.set, self.data, self.runs, self.track, self.resume
+            )
+        )
+        print(folder)
+
+
+@dataclass
+class Learn:
+    """Fit a surrogate on recorded predictions, outside any task.
+
+    Example: reloss learn --bank runs/classification/digits_cnn/bank --metric accuracy --out surrogate
+    """
+
+    bank: Path
+    """Folder of a prediction bank."""
+    metric: str
+    """Name of the metric to rank as."""
+    out: Path
+    """Folder for the surrogate; an interrupted fit in it goes on."""
+    kind: str = "classification"
+    """Kind of predictions."""
+    set: Settings = ()
+    """Options of the fit, such as fidelity=released steps=200."""
+
+    def __call__(self) -> None:
+        from reloss.errors import unknown
+        from reloss.experiment.config import Section, override
+        from reloss.experiment.run import learn
+        from reloss.learning import LearnOptions, PredictionBank
+        from reloss.metrics import get_metric
+        from reloss.surrogates import get_surrogate
+
+        class Options(Section):
+            learn: LearnOptions = LearnOptions()
+
+        get_metric(self.metric)
+        for setting in self.set:
+            if (key := setting.partition("=")[0]) not in LearnOptions.model_fields:
+                raise unknown("option", key, LearnOptions.model_fields)
+        options = override(Options(), [f"learn.{setting}" for setting in self.set]).learn
+        if (self.out / "surrogate.json").exists():
+            raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
+        surrogate = get_surrogate(self.kind)(input=options.input, output=options.output)
+        print(json.dumps(learn(surrogate, PredictionBank.open(self.bank), self.metric, options, self.out), indent=2))
+
+
+@dataclass
+class Table:
+    """Print a results table: published, ours (mean and std over n seeds), paired difference, command, record.
+
+    Example: reloss table classification --format md
+    """
+
+    name: Name
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    format: Literal["md", "csv", "tex", "json"] = "md"
+
+    def __call__(self) -> None:
+        from reloss.report.tables import render, table
+
+        print(render(table(self.name, self.runs), self.format))
+
+
+@dataclass
+class Sweep:
+    """Run a table or an experiment over losses and seeds, in parallel; finished runs are skipped.
+
+    Example: reloss sweep classification/digits_cnn --losses ce,reloss --seeds 0-4 --slots 2
+    """
+
+    name: Name
+    losses: str = ""
+    """Comma-separated; all of the experiment's by default."""
+    seeds: str = "0-2"
+    """Such as 0-4 or 0,2,5."""
+    launcher: Literal["local", "print"] = "local"
+    """local: processes on this machine; print: only the commands."""
+    slots: int = 1
+    """Runs at a time."""
+    set: Settings = ()
+    """Changes of the config, for all runs."""
+    data: Path = DATA
+    runs: Path = RUNS
+    track: Literal["wandb", "off"] = "wandb"
+
+    def __call__(self) -> None:
+        from reloss.experiment.sweep import parse_seeds, sweep
+
+        if self.slots < 1:
+            raise UsageError("--slots must be at least 1")
+        options = ["--data", str(self.data), "--runs", str(self.runs), "--track", self.track]
+        options += ["--set", *self.set] if self.set else []
+        losses = [loss for loss in self.losses.split(",") if loss]
+        sweep(self.name, losses, parse_seeds(self.seeds), options, self.runs, self.set, self.slots, self.launcher)
+
+
+@dataclass
+class Data:
+    """Check an experiment's data, or fetch them where they are free to download.
+
+    Example: reloss data fetch cifar10 --data data
+    """
+
+    action: Positional[Literal["check", "fetch"]]
+    name: Name
+    """A data set such as cifar10, or an experiment."""
+    data: Path = DATA
+    """Folder of the data sets (RELOSS_DATA)."""
+    set: Settings = ()
+    """Changes of the config, such as data.format=folder."""
+
+    def __call__(self) -> None:
+        from reloss.errors import unknown
+        from reloss.experiment.config import override
+        from reloss.experiment.task import tasks
+
+        known: dict[str, Any] = {}
+        for task in tasks().values():
+            for make in task.experiments.values():
+                config: Any = make()
+                known.setdefault(config.data.name, (task, config))
+                known[config.name] = (task, config)
+        if self.name not in known:
+            raise unknown("data set or experiment", self.name, known)
+        task, config = known[self.name]
+        config = override(config, self.set)
+        if self.action == "fetch":
+            task.fetch_data(config, self.data)
+        print(task.check_data(config, self.data))
+
+
+@dataclass
+class Doctor:
+    """Print versions, devices, which data are found, and the state of W&B.
+
+    Example: reloss doctor --json
+    """
+
+    json: bool = False
+    data: Path = DATA
+    """Folder of the data sets (RELOSS_DATA)."""
+
+    def __call__(self) -> None:
+        from reloss.doctor import examine, render
+
+        found = examine(self.data)
+        print(json.dumps(found, indent=2) if self.json else render(found))
+
+
+@dataclass
+class Demo:
+    """Run the whole line on scikit-learn's digits: baseline, surrogate, training, table, figures. A few minutes.
+
+    Example: reloss demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for records, table and figures; what is finished there is not done again."""
+    seeds: int = 3
+
+    def __call__(self) -> None:
+        from reloss.demo import demo
+
+        if self.seeds < 1:
+            raise UsageError("--seeds must be at least 1")
+        demo(self.out, self.seeds)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (List, Show, Run, Learn, Table, Sweep, Data, Doctor, Demo)
+}
+
+
+@dataclass
+class _Failure:
+    debug: bool = field(default_factory=lambda: bool(os.environ.get("RELOSS_DEBUG")))
+
+    def report(self, error: BaseException) -> int:
+        """Print one line about `error` (and the traceback where RELOSS_DEBUG is set); returns the exit code."""
+        if self.debug:
+            traceback.print_exception(error)
+        if isinstance(error, RelossError):
+            print(f"reloss: {error}", file=sys.stderr)
+            return error.exit_code
+        print(f"reloss: {type(error).__name__}: {error} (RELOSS_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 2 for wrong usage, 1 for a failure, 130 or 143 when interrupted."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="reloss", description="Losses learned to rank as an evaluation metric does.", args=arguments
+    )
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("reloss: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_Failure().report(error))
+    except BaseException as error:
+        if type(error).__name__ != "Terminated":
+            raise
+        print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(143)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The description of an experiment: one typed, validated config, and how `--set` changes it. Imports no torch."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reloss.errors import UsageError, unknown
+from reloss.files import short_hash
+from reloss.learning.options import LearnOptions
+
+# Losses that are learned first, and what that changes in the options of the fit.
+LEARNED_LOSSES: dict[str, dict[str, Any]] = {"reloss": {"objective": "rank"}, "approx": {"objective": "value"}}
+
+
+class Section(BaseModel):
+    """A part of a config; a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Recording(Section):
+    """What the baseline leaves in the prediction bank."""
+
+    seed: int = Field(0, description="of the baseline that is recorded; its bank serves all seeds")
+    item_size: int = Field(128, ge=1, description="examples scored together")
+    max_bytes: int = Field(1 << 30, ge=1, description="of the bank on disk, kept by reservoir sampling")
+
+
+class Experiment(Section):
+    """A complete experiment. Tasks add their sections: data, model, train."""
+
+    name: str
+    paper: str = Field(description="the paper's table or claim that it stands for")
+    score: str = Field(description="the metric of its table")
+    metric: str = Field(description="the metric that teaches the surrogate")
+    ordinary_loss: str
+    losses: tuple[str, ...]
+    recording: Recording = Recording()
+    learn: LearnOptions = LearnOptions()
+
+    def protocol(self) -> str:
+        """Return a hash of what two runs must share to be compared: everything but how the loss was learned and tuned."""
+        raise NotImplementedError
+
+
+ExperimentT = TypeVar("ExperimentT", bound=Experiment)
+
+
+def override(config: ExperimentT, settings: Sequence[str]) -> ExperimentT:
+    """Return `config` with each `key=value` of `settings` applied; keys are dotted, values are YAML.
+
+    Raises:
+        UsageError: a setting without `=`, a key that does not exist (the nearest are named), or a value that does not
+            fit.
+    """
+    values = config.model_dump(exclude_unset=True)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes key=value, not '{setting}'")
+        keys = dotted_keys(config)
+        if key not in keys:
+            raise unknown("config key", key, keys)
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            section = section.setdefault(part, {})
+        try:
+            section[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {setting}: the value is not YAML ({error})") from error
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors())
+        raise UsageError(f"--set: {found}") from None
+
+
+def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
+    """Return the keys that `--set` takes, such as `train.epochs`."""
+    keys: list[str] = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            keys += dotted_keys(value, f"{prefix}{name}.")
+        elif prefix or name in ("metric",):  # the rest of the top level says what the experiment is
+            keys.append(prefix + name)
+    return keys
+
+
+def to_yaml(config: BaseModel) -> str:
+    """Return the whole resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def variant(settings: Sequence[str], longest: int = 100) -> str:
+    """Return the name of what `settings` changed, fit for a folder; the empty string for no change."""
+    name = ",".join(sorted(setting.replace("/", "_").replace(" ", "") for setting in settings))
+    return name if len(name) <= longest else f"{name[: longest - 9]}~{short_hash(name, 8)}"

@@ -1,0 +1,131 @@
+"""The record: the folder that one run leaves behind.
+
+    config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt, weights.safetensors}
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment import environment
+from reloss.experiment.config import Experiment, to_yaml
+from reloss.experiment.tracking import MetricsFile, Track, WandbMirror
+from reloss.files import atomic, read_json, write_json, write_text
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+class Record:
+    """One run's folder, open for writing.
+
+    Attributes:
+        path: the folder.
+        weights: the file of the final weights, written by the task.
+    """
+
+    def __init__(self, path: Path, config: Experiment, *, facts: dict[str, Any], track: Track = "off") -> None:
+        """Make the folder, or open it to go on.
+
+        Args:
+            path: the folder.
+            config: written to `config.yaml`; a folder with another one is refused.
+            facts: what the summary says from the start: experiment, loss, variant, seed, protocol and so on.
+            track: whether W&B mirrors it.
+
+        Raises:
+            UsageError: the folder was made by another config.
+        """
+        self.path = path
+        self.weights = path / "checkpoint" / "weights.safetensors"
+        self._facts = facts
+        text = to_yaml(config)
+        if (path / "config.yaml").exists():
+            if (path / "config.yaml").read_text(encoding="utf-8") != text:
+                raise UsageError(
+                    f"{path} was made by another config (see its config.yaml); choose another --runs, or move it away"
+                )
+        else:
+            write_text(path / "config.yaml", text)
+        write_json(path / "environment.json", {**environment.describe(), "data": facts.get("data")})
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+        before = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
+        self._seconds_before = before.get("wall_seconds", 0.0)
+        self._started = time.monotonic()
+        self._mirror = WandbMirror(
+            track,
+            path,
+            name=f"{facts['loss']} seed {facts['seed']}",
+            group=facts["experiment"],
+            job_type=facts.get("stage", "train"),
+            tags=[facts["experiment"].split("/")[0], facts["loss"]],
+            config=config.model_dump(mode="json"),
+        )
+        self.write_summary("running")
+
+    def log(self, step: int, **values: float) -> None:
+        """Record metrics of training step `step`."""
+        line = {"step": step, **values}
+        self.metrics.append(line)
+        self._mirror.log(line)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write `state` (tensors and plain values) as the last checkpoint, with the present length of the metrics."""
+        path = self.path / "checkpoint" / "last.pt"
+        with atomic(path) as temporary:
+            torch.save({**state, "metrics_lines": self.metrics.lines}, temporary)
+        self.write_summary("running")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None; metrics that were logged after it are dropped, to come again.
+
+        Raises:
+            RelossError: the checkpoint is damaged.
+        """
+        path = self.path / "checkpoint" / "last.pt"
+        if not path.exists():
+            self.metrics.cut(0)
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RelossError(f"checkpoint {path} is damaged; remove it to train this run anew") from error
+        self.metrics.cut(state.pop("metrics_lines"))
+        return state
+
+    def save_weights(self, weights: dict[str, Tensor]) -> None:
+        """Write the final weights of the model as safetensors."""
+        with atomic(self.weights) as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+
+    def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:
+        """Write `summary.json` and return what it holds."""
+        seconds = self._seconds_before + time.monotonic() - self._started
+        summary = {"status": status, **self._facts, "scores": scores or {}, "wall_seconds": round(seconds, 1), **more}
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def close(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
+        """Write the final summary and end the W&B run."""
+        self.write_summary(status, scores, **more)
+        self._mirror.finish(scores or {}, failed=status != "finished")
+
+
+def read_summaries(runs: Path) -> list[dict[str, Any]]:
+    """Return the summaries of all records below `runs`, each with its folder as `record` (relative) and its environment.
+
+    Raises:
+        RelossError: a summary is damaged.
+    """
+    found = []
+    for path in sorted(runs.glob("*/*/*/seed*/summary.json")):
+        folder = path.parent
+        env = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
+        found.append({**read_json(path), "record": str(folder.relative_to(runs)), "environment": env})
+    return found

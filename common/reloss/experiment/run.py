@@ -1,0 +1,274 @@
+"""The stages of an experiment: baseline -> learn -> train -> evaluate.
+
+    RUNS/<task>/<data>_<model>/bank/                          predictions of the recorded baseline, shared by all seeds
+    RUNS/<task>/<data>_<model>/surrogates/<hash>/             one surrogate for all seeds, named by how it was learned
+    RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from reloss.errors import RelossError, UsageError, unknown
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
+from reloss.experiment.record import Record
+from reloss.experiment.seeds import seed_everything
+from reloss.experiment.task import Run, Task, find_experiment
+from reloss.experiment.tracking import Track
+from reloss.files import read_json, short_hash, write_text
+from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.metrics import get_metric
+from reloss.progress import say
+from reloss.surrogates import SurrogateLoss
+
+Stage = Literal["all", "baseline", "learn", "train", "evaluate"]
+Resume = Literal["auto", "never"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `reloss run` was asked for."""
+
+    experiment: str
+    loss: str
+    seed: int
+    stage: Stage = "all"
+    settings: tuple[str, ...] = ()
+    data: Path = Path("data")
+    runs: Path = Path("runs")
+    track: Track = "wandb"
+    resume: Resume = "auto"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def run(request: Request) -> Path:
+    """Go through the stages that were asked for; what is finished already is not done again. Returns the record.
+
+    Raises:
+        UsageError: an unknown experiment, loss or setting, or a stage whose input is missing.
+        RelossError: anything else that stops the run; the record says `failed` and keeps what was recorded.
+    """
+    task, config = find_experiment(request.experiment)
+    if request.loss not in config.losses:
+        raise unknown(f"loss of {config.name}", request.loss, config.losses)
+    job = _Job(task, override(config, request.settings), request)
+    if request.stage == "baseline":
+        return job.baseline()
+    if request.stage == "learn":
+        return job.learn()
+    return job.train()
+
+
+@dataclass
+class _Job:
+    task: Task
+    config: Experiment
+    request: Request
+
+    @property
+    def home(self) -> Path:
+        return self.request.runs / self.config.name
+
+    def record_folder(self, loss: str, seed: int) -> Path:
+        changed = variant(self.request.settings)
+        return self.home / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
+
+    def _is_baseline(self, loss: str, seed: int) -> bool:
+        return loss == self.config.ordinary_loss and seed == self.config.recording.seed
+
+    # Stages
+
+    def baseline(self) -> Path:
+        """Train with the ordinary loss while recording the bank, unless the bank is complete."""
+        folder = self.record_folder(self.config.ordinary_loss, self.config.recording.seed)
+        if self._bank() is not None:
+            say(f"bank is complete: {self.home / 'bank'}")
+            return folder
+        job = replace(self, request=replace(self.request, loss=self.config.ordinary_loss, stage="all"))
+        return job._train(self.config.recording.seed)
+
+    def learn(self) -> Path:
+        """Fit the surrogate of this loss on the bank, unless it is there; returns its folder."""
+        if self.request.loss not in LEARNED_LOSSES:
+            raise UsageError(f"'{self.request.loss}' is not learned; --stage learn goes with {' or '.join(LEARNED_LOSSES)}")
+        bank = self._bank()
+        if bank is None:
+            raise UsageError(f"no complete bank in {self.home / 'bank'}; run --stage baseline (or all) first")
+        options = LearnOptions.model_validate(
+            {**self.config.learn.model_dump(exclude_unset=True), **LEARNED_LOSSES[self.request.loss]}
+        )
+        surrogate = self.task.new_surrogate(self.config)
+        described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
+        folder = self.home / "surrogates" / short_hash(described)
+        if (folder / "surrogate.json").exists():
+            say(f"surrogate is learned: {folder}")
+        else:
+            seed_everything(options.seed)
+            learn(self.task.new_surrogate(self.config), bank, self.config.metric, options, folder)
+        return folder
+
+    def train(self) -> Path:
+        """Train and evaluate with the loss, after the stages that it needs if all were asked for."""
+        if self.request.stage == "all" and self.request.loss in LEARNED_LOSSES:
+            self.baseline()
+            self.learn()
+        return self._train(self.request.seed)
+
+    def _train(self, seed: int) -> Path:
+        loss, stage = self.request.loss, self.request.stage
+        folder = self.record_folder(loss, seed)
+        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+        records_bank = self._is_baseline(loss, seed) and self._bank() is None
+        if summary.get("status") == "finished" and stage != "evaluate" and not records_bank:
+            say(f"finished already: {folder}")
+            return folder
+        if self.request.resume == "never" and summary:
+            raise UsageError(f"{folder} holds a record; --resume never does not touch it: move it away, or change --runs")
+        if stage == "evaluate" and not summary:
+            raise UsageError(f"no record to evaluate in {folder}; run --stage train (or all) first")
+        facts: dict[str, Any] = {
+            "experiment": self.config.name,
+            "loss": loss,
+            "variant": variant(self.request.settings),
+            "settings": list(self.request.settings),
+            "seed": seed,
+            "protocol": self.config.protocol(),
+            "score": self.config.score,
+            "data": self.task.data_fingerprint(self.config, self.request.data),
+        }
+        surrogate = None
+        if loss in LEARNED_LOSSES:
+            surrogate, facts["surrogate"] = self._surrogate()
+        initial_weights = self._initial_weights(seed)
+        record = Record(folder, self.config, facts=facts, track=self.request.track)
+        bank = self._new_bank(record) if records_bank else None
+        with _status_of(record):
+            run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
+            if stage != "evaluate":
+                self.task.train(run)
+            scores = self.task.evaluate(run)
+            record.close("finished", scores)
+            if bank is not None:
+                bank.finish()
+        say(f"{self.config.name} {loss} seed {seed}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f" ({folder})")
+        return folder
+
+    # What the stages hand to each other
+
+    def _bank(self) -> PredictionBank | None:
+        """Return the complete bank, or None."""
+        if not (self.home / "bank" / "bank.json").exists():
+            return None
+        bank = PredictionBank.open(self.home / "bank")
+        if not bank.meta["complete"]:
+            return None
+        self._check_origin(bank)
+        return bank
+
+    def _origin(self) -> dict[str, Any]:
+        """Return what a bank must have in common with those who learn from it."""
+        config = self.config.model_dump(mode="json")
+        return {"experiment": self.config.name, **{name: config.get(name) for name in ("data", "model", "recording")}}
+
+    def _check_origin(self, bank: PredictionBank) -> None:
+        if {name: bank.meta["origin"].get(name) for name in self._origin()} != self._origin():
+            raise UsageError(f"{bank.path} was recorded with other data, model or recording settings; choose another --runs")
+
+    def _new_bank(self, record: Record) -> PredictionBank:
+        """Return the bank that this baseline fills: the one begun before a kill, or an empty one."""
+        path = self.home / "bank"
+        if (path / "bank.json").exists():
+            bank = PredictionBank.open(path)
+            self._check_origin(bank)
+            if bank.meta["origin"]["record"] == str(record.path.relative_to(self.home)):
+                return bank
+            raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
+        origin = {**self._origin(), "record": str(record.path.relative_to(self.home))}
+        recording = self.config.recording
+        return PredictionBank.create(
+            path, item_size=recording.item_size, max_bytes=recording.max_bytes, seed=recording.seed, origin=origin
+        )
+
+    def _surrogate(self) -> tuple[SurrogateLoss, dict[str, Any]]:
+        """Return the learned surrogate, and what the summary says of it."""
+        folder = self.learn()
+        surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+        card = read_json(folder / "surrogate.json")
+        return surrogate, {"folder": str(folder.relative_to(self.home)), **card["fit"]}
+
+    def _initial_weights(self, seed: int) -> Path | None:
+        if not self.task.fine_tunes(self.config):
+            return None
+        weights = self.home / self.config.ordinary_loss / f"seed{seed}" / "checkpoint" / "weights.safetensors"
+        if not weights.exists():
+            raise UsageError(f"to fine-tune, first run --loss {self.config.ordinary_loss} --seed {seed}: no {weights}")
+        return weights
+
+
+def learn(
+    surrogate: SurrogateLoss,
+    bank: PredictionBank,
+    metric: str,
+    options: LearnOptions,
+    folder: Path,
+    higher_is_better: bool = True,
+) -> dict[str, float]:
+    """Fit `surrogate` on `bank` and leave it in `folder`, with its history; an interrupted fit goes on. Returns the figures."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = folder / "fit.pt"
+    result = fit_surrogate(
+        surrogate,
+        bank,
+        get_metric(metric),
+        higher_is_better=higher_is_better,
+        options=options,
+        device=device,
+        checkpoint=checkpoint,
+    )
+    write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
+    card = {"metric": metric, "learn": options.model_dump(), "bank": bank.fingerprint(), "fit": result.summary()}
+    result.surrogate.save_pretrained(folder, card)
+    checkpoint.unlink(missing_ok=True)
+    say(
+        f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
+        f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
+    )
+    return result.summary()
+
+
+@contextmanager
+def _status_of(record: Record) -> Iterator[None]:
+    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread
+        before = None
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        record.close("interrupted")
+        raise
+    except BaseException as error:
+        cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
+        (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        record.close("failed", cause=cause)
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

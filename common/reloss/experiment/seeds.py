@@ -1,0 +1,20 @@
+"""Seeds: the global generators set once, and independent streams derived from one number."""
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """Return a seed for the stream called `names`, the same everywhere and independent of other streams'."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators, for frameworks that draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (frameworks draw from the global generator)
+    torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""The tasks: each adapts one framework to the core of `reloss`."""

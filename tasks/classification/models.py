@@ -1,0 +1,81 @@
+"""Networks: torchvision's, the three-stage ResNets of CIFAR, and a small CNN for the digits."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reloss.errors import unknown
+
+CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # 6n + 2 layers
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """Return a freshly initialised network, images [B, 3, H, W] ([B, 1, 8, 8] for digits_cnn) -> logits [B, classes].
+
+    Raises:
+        UsageError: there is no network of that name.
+    """
+    if name == "digits_cnn":
+        return digits_cnn(classes)
+    if name in CIFAR_DEPTHS:
+        return CifarResNet(CIFAR_DEPTHS[name], classes)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown("model", name, ["digits_cnn", *CIFAR_DEPTHS, *known])
+    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+
+
+def digits_cnn(classes: int) -> nn.Module:
+    """Return two convolutions and two linear layers for 8x8 images."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+class CifarResNet(nn.Module):
+    """ResNet for 32x32 images: three stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
+
+    Shortcuts that change the shape take every second pixel and pad the channels with zeros (option A).
+    """
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        widths = [16] * (blocks + 1) + [32] * blocks + [64] * blocks
+        self.stages = nn.Sequential(
+            *(_Block(narrow, wide) for narrow, wide in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.head = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, classes] of images [B, 3, H, W]."""
+        return self.head(self.stages(self.stem(images)).mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.stride, self.padding = (1, 0) if narrow == wide else (2, (wide - narrow) // 2)
+        self.layers = nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, self.stride, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return torch.relu(self.layers(x) + shortcut)

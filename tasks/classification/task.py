@@ -1,0 +1,69 @@
+"""The adapter that the core sees; imports torch and torchvision only when a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reloss.experiment.task import Run, Task
+from tasks.classification.experiments import EXPERIMENTS
+
+if TYPE_CHECKING:
+    from reloss.surrogates import SurrogateLoss
+
+
+class ClassificationTask(Task):
+    """Image classification: torchvision's data and models, accelerate's training loop."""
+
+    name = "classification"
+
+    @property
+    def experiments(self) -> Mapping[str, Callable[[], Any]]:
+        """Return the functions that make the experiments, by name."""
+        return EXPERIMENTS
+
+    @property
+    def folder(self) -> Path:
+        """Return this folder."""
+        return Path(__file__).parent
+
+    def new_surrogate(self, config: Any) -> SurrogateLoss:
+        """Return a fresh classification surrogate, shaped as the options of the fit say."""
+        from reloss.surrogates import ClassificationReLoss
+
+        return ClassificationReLoss(input=config.learn.input, output=config.learn.output)
+
+    def check_data(self, config: Any, data: Path) -> str:
+        """Return what was found of the experiment's images."""
+        from tasks.classification.data import describe
+
+        return describe(config.data, data)
+
+    def fetch_data(self, config: Any, data: Path) -> None:
+        """Download CIFAR through torchvision, which verifies its checksum; ImageNet cannot be downloaded."""
+        from tasks.classification.data import fetch
+
+        fetch(config.data, data)
+
+    def data_fingerprint(self, config: Any, data: Path) -> str:
+        """Return a hash over the images in use."""
+        from tasks.classification.data import fingerprint
+
+        return fingerprint(config.data, data)
+
+    def fine_tunes(self, config: Any) -> bool:
+        """Return whether training starts from the baseline's weights."""
+        return bool(config.train.init == "baseline")
+
+    def train(self, run: Run) -> None:
+        """Train with accelerate."""
+        from tasks.classification.training import train
+
+        train(run)
+
+    def evaluate(self, run: Run) -> dict[str, float]:
+        """Return accuracy, error and top-5 accuracy on the test images."""
+        from tasks.classification.training import evaluate
+
+        return evaluate(run)

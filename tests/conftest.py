@@ -1,0 +1,49 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from reloss.learning import PredictionBank
+from safetensors.torch import load_file
+from torch import Tensor
+
+RELEASED = Path(__file__).parent / "fixtures" / "released"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def test_data() -> Path:
+    """The folder of downloaded data; there is no default, so that a test never reads data by accident."""
+    folder = os.environ.get("RELOSS_TEST_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    reason = f"RELOSS_TEST_DATA is {folder or 'unset'}: set it to the folder of test data"
+    if os.environ.get("RELOSS_REQUIRE_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def released() -> Callable[[str], dict[str, Tensor]]:
+    """Loads a file of numbers that the authors' code computed."""
+    return lambda name: load_file(RELEASED / f"{name}.safetensors")
+
+
+@pytest.fixture
+def improving_bank(tmp_path: Path) -> Callable[..., PredictionBank]:
+    """Records a bank of synthetic logits whose margin, hence accuracy, grows with the step from chance to good."""
+
+    def record(steps: int = 120, item_size: int = 32, classes: int = 5, name: str = "bank") -> PredictionBank:
+        generator = torch.Generator().manual_seed(0)
+        bank = PredictionBank.create(tmp_path / name, item_size=item_size)
+        for step in range(steps):
+            targets = torch.randint(classes, (item_size,), generator=generator)
+            noise = torch.randn(item_size, classes, generator=generator)
+            margin = 3 * step / steps * torch.nn.functional.one_hot(targets, classes)
+            bank.append(noise + margin, targets, step)
+        bank.finish()
+        return bank
+
+    return record
