@@ -26,7 +26,9 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RelossError(f"cannot write {path}: {error.strerror or error}; nothing recorded before was lost") from error
+        raise RelossError(
+            f"cannot write {path}: {error.strerror or error}; nothing recorded before was lost"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

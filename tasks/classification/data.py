@@ -95,7 +95,9 @@ def fingerprint(config: Data, root: Path) -> str:
         digest.update(_digits_arrays()[0].tobytes())
     else:
         folder = _folder(config, root) if config.format == "folder" else root
-        pattern = "*/*/*" if config.format == "folder" else "cifar-10*/*" if config.name == "cifar10" else "cifar-100*/*"
+        pattern = (
+            "*/*/*" if config.format == "folder" else "cifar-10*/*" if config.name == "cifar10" else "cifar-100*/*"
+        )
         for path in sorted(folder.glob(pattern)):
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]

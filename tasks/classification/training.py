@@ -220,9 +220,7 @@ def _test(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> dic
     return {"accuracy": accuracy, "error": 1 - accuracy, "top5_accuracy": right5 / count}
 
 
-def _loader(
-    images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool
-) -> DataLoader:
+def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool) -> DataLoader:
     """Return batches of `train.batch_size` over all processes; the last one of training is dropped unless it is alone."""
     size = max(config.train.batch_size // accelerator.num_processes, 1)
     return DataLoader(

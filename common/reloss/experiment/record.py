@@ -1,6 +1,6 @@
 """The record: the folder that one run leaves behind.
 
-    config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt, weights.safetensors}
+config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt, weights.safetensors}
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The stages of an experiment: baseline -> learn -> train -> evaluate.
 
-    RUNS/<task>/<data>_<model>/bank/                          predictions of the recorded baseline, shared by all seeds
-    RUNS/<task>/<data>_<model>/surrogates/<hash>/             one surrogate for all seeds, named by how it was learned
-    RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
+RUNS/<task>/<data>_<model>/bank/                          predictions of the recorded baseline, shared by all seeds
+RUNS/<task>/<data>_<model>/surrogates/<hash>/             one surrogate for all seeds, named by how it was learned
+RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class _Job:
     def learn(self) -> Path:
         """Fit the surrogate of this loss on the bank, unless it is there; returns its folder."""
         if self.request.loss not in LEARNED_LOSSES:
-            raise UsageError(f"'{self.request.loss}' is not learned; --stage learn goes with {' or '.join(LEARNED_LOSSES)}")
+            raise UsageError(
+                f"'{self.request.loss}' is not learned; --stage learn goes with {' or '.join(LEARNED_LOSSES)}"
+            )
         bank = self._bank()
         if bank is None:
             raise UsageError(f"no complete bank in {self.home / 'bank'}; run --stage baseline (or all) first")
@@ -135,7 +137,9 @@ class _Job:
             say(f"finished already: {folder}")
             return folder
         if self.request.resume == "never" and summary:
-            raise UsageError(f"{folder} holds a record; --resume never does not touch it: move it away, or change --runs")
+            raise UsageError(
+                f"{folder} holds a record; --resume never does not touch it: move it away, or change --runs"
+            )
         if stage == "evaluate" and not summary:
             raise UsageError(f"no record to evaluate in {folder}; run --stage train (or all) first")
         facts: dict[str, Any] = {
@@ -162,7 +166,11 @@ class _Job:
             record.close("finished", scores)
             if bank is not None:
                 bank.finish()
-        say(f"{self.config.name} {loss} seed {seed}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()) + f" ({folder})")
+        say(
+            f"{self.config.name} {loss} seed {seed}: "
+            + " ".join(f"{k} {v:.4f}" for k, v in scores.items())
+            + f" ({folder})"
+        )
         return folder
 
     # What the stages hand to each other
@@ -184,7 +192,9 @@ class _Job:
 
     def _check_origin(self, bank: PredictionBank) -> None:
         if {name: bank.meta["origin"].get(name) for name in self._origin()} != self._origin():
-            raise UsageError(f"{bank.path} was recorded with other data, model or recording settings; choose another --runs")
+            raise UsageError(
+                f"{bank.path} was recorded with other data, model or recording settings; choose another --runs"
+            )
 
     def _new_bank(self, record: Record) -> PredictionBank:
         """Return the bank that this baseline fills: the one begun before a kill, or an empty one."""

@@ -115,7 +115,9 @@ def run_local(
         log = logs / f"{cell.experiment.replace('/', '_')}-{cell.loss}-{cell.stage}-seed{cell.seed}.log"
         words = [sys.executable, "-m", "reloss.cli", *command(cell, options)[1:]]
         with log.open("w") as output:
-            code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+            code = subprocess.run(
+                words, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
         if code != 0:
             failed.append(cell)
         say(f"{'finished' if code == 0 else f'FAILED {code}'}  {label} ({log})")
@@ -152,4 +154,6 @@ def sweep(
         return
     failed = run_local(plan, options, runs, settings, slots)
     if failed:
-        raise RelossError(f"{len(failed)} of {sum(map(len, plan))} runs failed; see {runs / 'sweep'}; the rest is recorded")
+        raise RelossError(
+            f"{len(failed)} of {sum(map(len, plan))} runs failed; see {runs / 'sweep'}; the rest is recorded"
+        )

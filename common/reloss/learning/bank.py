@@ -13,6 +13,7 @@ all of the budget, and the same one after a kill and a resume.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,10 @@ class PredictionBank:
 
     def _open_shards(self) -> list[dict[str, Tensor]]:
         if self._shards is None:
-            self._shards = [_map_shard(path) for path in self._shard_paths()]
+            self._shards = []
+            for path in self._shard_paths():
+                with suppress(FileNotFoundError):  # the recorder may have thinned it out since it was listed
+                    self._shards.append(_map_shard(path))
         return self._shards
 
 
@@ -225,8 +229,25 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 
 
 def _map_shard(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in ("outputs", "targets", "steps", "indices")}
-    except (OSError, SafetensorError) as error:
-        raise RelossError(f"bank shard {path} cannot be read ({error}); remove it to go on with the others") from error
+    """Map a shard; raises FileNotFoundError where it is gone.
+
+    safetensors opens the file twice, so it is mapped again if the recorder replaced it between the two.
+    """
+    while True:
+        version = _version(path)
+        try:
+            with safe_open(path, framework="pt") as shard:
+                tensors = {name: shard.get_tensor(name) for name in ("outputs", "targets", "steps", "indices")}
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if _version(path) == version:
+                raise RelossError(
+                    f"bank shard {path} cannot be read ({error}); remove it to go on with the others"
+                ) from error
+        else:
+            if _version(path) == version:
+                return tensors
+
+
+def _version(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns

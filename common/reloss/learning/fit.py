@@ -102,6 +102,22 @@ def fit_surrogate(
     return fit.result()
 
 
+def split_items(total: int, options: LearnOptions, where: str = "") -> tuple[Tensor, Tensor]:
+    """Return the indices of the items to learn from, shuffled, and of the held-out ones, in order.
+
+    Raises:
+        RelossError: `total` items are too few to hold some out.
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(options.seed))
+    held = min(round(total * options.validation_fraction), MAX_VALIDATION_ITEMS)
+    if held < 2 or total - held < 2:
+        raise RelossError(
+            f"the bank {where} holds {total} items, too few to learn from and to hold out "
+            f"{options.validation_fraction:.0%}; record longer, or with a smaller item_size"
+        )
+    return order[held:], order[:held].sort().values
+
+
 class _Fit:
     """The state of one fit: everything that a checkpoint holds, and the held-out items."""
 
@@ -114,31 +130,29 @@ class _Fit:
         options: LearnOptions,
         device: str | torch.device,
     ) -> None:
-        self.surrogate, self.bank, self.metric, self.sign = surrogate.to(device).train(), bank, metric, sign
+        self.surrogate, self.bank, self.metric, self.sign = (
+            surrogate.to(device).requires_grad_().train(),
+            bank,
+            metric,
+            sign,
+        )
         self.options, self.device = options, device
         self.optimizer = torch.optim.Adam(
             surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.train_items, self.held_out = self._split()
+        self.train_items, self.held_out = split_items(len(bank), options, where=str(bank.path))
         self.step, self.history = 0, []
-        self.best: dict[str, Any] = {"score": -float("inf"), "step": 0, "weights": copy.deepcopy(surrogate.state_dict())}
+        self.best: dict[str, Any] = {
+            "score": -float("inf"),
+            "step": 0,
+            "weights": copy.deepcopy(surrogate.state_dict()),
+        }
         generator = torch.Generator().manual_seed(options.seed + 1)
         real = bank.items(self.held_out, device)
         synthetic = relabel_suffix(real[0], generator)
         self.validation = {"spearman": real, "spearman_synthetic": synthetic}
         self.validation_metric = {name: self._measure(*items) for name, items in self.validation.items()}
-
-    def _split(self) -> tuple[Tensor, Tensor]:
-        total = len(self.bank)
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.options.seed))
-        held = min(round(total * self.options.validation_fraction), MAX_VALIDATION_ITEMS)
-        if held < 2 or total - held < 2:
-            raise RelossError(
-                f"the bank {self.bank.path} holds {total} items, too few to learn from and to hold out "
-                f"{self.options.validation_fraction:.0%}; record longer, or with a smaller item_size"
-            )
-        return order[held:], order[:held].sort().values
 
     def _measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the metric [N], turned so that higher is better."""
@@ -146,7 +160,9 @@ class _Fit:
             values = self.metric(outputs, targets)
         name = getattr(self.metric, "__name__", str(self.metric))
         if values.shape != outputs.shape[:1]:
-            raise RelossError(f"metric {name} gave {list(values.shape)} for {len(outputs)} items; expected one value each")
+            raise RelossError(
+                f"metric {name} gave {list(values.shape)} for {len(outputs)} items; expected one value each"
+            )
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).nonzero()[0])
             raise RelossError(f"metric {name} gave {values[bad].item()} for item {bad}; it must be finite")
@@ -194,7 +210,10 @@ class _Fit:
         if score > self.best["score"]:
             self.best = {"score": score, "step": self.step, "weights": copy.deepcopy(self.surrogate.state_dict())}
         self.history.append(entry)
-        say(f"step {self.step}/{self.options.steps}: " + " ".join(f"{k} {v:.4f}" for k, v in entry.items() if k != "step"))
+        say(
+            f"step {self.step}/{self.options.steps}: "
+            + " ".join(f"{k} {v:.4f}" for k, v in entry.items() if k != "step")
+        )
         return entry
 
     def result(self) -> FitResult:
@@ -217,7 +236,8 @@ class _Fit:
         )
 
     def _identity(self) -> str:
-        described = [self.options.model_dump_json(), self.bank.fingerprint(), str(self.surrogate.options()), self.sign]
+        metric = [round(value, 5) for value in self.validation_metric["spearman"].tolist()]  # a name can mislead
+        described = [self.options.model_dump_json(), self.bank.fingerprint(), str(self.surrogate.options()), metric]
         return hashlib.sha256(repr(described).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
@@ -239,7 +259,9 @@ class _Fit:
         except Exception as error:
             raise RelossError(f"cannot read the learning checkpoint {path}; remove it to learn anew") from error
         if state["identity"] != self._identity():
-            raise RelossError(f"{path} belongs to a fit with other options or another bank; remove it to learn anew")
+            raise RelossError(
+                f"{path} belongs to a fit with other options, another metric or another bank; remove it to learn anew"
+            )
         self.surrogate.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())

@@ -55,6 +55,8 @@ def soft_rank(
     places = values if values.dtype == torch.float64 else values.float()
     n, device = places.shape[-1], places.device
     partners, uppers, descents = (table.to(device) for table in _wiring(method, n))
+    if n == 1:
+        return places * 0  # no layer to pass through, but a gradient (of 0) all the same
     weights = []
     for partner, upper, descends in zip(partners, uppers, descents, strict=True):
         other = places[..., partner]

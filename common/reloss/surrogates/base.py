@@ -72,10 +72,7 @@ class SurrogateLoss(nn.Module, ABC):
         if path.is_dir():
             if options:
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
-            card = read_json(path / "surrogate.json")
-            if card.get("class") != cls.__name__:
-                raise RelossError(f"{path} holds a {card.get('class')}, not a {cls.__name__}")
-            surrogate, weights = cls(**card["options"]), _read_weights(path / "surrogate.safetensors")
+            surrogate, weights = cls._from_card(path / "surrogate.json"), _read_weights(path / "surrogate.safetensors")
         elif path.is_file():
             surrogate, weights = cls(**options), _read_weights(path)
         else:
@@ -83,14 +80,32 @@ class SurrogateLoss(nn.Module, ABC):
         try:
             surrogate.load_state_dict(weights)
         except RuntimeError as error:
-            raise RelossError(f"the weights in {path} do not fit {cls.__name__}: {error}") from error
+            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+            raise RelossError(f"the weights in {path} do not fit {cls.__name__}: {reasons}") from error
         return surrogate.freeze()
+
+    @classmethod
+    def _from_card(cls, path: Path) -> Self:
+        card = read_json(path)
+        if not isinstance(card, dict) or not isinstance(card.get("options"), dict):
+            raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
+        if card.get("class") != cls.__name__:
+            raise RelossError(f"{path} describes a {card.get('class')}, not a {cls.__name__}")
+        try:
+            return cls(**card["options"])
+        except (TypeError, ValueError) as error:
+            raise RelossError(f"{path} describes no {cls.__name__} of this version: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RelossError(f"cannot read weights from {path}: {str(error).splitlines()[0]}") from error
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, pickle.UnpicklingError) as error:  # whose message advises to run the code in the file
+        raise RelossError(f"cannot read weights from {path}: it is not a file of tensors alone") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RelossError(f"cannot read weights from {path}: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(weights, dict):
+        raise RelossError(f"cannot read weights from {path}: it holds a {type(weights).__name__}, not a state dict")
+    return weights

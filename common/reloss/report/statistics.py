@@ -1,0 +1,47 @@
+"""Means over seeds, and paired differences with their interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Sample(NamedTuple):
+    """Mean and standard deviation (n - 1; None for one seed) over n seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class Difference(NamedTuple):
+    """Mean of paired differences over n common seeds, with its 95 % t interval (None for one seed)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def describe(values: Sequence[float]) -> Sample:
+    """Return mean and standard deviation of at least one value."""
+    return Sample(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Return the difference ours - baseline, paired by seed; None without a common seed.
+
+    The interval is Student's for the mean of the differences; with equal differences it has no width.
+    """
+    seeds = sorted(ours.keys() & baseline.keys())
+    if not seeds:
+        return None
+    differences = np.array([ours[seed] - baseline[seed] for seed in seeds])
+    mean, n = float(differences.mean()), len(differences)
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n)

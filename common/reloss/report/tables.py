@@ -1,0 +1,247 @@
+"""Results tables: published beside ours, every number with where it came from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from reloss.errors import UsageError, unknown
+from reloss.experiment.config import Experiment
+from reloss.experiment.record import read_summaries
+from reloss.experiment.task import Task, tasks
+from reloss.report.published import Published, read_published
+from reloss.report.statistics import Difference, Sample, describe, paired_difference
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: an experiment with a loss and settings, over seeds. Scores in percent; None where there is none."""
+
+    experiment: str
+    loss: str
+    settings: tuple[str, ...]
+    score: str
+    published: str
+    ours: Sample | None
+    difference: Difference | None
+    spearman: float | None
+    status: str
+    command: str
+    commits: tuple[str, ...]
+    records: tuple[str, ...]
+
+
+def table(name: str, runs: Path) -> list[Row]:
+    """Return the rows of the table of task `name`: every experiment and loss, run or not.
+
+    Raises:
+        UsageError: there is no table of that name, or no folder `runs`.
+    """
+    if name not in tasks():
+        raise unknown("table", name, tasks())
+    if not runs.is_dir():
+        raise UsageError(f"no folder of records at {runs}; name it with --runs, or begin with `reloss run`")
+    task = tasks()[name]
+    summaries = [summary for summary in read_summaries(runs) if summary["experiment"] in task.experiments]
+    published = {(entry.experiment, entry.loss): entry for entry in read_published(task.folder / "published.yaml")}
+    rows = []
+    for make in task.experiments.values():
+        rows += _rows(task, make(), summaries, published)
+    return rows
+
+
+def _rows(
+    task: Task, config: Experiment, summaries: list[dict[str, Any]], published: dict[tuple[str, str], Published]
+) -> list[Row]:
+    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
+    for summary in summaries:
+        if summary["experiment"] == config.name:
+            groups[summary["loss"], tuple(summary["settings"])].append(summary)
+    rows = []
+    for loss in config.losses:
+        entry = published.get((config.name, loss))
+        shown = entry.shown() if entry else "none"
+        variants = sorted(settings for name, settings in groups if name == loss)
+        for settings in variants:
+            rows.append(_row(config, loss, settings, shown, groups))
+        if not variants:
+            rows.append(_not_run(config, loss, shown))
+    return rows
+
+
+def _row(
+    config: Experiment,
+    loss: str,
+    settings: tuple[str, ...],
+    published: str,
+    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]],
+) -> Row:
+    mine = groups[loss, settings]
+    scores = _scores(mine, config.score)
+    baseline = _baseline(config, mine, groups)
+    first = mine[0]
+    command = first["environment"].get("command", f"reloss run {config.name} --loss {loss}")
+    return Row(
+        experiment=config.name,
+        loss=loss,
+        settings=settings,
+        score=config.score,
+        published=published,
+        ours=describe(list(scores.values())) if scores else None,
+        difference=paired_difference(scores, baseline) if baseline and loss != config.ordinary_loss else None,
+        spearman=_spearman(config, loss, mine, groups),
+        status=_status(config, mine, settings),
+        command=command,
+        commits=tuple(sorted({summary["environment"].get("commit", "unknown") for summary in mine})),
+        records=tuple(summary["record"] for summary in mine),
+    )
+
+
+def _not_run(config: Experiment, loss: str, published: str) -> Row:
+    return Row(
+        experiment=config.name,
+        loss=loss,
+        settings=(),
+        score=config.score,
+        published=published,
+        ours=None,
+        difference=None,
+        spearman=None,
+        status="not run (no record)",
+        command=f"reloss run {config.name} --loss {loss} --seed 0",
+        commits=(),
+        records=(),
+    )
+
+
+def _scores(summaries: list[dict[str, Any]], score: str) -> dict[int, float]:
+    """Return the score in percent by seed, of finished runs."""
+    return {s["seed"]: 100 * s["scores"][score] for s in summaries if s["status"] == "finished"}
+
+
+def _baseline(
+    config: Experiment, mine: list[dict[str, Any]], groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
+) -> dict[int, float]:
+    """Return the scores of the ordinary loss under the same protocol: of the run with the fewest settings, if several."""
+    candidates = [
+        (len(settings), settings, group)
+        for (loss, settings), group in groups.items()
+        if loss == config.ordinary_loss and group[0]["protocol"] == mine[0]["protocol"]
+    ]
+    return _scores(min(candidates)[2], config.score) if candidates else {}
+
+
+def _spearman(
+    config: Experiment,
+    loss: str,
+    mine: list[dict[str, Any]],
+    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]],
+) -> float | None:
+    """Return how well the loss ranked held-out recorded items; the ordinary loss's is measured beside each surrogate."""
+    if loss == config.ordinary_loss:
+        same = [s for group in groups.values() for s in group if s["protocol"] == mine[0]["protocol"]]
+        measured = [s["surrogate"]["spearman_ordinary"] for s in same if "surrogate" in s]
+    else:
+        measured = [s["surrogate"]["spearman"] for s in mine if "surrogate" in s]
+    return measured[0] if measured else None
+
+
+def _status(config: Experiment, summaries: list[dict[str, Any]], settings: tuple[str, ...]) -> str:
+    unfinished = [f"seed {s['seed']} {s['status']}" for s in summaries if s["status"] != "finished"]
+    kind = "not in the paper" if config.paper.startswith("none") else "full protocol"
+    reduced = f"reduced: {' '.join(settings)}" if settings else kind
+    return "; ".join([reduced, *unfinished])
+
+
+HEADERS = (
+    "experiment",
+    "loss",
+    "published",
+    "ours, %",
+    "error, %",
+    "difference to baseline",
+    "Spearman",
+    "n",
+    "status",
+)
+PROVENANCE = ("command", "commit", "record")
+
+
+def cells(row: Row) -> list[str]:
+    """Return the texts of a row, in the order of HEADERS and PROVENANCE."""
+    ours, error = "not run", "not run"
+    if row.ours is not None:
+        spread = f" ± {row.ours.std:.2f}" if row.ours.std is not None else ""
+        ours, error = f"{row.ours.mean:.2f}{spread}", f"{100 - row.ours.mean:.2f}{spread}"
+    elif row.records:
+        ours = error = "not finished"
+    spearman = f"{row.spearman:.3f}" if row.spearman is not None else "not measured"
+    return [
+        row.experiment,
+        row.loss,
+        row.published,
+        ours,
+        error,
+        _shown_difference(row),
+        spearman,
+        str(row.ours.n if row.ours else 0),
+        row.status,
+        f"`{row.command}`",
+        ", ".join(row.commits) or "none",
+        ", ".join(row.records) or "none",
+    ]
+
+
+def _shown_difference(row: Row) -> str:
+    if row.difference is None:
+        return "not run" if row.ours is None else "is the baseline" if row.spearman is not None else "no paired seed"
+    mean, low, high, _ = row.difference
+    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else " (one seed)")
+
+
+def render(rows: list[Row], format: str) -> str:
+    """Return the table as `md`, `csv`, `tex` (booktabs) or `json`.
+
+    Raises:
+        UsageError: another format.
+    """
+    if format == "json":
+        return json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
+    texts = [cells(row) for row in rows]
+    headers = [*HEADERS, *PROVENANCE]
+    if format == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([headers, *texts])
+        return out.getvalue().rstrip("\n")
+    if format == "md":
+        return _markdown(headers, texts)
+    if format == "tex":
+        return _latex(list(HEADERS), [text[: len(HEADERS)] for text in texts])
+    raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
+
+
+def _markdown(headers: list[str], texts: list[list[str]]) -> str:
+    note = (
+        "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
+        "protocol, with its 95 % t interval. Spearman: of minus the loss with the metric, on held-out recorded items."
+    )
+    lines = ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in text) + " |" for text in texts]
+    return "\n".join([*lines, "", note])
+
+
+def _latex(headers: list[str], texts: list[list[str]]) -> str:
+    def escape(text: str) -> str:
+        for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+            text = text.replace(plain, escaped)
+        return text.replace("±", r"$\pm$")
+
+    body = [" & ".join(map(escape, text)) + r" \\" for text in texts]
+    head = " & ".join(map(escape, headers)) + r" \\"
+    begin = rf"\begin{{tabular}}{{{'l' * len(headers)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
