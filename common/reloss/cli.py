@@ -18,9 +18,14 @@ from reloss.errors import RelossError, UsageError
 
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
-Settings = Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")]
+Settings = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")]
 DATA = Path(os.environ.get("RELOSS_DATA", "data"))
 RUNS = Path(os.environ.get("RELOSS_RUNS", "runs"))
+
+
+def _flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """Return the settings of all `--set` options in one tuple."""
+    return tuple(setting for group in settings for setting in group)
 
 
 @dataclass
@@ -65,7 +70,7 @@ class Show:
         from reloss.experiment.config import override, to_yaml
         from reloss.experiment.task import find_experiment
 
-        print(to_yaml(override(find_experiment(self.experiment)[1], self.set)), end="")
+        print(to_yaml(override(find_experiment(self.experiment)[1], _flat(self.set))), end="")
 
 
 @dataclass
@@ -98,7 +103,15 @@ class Run:
         loss = self.loss or find_experiment(self.experiment)[1].ordinary_loss
         folder = run(
             Request(
-                self.experiment, loss, self.seed, self.stage, self.set, self.data, self.runs, self.track, self.resume
+                self.experiment,
+                loss,
+                self.seed,
+                self.stage,
+                _flat(self.set),
+                self.data,
+                self.runs,
+                self.track,
+                self.resume,
             )
         )
         print(folder)
@@ -123,24 +136,17 @@ class Learn:
     """Options of the fit, such as fidelity=released steps=200."""
 
     def __call__(self) -> None:
-        from reloss.errors import unknown
-        from reloss.experiment.config import Section, override
+        from reloss.experiment.config import override
         from reloss.experiment.run import learn
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import get_metric
         from reloss.surrogates import get_surrogate
 
-        class Options(Section):
-            learn: LearnOptions = LearnOptions()
-
         get_metric(self.metric)
-        for setting in self.set:
-            if (key := setting.partition("=")[0]) not in LearnOptions.model_fields:
-                raise unknown("option", key, LearnOptions.model_fields)
-        options = override(Options(), [f"learn.{setting}" for setting in self.set]).learn
+        options = override(LearnOptions(), _flat(self.set))
         if (self.out / "surrogate.json").exists():
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
-        surrogate = get_surrogate(self.kind)(input=options.input, output=options.output)
+        surrogate = get_surrogate(self.kind).for_fit(options)
         print(json.dumps(learn(surrogate, PredictionBank.open(self.bank), self.metric, options, self.out), indent=2))
 
 
@@ -190,9 +196,10 @@ class Sweep:
         if self.slots < 1:
             raise UsageError("--slots must be at least 1")
         options = ["--data", str(self.data), "--runs", str(self.runs), "--track", self.track]
-        options += ["--set", *self.set] if self.set else []
+        settings = _flat(self.set)
+        options += ["--set", *settings] if settings else []
         losses = [loss for loss in self.losses.split(",") if loss]
-        sweep(self.name, losses, parse_seeds(self.seeds), options, self.runs, self.set, self.slots, self.launcher)
+        sweep(self.name, losses, parse_seeds(self.seeds), options, self.runs, settings, self.slots, self.launcher)
 
 
 @dataclass
@@ -224,7 +231,7 @@ class Data:
         if self.name not in known:
             raise unknown("data set or experiment", self.name, known)
         task, config = known[self.name]
-        config = override(config, self.set)
+        config = override(config, _flat(self.set))
         if self.action == "fetch":
             task.fetch_data(config, self.data)
         print(task.check_data(config, self.data))

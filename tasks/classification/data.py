@@ -62,7 +62,7 @@ def describe(config: Data, root: Path) -> str:
         RelossError: the images are missing.
     """
     splits = load(config, root)
-    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "validation", "test"))  # type: ignore[arg-type]
+    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "validation", "test"))
     return f"{config.name}: {counts} images of {splits.classes} classes"
 
 
@@ -78,8 +78,8 @@ def fetch(config: Data, root: Path) -> None:
     if config.name not in DOWNLOADS:
         where = root / config.name
         raise UsageError(
-            f"{config.name} has no free download: get it from image-net.org and lay it out as {where}/train/CLASS/*.JPEG "
-            f"and {where}/val/CLASS/*.JPEG"
+            f"{config.name} has no free download: get it from image-net.org and lay it out as "
+            f"{where}/train/CLASS/*.JPEG and {where}/val/CLASS/*.JPEG"
         )
     try:
         for train in (True, False):
@@ -128,8 +128,8 @@ def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform) -> 
         return DOWNLOADS[config.name](root, train=train, transform=transform)
     except RuntimeError:
         raise RelossError(
-            f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`, or, with class folders in "
-            f"{root / config.name}, add --set data.format=folder"
+            f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`, or, with class folders "
+            f"in {root / config.name}, add --set data.format=folder"
         ) from None
 
 

@@ -10,7 +10,6 @@ from reloss.experiment.config import Recording
 from reloss.learning.options import LearnOptions
 from tasks.classification.config import ClassificationExperiment, Data, Model, Train
 
-
 PAPER = "image classification (its models and scores are not recorded)"
 
 
@@ -83,7 +82,9 @@ def cifar100_resnet56() -> ClassificationExperiment:
 
 
 def imagenet_resnet18() -> ClassificationExperiment:
-    """ImageNet with ResNet-18 and torchvision's reference recipe (its weights' card: 69.758 % top-1); time not measured.
+    """ImageNet with ResNet-18 and torchvision's reference recipe.
+
+    The card of its first weights states 69.758 % top-1; time not measured.
 
     reloss run classification/imagenet_resnet18 --loss reloss --seed 0 --data DATA
     """

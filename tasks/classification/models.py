@@ -1,5 +1,7 @@
 """Networks: torchvision's, the three-stage ResNets of CIFAR, and a small CNN for the digits."""
 
+from itertools import pairwise
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -51,9 +53,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         widths = [16] * (blocks + 1) + [32] * blocks + [64] * blocks
-        self.stages = nn.Sequential(
-            *(_Block(narrow, wide) for narrow, wide in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.stages = nn.Sequential(*(_Block(narrow, wide) for narrow, wide in pairwise(widths)))
         self.head = nn.Linear(64, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

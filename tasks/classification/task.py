@@ -32,7 +32,7 @@ class ClassificationTask(Task):
         """Return a fresh classification surrogate, shaped as the options of the fit say."""
         from reloss.surrogates import ClassificationReLoss
 
-        return ClassificationReLoss(input=config.learn.input, output=config.learn.output)
+        return ClassificationReLoss.for_fit(config.learn)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images."""

@@ -139,8 +139,8 @@ class _Training:
                 seconds=round(seconds, 2),
             )
             say(
-                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, accuracy {right / examples:.4f} training, "
-                f"{scores['accuracy']:.4f} validation, {seconds:.0f} s"
+                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, "
+                f"accuracy {right / examples:.4f} training, {scores['accuracy']:.4f} validation, {seconds:.0f} s"
             )
             self._save(epoch + 1)
 
@@ -221,7 +221,7 @@ def _test(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> dic
 
 
 def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool) -> DataLoader:
-    """Return batches of `train.batch_size` over all processes; the last one of training is dropped unless it is alone."""
+    """Return batches of `train.batch_size` over all processes; training drops the last one unless it is alone."""
     size = max(config.train.batch_size // accelerator.num_processes, 1)
     return DataLoader(
         images,
@@ -243,7 +243,7 @@ def _read_weights(path: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def _accelerator(precision: str) -> Iterator[Accelerator]:
-    """Yield an Accelerator; its process-wide state is cleared after, so that the next run may choose another precision."""
+    """Yield an Accelerator and clear its process-wide state after, so that the next run may be of another precision."""
     accelerator = Accelerator(mixed_precision=precision)
     try:
         yield accelerator

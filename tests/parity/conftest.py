@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 
-
 @pytest.fixture
 def dense_rank() -> Callable[..., Tensor]:
     """Soft ranks as diffsort gives them: the whole permutation matrix times the places."""

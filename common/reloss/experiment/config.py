@@ -41,14 +41,15 @@ class Experiment(Section):
     learn: LearnOptions = LearnOptions()
 
     def protocol(self) -> str:
-        """Return a hash of what two runs must share to be compared: everything but how the loss was learned and tuned."""
+        """Return a hash of what two runs must share to be compared: all but how the loss was learned and tuned."""
         raise NotImplementedError
 
 
-ExperimentT = TypeVar("ExperimentT", bound=Experiment)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+FIXED = ("name", "paper", "score", "ordinary_loss", "losses")  # what an experiment is; not to be changed by --set
 
 
-def override(config: ExperimentT, settings: Sequence[str]) -> ExperimentT:
+def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
     """Return `config` with each `key=value` of `settings` applied; keys are dotted, values are YAML.
 
     Raises:
@@ -85,7 +86,7 @@ def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             keys += dotted_keys(value, f"{prefix}{name}.")
-        elif prefix or name in ("metric",):  # the rest of the top level says what the experiment is
+        elif not (isinstance(config, Experiment) and name in FIXED):
             keys.append(prefix + name)
     return keys
 

@@ -118,7 +118,7 @@ class Record:
 
 
 def read_summaries(runs: Path) -> list[dict[str, Any]]:
-    """Return the summaries of all records below `runs`, each with its folder as `record` (relative) and its environment.
+    """Return the summaries of all records below `runs`, each with its relative folder, `record`, and its environment.
 
     Raises:
         RelossError: a summary is damaged.

@@ -235,7 +235,7 @@ def learn(
     folder: Path,
     higher_is_better: bool = True,
 ) -> dict[str, float]:
-    """Fit `surrogate` on `bank` and leave it in `folder`, with its history; an interrupted fit goes on. Returns the figures."""
+    """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
     result = fit_surrogate(

@@ -85,7 +85,7 @@ def command(cell: Cell, options: Sequence[str]) -> list[str]:
 
 
 def is_finished(cell: Cell, runs: Path, settings: Sequence[str]) -> bool:
-    """Return whether the record of a cell says `finished`; a fit is never taken for finished (it is quick to look up)."""
+    """Return whether the record of a cell says `finished`; other stages find out themselves, quickly."""
     changed = variant(settings)
     loss = f"{cell.loss}@{changed}" if changed else cell.loss
     path = runs / cell.experiment / loss / f"seed{cell.seed}" / "summary.json"

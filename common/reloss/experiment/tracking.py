@@ -64,7 +64,7 @@ class WandbMirror:
     def _start(self, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
         self._run = wandb.init(project="reloss", dir=folder, mode=mode, settings=quiet, reinit="create_new", **settings)
 

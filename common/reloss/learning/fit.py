@@ -130,19 +130,16 @@ class _Fit:
         options: LearnOptions,
         device: str | torch.device,
     ) -> None:
-        self.surrogate, self.bank, self.metric, self.sign = (
-            surrogate.to(device).requires_grad_().train(),
-            bank,
-            metric,
-            sign,
-        )
+        self.surrogate = surrogate.to(device).requires_grad_().train()  # one that was loaded comes frozen
+        self.bank, self.metric, self.sign = bank, metric, sign
         self.options, self.device = options, device
         self.optimizer = torch.optim.Adam(
             surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.generator = torch.Generator().manual_seed(options.seed)
         self.train_items, self.held_out = split_items(len(bank), options, where=str(bank.path))
-        self.step, self.history = 0, []
+        self.step = 0
+        self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {
             "score": -float("inf"),
             "step": 0,
@@ -188,7 +185,7 @@ class _Fit:
         else:
             parts = value_objective(self.surrogate, outputs, targets, metric)
         self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # type: ignore[no-untyped-call]
+        parts.total.backward()
         self.optimizer.step()
         self.step += 1
         return {"objective": parts.total.detach(), "correlation": parts.correlation, "penalty": parts.penalty}

@@ -61,7 +61,7 @@ def rank_objective(
 
 
 def value_objective(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor, metric: Tensor) -> Objective:
-    """Return the mean squared difference of the losses from 1 - M, for a metric on [0, 1]: exact recovery (`approx`)."""
+    """Return the mean squared difference of the losses from 1 - M, M on [0, 1]: exact recovery (`approx`)."""
     losses = surrogate.per_item(outputs, targets)
     total = (losses - (1 - metric)).square().mean()
     return Objective(total, torch.zeros(()), torch.zeros(()))

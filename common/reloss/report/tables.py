@@ -127,7 +127,7 @@ def _scores(summaries: list[dict[str, Any]], score: str) -> dict[int, float]:
 def _baseline(
     config: Experiment, mine: list[dict[str, Any]], groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
 ) -> dict[int, float]:
-    """Return the scores of the ordinary loss under the same protocol: of the run with the fewest settings, if several."""
+    """Return the ordinary loss's scores under the same protocol: of the run with the fewest settings, if several."""
     candidates = [
         (len(settings), settings, group)
         for (loss, settings), group in groups.items()
@@ -142,7 +142,7 @@ def _spearman(
     mine: list[dict[str, Any]],
     groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]],
 ) -> float | None:
-    """Return how well the loss ranked held-out recorded items; the ordinary loss's is measured beside each surrogate."""
+    """Return how well the loss ranked held-out items; the ordinary loss's is measured beside each surrogate."""
     if loss == config.ordinary_loss:
         same = [s for group in groups.values() for s in group if s["protocol"] == mine[0]["protocol"]]
         measured = [s["surrogate"]["spearman_ordinary"] for s in same if "surrogate" in s]
@@ -227,8 +227,9 @@ def render(rows: list[Row], format: str) -> str:
 
 def _markdown(headers: list[str], texts: list[list[str]]) -> str:
     note = (
-        "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
-        "protocol, with its 95 % t interval. Spearman: of minus the loss with the metric, on held-out recorded items."
+        "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the "
+        "same protocol, with its 95 % t interval. Spearman: of minus the loss with the metric, on held-out recorded "
+        "items."
     )
     lines = ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in text) + " |" for text in texts]

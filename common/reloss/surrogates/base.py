@@ -1,9 +1,11 @@
 """What all surrogates share: loss(outputs, targets), per_item, freezing, saving and loading."""
 
+from __future__ import annotations
+
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 
 from reloss.errors import RelossError, UsageError
 from reloss.files import atomic, read_json, write_json
+
+if TYPE_CHECKING:
+    from reloss.learning.options import LearnOptions
 
 
 class SurrogateLoss(nn.Module, ABC):
@@ -34,6 +39,11 @@ class SurrogateLoss(nn.Module, ABC):
     @abstractmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss that is usual for such predictions, of each of N items: [N, B, ...], [N, B, ...] -> [N]."""
+
+    @classmethod
+    @abstractmethod
+    def for_fit(cls, options: LearnOptions) -> Self:
+        """Return a fresh surrogate of the shape that the options of the fit name."""
 
     @abstractmethod
     def options(self) -> dict[str, Any]:

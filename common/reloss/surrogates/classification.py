@@ -1,12 +1,17 @@
 """The surrogate for class scores: a curve over the target's probability, learned point by point."""
 
-from typing import Any, Literal, get_args
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
+
+if TYPE_CHECKING:
+    from reloss.learning.options import LearnOptions
 
 Input = Literal["probability", "log_probability"]
 Output = Literal["absolute", "identity"]
@@ -40,6 +45,11 @@ class ClassificationReLoss(SurrogateLoss):
         self.width = width
         self.logits_fcs = nn.Sequential(nn.Linear(1, width), nn.ELU(), nn.Linear(width, width), nn.ELU())
         self.loss = nn.Sequential(nn.Linear(width, width), nn.ELU(), nn.Linear(width, 1))
+
+    @classmethod
+    def for_fit(cls, options: LearnOptions) -> Self:
+        """Return a fresh surrogate with the input and output that the options of the fit name."""
+        return cls(input=options.input, output=options.output)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""

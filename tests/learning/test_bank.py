@@ -1,0 +1,290 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from reloss.errors import RelossError
+from reloss.learning import PredictionBank
+from torch.testing import assert_close
+
+ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, index
+
+
+def item(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Item number `index` of a recording: 4 examples of 3 outputs, told apart by their content."""
+    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(index))
+    return outputs, torch.arange(4) + 10 * index
+
+
+def record_items(bank: PredictionBank, indices: range) -> None:
+    for index in indices:
+        bank.append(*item(index), step=index)
+
+
+def contents(bank: PredictionBank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *bank.items(torch.arange(len(bank))), bank.steps()
+
+
+def assert_same(one: PredictionBank, other: PredictionBank) -> None:
+    for ours, theirs in zip(contents(one), contents(other), strict=True):
+        assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def bytes_on_disk(bank: PredictionBank) -> int:
+    return sum(path.stat().st_size for path in (bank.path / "shards").iterdir())
+
+
+def test_round_trip_in_float16(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4, origin={"task": "digits"})
+    record_items(bank, range(5))
+    bank.finish()
+    reopened = PredictionBank.open(tmp_path)
+    outputs, targets = reopened.items(torch.tensor([3, 0, 3]))
+    assert outputs.dtype == torch.float32
+    assert targets.dtype == torch.int64
+    for row, index in enumerate((3, 0, 3)):
+        assert_close(outputs[row], item(index)[0].half().float(), rtol=0, atol=0)
+        assert torch.equal(targets[row], item(index)[1])
+    assert len(reopened) == 5
+    assert reopened.steps().tolist() == [0, 1, 2, 3, 4]
+    assert reopened.meta["complete"] is True
+    assert reopened.meta["origin"] == {"task": "digits"}
+
+
+def test_outputs_are_clamped_to_float16(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=2)
+    bank.append(torch.tensor([[1e6, -1e6], [float("inf"), 0.5]]), torch.tensor([0.25, 1e9]), step=0)
+    bank.flush()
+    outputs, targets = bank.items(torch.tensor([0]))
+    assert outputs.tolist() == [[[65504, -65504], [65504, 0.5]]]
+    assert targets.tolist() == [[0.25, 65504]]
+
+
+def test_items_are_consecutive_examples_whatever_the_batches(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    examples = torch.arange(26.0)
+    for step, batch in enumerate(examples.split([3, 1, 10, 2, 2, 8])):
+        bank.append(batch[:, None], batch.long(), step)
+    bank.flush()
+    outputs, targets = bank.items(torch.arange(len(bank)))
+    assert_close(outputs.flatten(), examples[:24], rtol=0, atol=0)
+    assert targets.flatten().tolist() == list(range(24))
+    assert bank.steps().tolist() == [1, 2, 2, 3, 5, 5]  # the step of an item's last example
+    assert bank.position == 6
+
+
+def test_the_rest_of_an_item_is_dropped_at_a_flush(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    bank.append(torch.zeros(3, 1), torch.zeros(3), step=0)
+    bank.flush()
+    bank.append(torch.ones(4, 1), torch.ones(4), step=1)
+    bank.flush()
+    assert bank.items(torch.tensor([0]))[0].unique().tolist() == [1]
+    assert (len(bank), bank.position) == (1, 1)
+
+
+def test_an_empty_bank(tmp_path):
+    bank = PredictionBank.create(tmp_path)
+    bank.flush()
+    assert len(bank) == 0
+    assert bank.steps().tolist() == []
+
+
+@pytest.mark.parametrize("flush_every", [37, 10**9])
+def test_the_budget_holds_and_is_used(tmp_path, flush_every):
+    """Beside the items a shard holds a header of some 400 bytes."""
+    bank = PredictionBank.create(tmp_path, item_size=4, max_bytes=200 * ITEM_BYTES)
+    largest = 0
+    for index in range(3000):
+        record_items(bank, range(index, index + 1))
+        if index % flush_every == 0:
+            bank.flush()
+        if index % 100 == 0:
+            largest = max(largest, len(bank))
+    bank.finish()
+    assert largest <= 200
+    assert 70 <= len(bank) <= 200
+    assert bytes_on_disk(bank) <= 200 * ITEM_BYTES + 500 * len(list((tmp_path / "shards").iterdir()))
+    assert bank.position == 3000
+
+
+def test_the_sample_is_uniform_over_the_recording(tmp_path):
+    """Chi-square with 9 degrees of freedom: its 99.9 % quantile is 27.9; a kept prefix or suffix gives thousands."""
+    bank = PredictionBank.create(tmp_path, item_size=1, max_bytes=1000 * (2 + 8 + 8 + 8))
+    total = 20_000
+    bank.append(torch.arange(total)[:, None] % 7 / 7, torch.arange(total), step=0)
+    bank.finish()
+    kept = bank.items(torch.arange(len(bank)))[1].flatten()
+    tenths = torch.bincount(kept * 10 // total, minlength=10).double()
+    expected = len(bank) / 10
+    assert 400 <= len(bank) <= 1000
+    assert float(((tenths - expected) ** 2 / expected).sum()) < 27.9
+    assert torch.equal(kept, kept.unique())
+
+
+def test_the_seed_decides_what_stays(tmp_path):
+    held = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        bank = PredictionBank.create(tmp_path / name, item_size=4, max_bytes=50 * ITEM_BYTES, seed=seed)
+        record_items(bank, range(300))
+        bank.finish()
+        held.append((bank.steps().tolist(), bank.fingerprint()))
+    assert held[0] == held[1]
+    assert held[0][0] != held[2][0]
+    assert held[0][1] != held[2][1]
+
+
+def test_reading_while_recording_goes_on(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4, max_bytes=40 * ITEM_BYTES)
+    record_items(bank, range(30))
+    bank.flush()
+    reader = PredictionBank.open(tmp_path)
+    before = contents(reader)
+    record_items(bank, range(30, 500))  # thins out what the reader has mapped
+    bank.flush()
+    assert before[2].tolist() == list(range(30))
+    for ours, again in zip(before, contents(reader), strict=True):
+        assert_close(ours, again, rtol=0, atol=0)
+    assert_same(PredictionBank.open(tmp_path), bank)
+
+
+def test_reading_in_the_middle_of_thinning(tmp_path):
+    """A reader may find, at any moment, whole shards only, though files come and go under it."""
+    PredictionBank.create(tmp_path, item_size=4, max_bytes=40 * ITEM_BYTES)
+    recorder = start(record_in_child, tmp_path, 1500)
+    reads = 0
+    while recorder.is_alive():
+        bank = PredictionBank.open(tmp_path)
+        if len(bank):
+            _, targets = bank.items(torch.arange(len(bank)))
+            assert torch.equal(targets[:, 0], 10 * bank.steps())
+            reads += 1
+    recorder.join()
+    assert recorder.exitcode == 0
+    assert reads > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_recording_goes_on_as_if_nothing_happened(tmp_path, seed):
+    total, chance = 700, random.Random(seed)
+    budget = {"item_size": 4, "max_bytes": 60 * ITEM_BYTES}
+    whole = PredictionBank.create(tmp_path / "whole", **budget)
+    record_items(whole, range(total))
+    whole.finish()
+
+    killed = PredictionBank.create(tmp_path / "killed", **budget).path
+    recorder = start(record_in_child, killed, 10**6)
+    target = chance.randrange(20, 500)
+    while saved_position(killed) < target:
+        time.sleep(0.001)
+    time.sleep(chance.random() / 100)
+    os.kill(recorder.pid, signal.SIGKILL)
+    recorder.join()
+
+    bank, position = PredictionBank.open(killed), saved_position(killed)
+    outputs, targets, steps = contents(bank)
+    for row, index in enumerate(steps.tolist()):
+        assert_close(outputs[row], item(index)[0].half().float(), rtol=0, atol=0)
+        assert torch.equal(targets[row], item(index)[1])
+    bank.resume(position)
+    assert int(bank.steps().max()) < position
+    record_items(bank, range(position, max(total, position)))
+    bank.finish()
+    record_items(whole, range(total, position))  # if the child had gone further than the whole recording
+    whole.finish()
+    assert_same(bank, whole)
+    assert bank.fingerprint() == whole.fingerprint()
+
+
+def record_in_child(path: Path, total: int) -> None:
+    bank = PredictionBank.open(path)
+    for index in range(total):
+        record_items(bank, range(index, index + 1))
+        if index % 7 == 6:
+            bank.flush()
+            (path / "position.tmp").write_text(str(bank.position))
+            (path / "position.tmp").rename(path / "position")
+
+
+def saved_position(path: Path) -> int:
+    return int((path / "position").read_text()) if (path / "position").exists() else 0
+
+
+def start(function, *arguments) -> multiprocessing.Process:
+    """Run in a child that is forked, since a fresh interpreter takes seconds to import torch."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def test_resume_forgets_what_came_after_the_position(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(10))
+    bank.flush()
+    record_items(bank, range(10, 15))
+    bank.flush()
+    again = PredictionBank.open(tmp_path)
+    again.resume(10)
+    assert (len(again), again.position) == (10, 10)
+    record_items(again, range(10, 12))
+    again.flush()
+    assert PredictionBank.open(tmp_path).steps().tolist() == list(range(12))
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(10))
+    bank.finish()
+    (shard,) = (tmp_path / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(RelossError, match=f"bank shard {shard} cannot be read"):
+        len(PredictionBank.open(tmp_path))
+
+
+def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
+    PredictionBank.create(tmp_path / "bank")
+    with pytest.raises(RelossError, match="holds a prediction bank already"):
+        PredictionBank.create(tmp_path / "bank")
+    with pytest.raises(RelossError, match=f"no prediction bank at {tmp_path / 'absent'}"):
+        PredictionBank.open(tmp_path / "absent")
+    (tmp_path / "bank" / "bank.json").write_text("{")
+    with pytest.raises(RelossError, match=r"bank\.json cannot be read as JSON"):
+        PredictionBank.open(tmp_path / "bank")
+
+
+def test_what_cannot_be_recorded(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=2)
+    with pytest.raises(ValueError, match="the outputs of step 7 hold NaN"):
+        bank.append(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2), step=7)
+    with pytest.raises(ValueError, match="3 outputs, but 2 targets"):
+        bank.append(torch.zeros(3, 1), torch.zeros(2), step=0)
+    with pytest.raises(ValueError, match="must be positive"):
+        PredictionBank.create(tmp_path / "other", item_size=0)
+    bank.flush()
+    assert len(bank) == 0
+
+
+def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(5))
+    bank.flush()
+    record_items(bank, range(5, 8))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            RelossError, match="cannot write .*No space left on device; nothing recorded before was lost"
+        ):
+            bank.flush()
+    assert PredictionBank.open(tmp_path).steps().tolist() == list(range(5))
+    bank.flush()
+    assert PredictionBank.open(tmp_path).steps().tolist() == list(range(8))
+    assert json.loads((tmp_path / "bank.json").read_text())["item_size"] == 4

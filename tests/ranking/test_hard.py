@@ -1,0 +1,57 @@
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reloss.ranking import hard_rank
+from torch.testing import assert_close
+
+tied_values = st.lists(st.integers(-3, 3), min_size=1, max_size=20)
+
+
+@given(tied_values)
+def test_mean_ranks_equal_scipys(values):
+    expected = torch.tensor(scipy.stats.rankdata(values) - 1, dtype=torch.float32)
+    assert_close(hard_rank(torch.tensor(values)), expected, rtol=0, atol=0)
+    assert_close(hard_rank(torch.tensor(values, dtype=torch.float64)), expected.double(), rtol=0, atol=0)
+
+
+@given(tied_values)
+def test_ordinal_ranks_are_the_places_and_keep_the_order(values):
+    ranks = hard_rank(torch.tensor(values), ties="ordinal")
+    assert sorted(ranks.tolist()) == list(range(len(values)))
+    assert torch.tensor(values)[ranks.argsort()].tolist() == sorted(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8])
+def test_types(dtype):
+    ranks = hard_rank(torch.tensor([3, 1, 3, 0]).to(dtype))
+    assert ranks.dtype == torch.float32
+    assert ranks.tolist() == [2.5, 1, 2.5, 0]
+
+
+def test_batch_dimensions_and_strides():
+    values = torch.randn(4, 3, 10, generator=torch.Generator().manual_seed(0))
+    strided, expanded = values[..., ::2], values[:1].expand(2, 3, 10)
+    transposed = values.transpose(0, 1)
+    for view in (strided, expanded, transposed):
+        rows = [hard_rank(row.clone()) for row in view.reshape(-1, view.shape[-1])]
+        assert_close(hard_rank(view), torch.stack(rows).view(view.shape), rtol=0, atol=0)
+
+
+def test_one_value():
+    assert hard_rank(torch.tensor([7.0])).tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), ()])
+def test_no_values(shape):
+    with pytest.raises(ValueError, match="n >= 1"):
+        hard_rank(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("bad", "name"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_a_value_that_is_not_finite_is_named(bad, name):
+    values = torch.zeros(3, 4)
+    values[1, 2] = bad
+    with pytest.raises(ValueError, match=rf"values\[1, 2\] is {name}"):
+        hard_rank(values)

@@ -1,0 +1,99 @@
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from reloss.ranking import Interpolation, Method, hard_rank, pearson, soft_rank
+from torch.testing import assert_close
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+finite_rows = st.integers(1, 40).flatmap(lambda n: arrays("float64", n, elements=st.floats(-100, 100)))
+
+
+@given(finite_rows, st.sampled_from(get_args(Method)), st.sampled_from(get_args(Interpolation)))
+def test_ranks_sum_to_the_places_and_stay_among_them(row, method, interpolation):
+    n = len(row)
+    ranks = soft_rank(torch.from_numpy(row), method, interpolation=interpolation)
+    assert float(ranks.sum()) == pytest.approx(n * (n - 1) / 2, abs=1e-9)
+    assert float(ranks.min()) >= -1e-9
+    assert float(ranks.max()) <= n - 1 + 1e-9
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_ranks_do_not_depend_on_the_mean(method):
+    values = normal(4, 33).double()
+    assert_close(soft_rank(values + 7, method), soft_rank(values, method), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("interpolation", ["logistic", "logistic_phi", "gaussian"])
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("n", [2, 7, 32, 100])
+def test_well_separated_values_get_their_hard_ranks(n, method, interpolation):
+    values = torch.randperm(n, generator=torch.Generator().manual_seed(n)).double()
+    ranks = soft_rank(values, method, steepness=100, interpolation=interpolation)
+    assert_close(ranks, hard_rank(values), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_gradients_are_finite_at_ties(method):
+    values = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 2.0], requires_grad=True)
+    for interpolation in get_args(Interpolation):
+        ranks = soft_rank(values, method, interpolation=interpolation)
+        (gradient,) = torch.autograd.grad(ranks[0], values)
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
+
+
+def test_ranks_degrade_with_the_scale_of_the_values():
+    """Trap 2: the sorter is scale-sensitive."""
+    values = normal(20, 256)
+    agreement = [float(pearson(soft_rank(values * spread), hard_rank(values)).mean()) for spread in (0.1, 0.3, 1)]
+    assert agreement[0] < 0.2
+    assert 0.5 < agreement[1] < 0.75
+    assert agreement[2] > 0.98
+
+
+@pytest.mark.parametrize("n", [4, 64])
+def test_bitonic_gives_a_constant_row_equal_ranks_for_powers_of_two(n):
+    assert_close(soft_rank(torch.full((n,), 0.3)), torch.full((n,), (n - 1) / 2), rtol=0, atol=1e-5)
+
+
+def test_batch_dimensions_and_strides():
+    values = normal(4, 3, 12)
+    for view in (values[..., ::2], values[:1].expand(2, 3, 12), values.transpose(0, 1)):
+        rows = [soft_rank(row.clone()) for row in view.reshape(-1, view.shape[-1])]
+        assert_close(soft_rank(view), torch.stack(rows).view(view.shape), rtol=0, atol=1e-6)
+    assert soft_rank(values[:0]).shape == (0, 3, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    values = normal(2, 9).to(dtype)
+    assert_close(soft_rank(values), soft_rank(values.float()), rtol=0, atol=0)
+
+
+def test_float64_stays():
+    assert soft_rank(normal(5).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_one_value(method):
+    value = torch.tensor([3.0], requires_grad=True)
+    assert soft_rank(value, method).tolist() == [0]
+
+
+def test_what_cannot_be_ranked():
+    with pytest.raises(ValueError, match="n >= 1"):
+        soft_rank(torch.zeros(2, 0))
+    with pytest.raises(ValueError, match=r"values\[2\] is inf"):
+        soft_rank(torch.tensor([0.0, 1.0, float("inf")]))
+    with pytest.raises(ValueError, match="unknown method 'quick'; valid: bitonic, odd_even"):
+        soft_rank(torch.zeros(3), "quick")
+    with pytest.raises(ValueError, match="unknown interpolation 'cubic'; valid: logistic"):
+        soft_rank(torch.zeros(3), interpolation="cubic")

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from reloss import ClassificationReLoss
+from reloss.errors import UsageError
+from reloss.surrogates import get_surrogate
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+RELEASED_SHAPES = {
+    "logits_fcs.0.weight": (128, 1),
+    "logits_fcs.0.bias": (128,),
+    "logits_fcs.2.weight": (128, 128),
+    "logits_fcs.2.bias": (128,),
+    "loss.0.weight": (128, 128),
+    "loss.0.bias": (128,),
+    "loss.2.weight": (1, 128),
+    "loss.2.bias": (1,),
+}
+
+
+def items(n: int = 3, b: int = 7, c: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, b, c, generator=generator), torch.randint(c, (n, b), generator=generator)
+
+
+def surrogate_of_seed(seed: int = 0, **options) -> ClassificationReLoss:
+    torch.manual_seed(seed)
+    return ClassificationReLoss(**options)
+
+
+def test_parameters_are_the_released_ones():
+    assert {name: tuple(p.shape) for name, p in ClassificationReLoss().named_parameters()} == RELEASED_SHAPES
+
+
+def test_items_are_independent():
+    outputs, targets = items()
+    surrogate = surrogate_of_seed()
+    losses = surrogate.per_item(outputs, targets)
+    assert losses.shape == (3,)
+    for index in range(3):
+        assert_close(losses[index], surrogate(outputs[index], targets[index]))
+
+
+@pytest.mark.parametrize("options", [{}, {"input": "log_probability", "output": "identity", "scale": 2.5}])
+def test_loss_is_the_mean_of_the_curve_over_the_targets_probability(options):
+    outputs, targets = items()
+    surrogate = surrogate_of_seed(**options)
+    probability = outputs[1].softmax(-1)[torch.arange(7), targets[1]]
+    score = probability.log() if options else probability
+    raw = surrogate.loss(surrogate.logits_fcs(score[:, None])).squeeze(-1)
+    expected = 2.5 * raw if options else raw.abs()
+    assert_close(surrogate(outputs[1], targets[1]), expected.mean())
+
+
+def test_absolute_folds_and_identity_does_not():
+    surrogates = [surrogate_of_seed(output=output) for output in ("absolute", "identity")]
+    for surrogate in surrogates:
+        torch.nn.init.constant_(surrogate.loss[2].bias, -5)
+    folded, signed = (surrogate.curve(torch.linspace(0, 1, 11)) for surrogate in surrogates)
+    assert_close(folded, -signed)
+    assert signed.max() < 0
+
+
+def test_scale_multiplies_loss_and_gradient():
+    outputs, targets = items(n=1)
+    gradients = []
+    for scale in (1.0, 3.0):
+        logits = outputs.clone().requires_grad_()
+        surrogate_of_seed(scale=scale)(logits[0], targets[0]).backward()
+        gradients.append(logits.grad)
+    assert_close(gradients[1], 3 * gradients[0])
+
+
+@pytest.mark.parametrize("margin", [-200.0, 200.0])
+def test_gradient_where_the_probability_is_zero_or_one(margin):
+    """Trap 7: p itself saturates; of its logarithm, only p = 1 does, where nothing is left to learn."""
+    logits = torch.tensor([[margin, 0.0, 0.0]])
+    gradients = {}
+    for input in ("probability", "log_probability"):
+        leaf = logits.clone().requires_grad_()
+        surrogate_of_seed(input=input, output="identity")(leaf, torch.tensor([0])).backward()
+        gradients[input] = float(leaf.grad.abs().max())
+    assert gradients["probability"] == 0
+    assert (gradients["log_probability"] > 1e-3) == (margin < 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_a_float32_loss(dtype):
+    outputs, targets = items()
+    surrogate = surrogate_of_seed()
+    outputs = outputs.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = surrogate.per_item(outputs, targets)
+    assert losses.dtype == torch.float32
+    assert_close(losses, surrogate.per_item(outputs.float(), targets), rtol=0, atol=0)
+
+
+def test_ordinary_loss_is_the_cross_entropy():
+    outputs, targets = items()
+    expected = torch.stack([cross_entropy(o, t) for o, t in zip(outputs, targets, strict=True)])
+    assert_close(ClassificationReLoss.ordinary_loss(outputs, targets), expected)
+
+
+def test_gradient_equals_finite_differences():
+    outputs, targets = items(n=2, b=3)
+    surrogate = surrogate_of_seed(input="log_probability", output="identity").double()
+    assert torch.autograd.gradcheck(lambda o: surrogate.per_item(o, targets), outputs.double().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"), [((7, 5), (7,)), ((3, 7, 5), (3, 6)), ((3, 7, 5), (7,)), ((3, 7, 5), (3, 7, 1))]
+)
+def test_shapes_must_agree(outputs, targets):
+    with pytest.raises(ValueError, match=r"expected logits \[N, B, C\] and classes \[N, B\]"):
+        ClassificationReLoss().per_item(torch.zeros(outputs), torch.zeros(targets, dtype=torch.long))
+
+
+def test_unknown_options():
+    with pytest.raises(ValueError, match="logits"):
+        ClassificationReLoss(input="logits")
+    with pytest.raises(ValueError, match="square"):
+        ClassificationReLoss(output="square")
+
+
+def test_surrogates_by_kind():
+    assert get_surrogate("classification") is ClassificationReLoss
+    with pytest.raises(UsageError, match="did you mean classification"):
+        get_surrogate("clasification")
