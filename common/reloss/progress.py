@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +8,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+MAIN = os.environ.get("RANK", "0") == "0"  # of several processes of one run, only the main one speaks
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """Print one line about the work under way, on standard error (above the bar, if there is one)."""
+    if not MAIN:
+        return
     if console.is_terminal:
         console.print(message, markup=False)
     else:
@@ -21,7 +25,7 @@ def say(message: str) -> None:
 @contextmanager
 def progress(total: int, description: str, start: int = 0) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of `total` steps, `start` of which are done already."""
-    if not console.is_terminal:
+    if not (MAIN and console.is_terminal):
         yield lambda: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

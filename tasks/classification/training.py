@@ -93,11 +93,6 @@ class _Training:
             if bank is not None:
                 bank.resume(0)
             return 0
-        if bank is not None and state["bank_position"] is None:
-            say("this run was trained without recording; training it anew to fill the bank")
-            self.run.record.metrics.cut(0)
-            bank.resume(0)
-            return 0
         try:
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

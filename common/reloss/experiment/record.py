@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.errors import RelossError, UsageError
-from reloss.experiment import environment
+from reloss.experiment import distributed, environment
 from reloss.experiment.config import Experiment, to_yaml
 from reloss.experiment.tracking import MetricsFile, Track, WandbMirror
 from reloss.files import atomic, read_json, write_json, write_text
@@ -23,7 +23,7 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 
 
 class Record:
-    """One run's folder, open for writing.
+    """One run's folder, open for writing. Of several processes of a run, only the main one writes.
 
     Attributes:
         path: the folder.
@@ -45,6 +45,16 @@ class Record:
         self.path = path
         self.weights = path / "checkpoint" / "weights.safetensors"
         self._facts = facts
+        self._writes = distributed.is_main()
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+        self._mirror = WandbMirror("off", path)
+        if self._writes:
+            self._open(config, track)
+
+    def _open(self, config: Experiment, track: Track) -> None:
+        path, facts = self.path, self._facts
         text = to_yaml(config)
         if (path / "config.yaml").exists():
             if (path / "config.yaml").read_text(encoding="utf-8") != text:
@@ -54,10 +64,8 @@ class Record:
         else:
             write_text(path / "config.yaml", text)
         write_json(path / "environment.json", {**environment.describe(), "data": facts.get("data")})
-        self.metrics = MetricsFile(path / "metrics.jsonl")
         before = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
         self._seconds_before = before.get("wall_seconds", 0.0)
-        self._started = time.monotonic()
         self._mirror = WandbMirror(
             track,
             path,
@@ -71,12 +79,16 @@ class Record:
 
     def log(self, step: int, **values: float) -> None:
         """Record metrics of training step `step`."""
+        if not self._writes:
+            return
         line = {"step": step, **values}
         self.metrics.append(line)
         self._mirror.log(line)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors and plain values) as the last checkpoint, with the present length of the metrics."""
+        if not self._writes:
+            return
         path = self.path / "checkpoint" / "last.pt"
         with atomic(path) as temporary:
             torch.save({**state, "metrics_lines": self.metrics.lines}, temporary)
@@ -90,26 +102,38 @@ class Record:
         """
         path = self.path / "checkpoint" / "last.pt"
         if not path.exists():
-            self.metrics.cut(0)
+            self._cut(0)
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise RelossError(f"checkpoint {path} is damaged; remove it to train this run anew") from error
-        self.metrics.cut(state.pop("metrics_lines"))
+        self._cut(state.pop("metrics_lines"))
         return state
+
+    def discard_checkpoint(self) -> None:
+        """Begin anew: remove the last checkpoint."""
+        if self._writes:
+            (self.path / "checkpoint" / "last.pt").unlink(missing_ok=True)
+
+    def _cut(self, lines: int) -> None:
+        if self._writes:
+            self.metrics.cut(lines)
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights of the model as safetensors."""
+        if not self._writes:
+            return
         with atomic(self.weights) as temporary:
             save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
 
-    def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:
-        """Write `summary.json` and return what it holds."""
+    def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
+        """Write `summary.json`."""
+        if not self._writes:
+            return
         seconds = self._seconds_before + time.monotonic() - self._started
         summary = {"status": status, **self._facts, "scores": scores or {}, "wall_seconds": round(seconds, 1), **more}
         write_json(self.path / "summary.json", summary)
-        return summary
 
     def close(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write the final summary and end the W&B run."""

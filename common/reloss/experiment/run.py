@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from reloss.errors import RelossError, UsageError, unknown
+from reloss.experiment import distributed
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
 from reloss.experiment.record import Record
 from reloss.experiment.seeds import seed_everything
@@ -64,6 +65,7 @@ def run(request: Request) -> Path:
     if request.loss not in config.losses:
         raise unknown(f"loss of {config.name}", request.loss, config.losses)
     job = _Job(task, override(config, request.settings), request)
+    distributed.start()
     if request.stage == "baseline":
         return job.baseline()
     if request.stage == "learn":
@@ -114,11 +116,12 @@ class _Job:
         surrogate = self.task.new_surrogate(self.config)
         described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
         folder = self.home / "surrogates" / short_hash(described)
-        if (folder / "surrogate.json").exists():
-            say(f"surrogate is learned: {folder}")
-        else:
-            seed_everything(options.seed)
-            learn(self.task.new_surrogate(self.config), bank, self.config.metric, options, folder)
+        with distributed.main_first():
+            if (folder / "surrogate.json").exists():
+                say(f"surrogate is learned: {folder}")
+            else:
+                seed_everything(options.seed)
+                learn(self.task.new_surrogate(self.config), bank, self.config.metric, options, folder)
         return folder
 
     def train(self) -> Path:
@@ -156,8 +159,13 @@ class _Job:
         if loss in LEARNED_LOSSES:
             surrogate, facts["surrogate"] = self._surrogate()
         initial_weights = self._initial_weights(seed)
+        trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
+        distributed.barrier()  # all have looked at what is there before the main process changes it
         record = Record(folder, self.config, facts=facts, track=self.request.track)
-        bank = self._new_bank(record) if records_bank else None
+        if trains_anew:
+            record.discard_checkpoint()
+        distributed.barrier()
+        bank = self._new_bank(record) if records_bank and distributed.is_main() else None
         with _status_of(record):
             run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
             if stage != "evaluate":
@@ -166,6 +174,7 @@ class _Job:
             record.close("finished", scores)
             if bank is not None:
                 bank.finish()
+            distributed.barrier()
         say(
             f"{self.config.name} {loss} seed {seed}: "
             + " ".join(f"{k} {v:.4f}" for k, v in scores.items())
@@ -276,7 +285,8 @@ def _status_of(record: Record) -> Iterator[None]:
         raise
     except BaseException as error:
         cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
-        (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        if distributed.is_main():
+            (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
         record.close("failed", cause=cause)
         raise
     finally:
