@@ -95,9 +95,7 @@ def fingerprint(config: Data, root: Path) -> str:
         digest.update(_digits_arrays()[0].tobytes())
     else:
         folder = _folder(config, root) if config.format == "folder" else root
-        pattern = (
-            "*/*/*" if config.format == "folder" else "cifar-10*/*" if config.name == "cifar10" else "cifar-100*/*"
-        )
+        pattern = "*/*/*" if config.format == "folder" else f"{_as_downloaded(config).base_folder}/*"
         for path in sorted(folder.glob(pattern)):
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]
@@ -122,15 +120,20 @@ def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform) -> 
             return datasets.ImageFolder(str(folder / split), transform=transform)
         except FileNotFoundError as error:
             raise RelossError(f"no images of {config.name} in {folder / split}: {error}") from None
-    if config.name not in DOWNLOADS:
-        raise UsageError(f"{config.name} does not come in data.format={config.format}; use folder")
     try:
-        return DOWNLOADS[config.name](root, train=train, transform=transform)
+        return _as_downloaded(config)(root, train=train, transform=transform)
     except RuntimeError:
         raise RelossError(
             f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`, or, with class folders "
             f"in {root / config.name}, add --set data.format=folder"
         ) from None
+
+
+def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:
+    """Return torchvision's data set."""
+    if config.name not in DOWNLOADS:
+        raise UsageError(f"{config.name} does not come in data.format={config.format}; use folder")
+    return DOWNLOADS[config.name]
 
 
 def _training_transform(config: Data) -> v2.Transform:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from reloss.errors import RelossError
+from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.progress import progress, say
@@ -239,7 +239,10 @@ def _read_weights(path: Any) -> dict[str, Tensor]:
 @contextmanager
 def _accelerator(precision: str) -> Iterator[Accelerator]:
     """Yield an Accelerator and clear its process-wide state after, so that the next run may be of another precision."""
-    accelerator = Accelerator(mixed_precision=precision)
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError as error:  # fp16 without a GPU
+        raise UsageError(f"train.precision={precision} does not work here: {error}; choose bf16 or no") from error
     try:
         yield accelerator
     finally:

@@ -69,9 +69,11 @@ def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
         for part in path:
             section = section.setdefault(part, {})
         try:
-            section[last] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting}: the value is not YAML ({error})") from error
+        # YAML 1.1 reads no, off, yes and on as booleans; here they are names, such as train.precision=no.
+        section[last] = text if isinstance(value, bool) and text.lower() not in ("true", "false") else value
     try:
         return type(config).model_validate(values)
     except ValidationError as error:

@@ -29,6 +29,7 @@ class Row:
     published: str
     ours: Sample | None
     difference: Difference | None
+    is_baseline: bool
     spearman: float | None
     status: str
     command: str
@@ -94,6 +95,7 @@ def _row(
         published=published,
         ours=describe(list(scores.values())) if scores else None,
         difference=paired_difference(scores, baseline) if baseline and loss != config.ordinary_loss else None,
+        is_baseline=loss == config.ordinary_loss,
         spearman=_spearman(config, loss, mine, groups),
         status=_status(config, mine, settings),
         command=command,
@@ -111,6 +113,7 @@ def _not_run(config: Experiment, loss: str, published: str) -> Row:
         published=published,
         ours=None,
         difference=None,
+        is_baseline=loss == config.ordinary_loss,
         spearman=None,
         status="not run (no record)",
         command=f"reloss run {config.name} --loss {loss} --seed 0",
@@ -174,12 +177,10 @@ PROVENANCE = ("command", "commit", "record")
 
 def cells(row: Row) -> list[str]:
     """Return the texts of a row, in the order of HEADERS and PROVENANCE."""
-    ours, error = "not run", "not run"
+    ours = error = _without_score(row)
     if row.ours is not None:
         spread = f" ± {row.ours.std:.2f}" if row.ours.std is not None else ""
         ours, error = f"{row.ours.mean:.2f}{spread}", f"{100 - row.ours.mean:.2f}{spread}"
-    elif row.records:
-        ours = error = "not finished"
     spearman = f"{row.spearman:.3f}" if row.spearman is not None else "not measured"
     return [
         row.experiment,
@@ -197,9 +198,13 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def _without_score(row: Row) -> str:
+    return "not finished" if row.records else "not run"
+
+
 def _shown_difference(row: Row) -> str:
     if row.difference is None:
-        return "not run" if row.ours is None else "is the baseline" if row.spearman is not None else "no paired seed"
+        return _without_score(row) if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
     mean, low, high, _ = row.difference
     return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else " (one seed)")
 
@@ -237,10 +242,11 @@ def _markdown(headers: list[str], texts: list[list[str]]) -> str:
 
 
 def _latex(headers: list[str], texts: list[list[str]]) -> str:
+    special: dict[str, str | int | None] = {character: f"\\{character}" for character in "_%&#${}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+
     def escape(text: str) -> str:
-        for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-            text = text.replace(plain, escaped)
-        return text.replace("±", r"$\pm$")
+        return text.translate(str.maketrans(special))
 
     body = [" & ".join(map(escape, text)) + r" \\" for text in texts]
     head = " & ".join(map(escape, headers)) + r" \\"

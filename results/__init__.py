@@ -1,0 +1,1 @@
+"""Committed records of runs, and the tables rendered from them."""

@@ -1,0 +1,81 @@
+"""The lock, the README and the committed results hold together."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reloss.experiment.task import tasks
+from reloss.learning import PredictionBank
+from results.render import rendered
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = (ROOT / "requirements" / "lock.txt").read_text()
+
+
+def test_lock_pins_every_package_with_hashes_and_names_no_registry() -> None:
+    packages = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
+    assert len(packages) > 80
+    for package in packages:
+        assert re.match(r"[a-z0-9._-]+==[^\s;]+( ;.*)? \\\n\s+--hash=sha256:[0-9a-f]{64}", package), package[:80]
+    assert "://" not in LOCK
+    assert "--index" not in LOCK
+
+
+def test_lock_holds_what_the_requirements_mean() -> None:
+    pinned = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", LOCK, flags=re.MULTILINE))
+    for source in sorted((ROOT / "requirements").glob("*.in")):
+        for line in source.read_text().splitlines():
+            requirement = line.partition("#")[0].strip().lower()
+            if requirement:
+                name, equals, version = requirement.partition("==")
+                name = re.split(r"[<>]", name)[0]
+                assert name in pinned, f"{name} of {source.name}"
+                assert not equals or pinned[name] == version
+
+
+def test_installed_packages_need_nothing_that_is_missing() -> None:
+    check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert check.stdout.strip() == "No broken requirements found."
+
+
+def test_rendered_results_have_not_drifted() -> None:
+    for path, text in rendered().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} has drifted: run `make results`"
+
+
+def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    create = PredictionBank.create
+
+    def filled(path: str) -> PredictionBank:
+        bank = create(path, item_size=16)
+        for step in range(40):
+            outputs = torch.randn(16, 4, generator=generator)
+            targets = torch.randint(4, (16,), generator=generator)
+            outputs[torch.arange(16), targets] += step / 10
+            bank.append(outputs, targets, step)
+        bank.finish()
+        return bank
+
+    monkeypatch.setattr(PredictionBank, "create", staticmethod(filled))
+    code = code.replace("accuracy)", "accuracy, steps=20, items=16)")
+    names = {"outputs": torch.randn(8, 4), "targets": torch.randint(4, (8,))}
+    exec(code, names)
+    assert names["result"].spearman > 0.5  # type: ignore[attr-defined]
+    assert torch.isfinite(names["loss"])
+
+
+def test_readme_names_only_experiments_and_files_that_exist() -> None:
+    known = {name for task in tasks().values() for name in task.experiments}
+    for path in (ROOT / "README.md", *ROOT.glob("tasks/*/README.md")):
+        text = path.read_text()
+        named = set(re.findall(r"(?:run|show|sweep) ([a-z]+/[a-z0-9_]+)", text))
+        assert named <= known, path
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / link).exists(), f"{link} in {path}"
