@@ -1,0 +1,224 @@
+"""Time and peak memory of soft ranks, side by side with the alternatives, in one run: `make bench-ranking`.
+
+Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, with the device
+synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by the allocator's count, on a CPU
+by the profiler's. A library that is not installed is a row that says so. A case that would need more than the memory
+allowed, or an operator whose last size took too long, is left out and says so.
+
+Writes ranking.{csv,md,png} into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from reloss.experiment import environment
+from reloss.ranking import soft_rank
+
+SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
+BATCHES = (1, 32)
+MOST_SECONDS = 4.0  # of one run; larger sizes of that operator are not tried
+MOST_BYTES = 8 << 30
+FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", "note")
+Operator = Callable[[Tensor], Tensor]
+
+
+def operators(device: str) -> dict[str, Operator | str]:
+    """Return the operators by name; a string instead says why one is missing."""
+    found: dict[str, Operator | str] = {
+        "reloss bitonic": lambda x: soft_rank(x, "bitonic"),
+        "reloss laplace": lambda x: soft_rank(x, "laplace"),
+        "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
+    }
+    found["diffsort 0.2.0 bitonic"] = _diffsort(device) if find_spec("diffsort") else "not installable"
+    found["torchsort"] = _torchsort() if find_spec("torchsort") else "not installable"
+    found["fast-soft-sort"] = _fast_soft_sort() if find_spec("fast_soft_sort") else "not installable"
+    found["softtorch"] = _softtorch() if find_spec("softtorch") else "not installable"
+    return found
+
+
+def _diffsort(device: str) -> Operator:
+    from diffsort import DiffSortNet
+
+    networks: dict[int, Any] = {}
+
+    def rank(x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        if n not in networks:
+            networks[n] = DiffSortNet("bitonic", n, device=device, steepness=5.0, distribution="logistic_phi")
+        return (networks[n](x)[1] * torch.arange(n, device=x.device)).sum(-1)
+
+    return rank
+
+
+def _torchsort() -> Operator | str:
+    try:
+        import torchsort
+    except ImportError as error:
+        return f"does not import: {error}"
+    return lambda x: torchsort.soft_rank(x, regularization_strength=0.1)
+
+
+def _fast_soft_sort() -> Operator | str:
+    try:
+        from fast_soft_sort.pytorch_ops import soft_rank as fast_soft_rank
+    except ImportError as error:
+        return f"does not import: {error}"
+    return lambda x: fast_soft_rank(x.cpu(), regularization_strength=0.1)
+
+
+def _softtorch() -> Operator | str:
+    try:
+        import softtorch
+    except ImportError as error:
+        return f"does not import: {error}"
+    return lambda x: softtorch.rank(x, axis=-1)
+
+
+def measure(operator: Operator, batch: int, n: int, device: str, runs: int) -> dict[str, Any]:
+    """Return the medians of `runs` warm runs in ms, and the peak memory in MiB."""
+    values = torch.randn(batch, n, device=device, generator=torch.Generator(device).manual_seed(0)).requires_grad_()
+    weights = torch.randn(batch, n, device=device)
+
+    def forward() -> Tensor:
+        return operator(values)
+
+    def both() -> None:
+        values.grad = None
+        (forward() * weights).sum().backward()
+
+    first = _seconds(both, device)
+    runs = max(3, min(runs, int(20 / max(first, 1e-6))))
+    ahead, whole = ([_seconds(call, device) for _ in range(runs)] for call in (forward, both))
+    return {
+        "forward_ms": 1e3 * statistics.median(ahead),
+        "forward_backward_ms": 1e3 * statistics.median(whole),
+        "peak_mib": _peak_bytes(both, device) / 2**20,
+        "note": f"median of {runs}",
+    }
+
+
+def _seconds(call: Callable[[], Any], device: str) -> float:
+    _synchronize(device)
+    began = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - began
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_bytes(call: Callable[[], Any], device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+def dense_bytes(name: str, batch: int, n: int) -> int:
+    """Return the bytes of the n x n matrices that an operator is known to hold, 0 for those that hold none."""
+    if name.startswith("diffsort"):
+        layers = (n - 1).bit_length() * ((n - 1).bit_length() + 1) // 2
+        return 4 * layers * (6 * batch + 2) * n * n
+    return 4 * 4 * batch * n * n if name == "softtorch" else 0
+
+
+def table(device: str, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
+    """Return one row for each operator, batch and size."""
+    rows = []
+    for name, operator in operators(device).items():
+        for batch in BATCHES:
+            too_slow = False
+            for n in sizes:
+                row = {"operator": name, "batch": batch, "n": n}
+                if isinstance(operator, str):
+                    row["note"] = operator
+                elif too_slow:
+                    row["note"] = f"not run: the size before took over {MOST_SECONDS:g} s"
+                elif dense_bytes(name, batch, n) > MOST_BYTES:
+                    row["note"] = f"not run: needs about {dense_bytes(name, batch, n) / 2**30:.0f} GiB"
+                else:
+                    row |= _measured(operator, batch, n, device, runs)
+                    too_slow = row.get("forward_backward_ms", 0) > 1e3 * MOST_SECONDS
+                rows.append(row)
+                print(_line(row), flush=True)
+    return rows
+
+
+def _measured(operator: Operator, batch: int, n: int, device: str, runs: int) -> dict[str, Any]:
+    try:
+        return measure(operator, batch, n, device, runs)
+    except Exception as error:
+        return {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    return [f"{v:.3f}" if isinstance(v := row.get(name, ""), float) else str(v) for name in FIELDS]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return "| " + " | ".join(_shown(row)) + " |"
+
+
+def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
+    """Write CSV, Markdown and plot."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "ranking.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
+    name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
+    where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    head = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
+    title = (
+        f"# Soft ranks\n\n{where}, commit {environment.commit()}, {date.today()}. Command: `make bench-ranking`.\n\n"
+    )
+    (out / "ranking.md").write_text(title + "\n".join([*head, *map(_line, rows), ""]))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axis, batch in zip(figure.subplots(1, 2, sharey=True), BATCHES, strict=True):
+        for operator in dict.fromkeys(row["operator"] for row in rows):
+            mine = [r for r in rows if (r["operator"], r["batch"]) == (operator, batch) and "forward_ms" in r]
+            if mine:
+                times = [row["forward_backward_ms"] for row in mine]
+                axis.loglog([row["n"] for row in mine], times, marker="o", label=operator)
+        axis.set(title=f"batch {batch}", xlabel="n", ylabel="forward + backward, ms")
+        axis.legend(fontsize=8)
+    figure.savefig(out / "ranking.png", dpi=120)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for ranking.{csv,md,png}")
+    parser.add_argument("--runs", type=int, default=20, help="warm runs of each case")
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write(table(device, tuple(n for n in SIZES if n <= arguments.most), arguments.runs), device, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A first-order recurrence along the last axis, in O(n) work and few steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WIDTH = 32
+
+
+def decaying_sum(inputs: Tensor, decays: Tensor) -> Tensor:
+    """Return y with y_i = decays_i y_{i-1} + inputs_i and y_{-1} = 0, along the last axis; differentiable.
+
+    With decays in [0, 1] nothing overflows, and products that underflow are the zeros they should be: exact for any
+    spread. The axis is cut into rows of 32: 32 steps over all rows at once, then the same for the ends of the rows.
+
+    Args:
+        inputs: [..., n].
+        decays: [..., n], of the same shape.
+    """
+    n = inputs.shape[-1]
+    columns, kept = _columns(inputs), _columns(decays)
+    sums, products = [columns[0]], [kept[0]]
+    for column, decay in zip(columns[1:], kept[1:], strict=True):
+        sums.append(torch.addcmul(column, decay, sums[-1]))
+        products.append(decay * products[-1])
+    result = torch.stack(sums, -1)
+    if result.shape[-2] > 1:
+        ends = decaying_sum(sums[-1], products[-1])
+        carried = F.pad(ends[..., :-1], (1, 0))
+        result = torch.addcmul(result, torch.stack(products, -1), carried[..., None])
+    return result.flatten(-2)[..., :n]
+
+
+def _columns(values: Tensor) -> Tensor:
+    """Return [WIDTH, ..., rows], contiguous: value i of row r is value 32 r + i, zeros after the last."""
+    rows = -(-values.shape[-1] // WIDTH)
+    padded = F.pad(values, (0, rows * WIDTH - values.shape[-1]))
+    return padded.unflatten(-1, (rows, WIDTH)).movedim(-1, 0).contiguous()

@@ -1,0 +1,86 @@
+"""Differentiable ranks: one function, four methods."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from reloss.ranking.hard import check_values
+from reloss.ranking.laplace import laplace_rank
+from reloss.ranking.networks import Comparator, Interpolation, network_rank
+from reloss.ranking.pairwise import pairwise_rank
+
+Method = Literal["bitonic", "odd_even", "laplace", "pairwise"]
+
+
+def soft_rank(
+    values: Tensor,
+    method: Method = "bitonic",
+    *,
+    standardize: bool = False,
+    steepness: float = 5.0,
+    interpolation: Interpolation = "logistic_phi",
+    art_lambda: float = 0.25,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Return differentiable ranks of `values` along the last axis, ascending from 0; they sum to n(n-1)/2.
+
+    | method | work | what it is |
+    | --- | --- | --- |
+    | `bitonic` | n log^2 n | a differentiable sorting network, the release's |
+    | `odd_even` | n^2 | the same with n layers of neighbours |
+    | `laplace` | n log n | sum over the others of the Laplace distribution function of (x_i - x_j) / temperature |
+    | `pairwise` | n^2, bounded memory | the same with the logistic function |
+
+    Every method depends on the scale of the values: where their spread is small against 1/steepness, or against the
+    temperature, all ranks draw near (n-1)/2 (for bitonic and n = 256, ranks correlate .99 with the true ones at
+    standard deviation 1, .60 at 0.3 and .14 at 0.1). `standardize` takes that away: it divides by the standard
+    deviation first, so that steepness and temperature are relative to the spread. Without it they are absolute.
+
+    What the sorting networks give up: their ranks depend on the order in which values are given, may misorder close
+    values, and may fall as their own value rises; they stay in [0, n-1]. `laplace` and `pairwise` have none of this:
+    they are permutation equivariant, keep the order, and each rank rises with its own value.
+
+    Equal values get equal ranks from `laplace` and `pairwise` and from each comparison of a network; gradients are
+    finite there. A constant row has equal ranks, and a single value has rank 0. Twice differentiable.
+
+    Args:
+        values: [..., n], finite, n >= 1, of any strides. float16 and bfloat16 are computed in float32.
+        method: see above.
+        standardize: give each row mean 0 and standard deviation 1 first (a constant row stays constant).
+        steepness: how sharply a network's comparison decides; the release uses 5.
+        interpolation: how a network's comparison turns a difference into a weight; the release uses `logistic_phi`.
+        art_lambda: exponent of `logistic_phi` alone.
+        temperature: the scale of `laplace` and `pairwise`; ranks become hard as it goes to 0.
+
+    Returns:
+        [..., n] in float32 (float64 for float64 values).
+
+    Raises:
+        ValueError: n is 0, a value is NaN or infinite (its index is named), a steepness or temperature that is not
+            positive, or an unknown method or interpolation.
+    """
+    check_values(values)
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
+    if not (steepness > 0 and temperature > 0):
+        raise ValueError(f"steepness and temperature must be positive, not {steepness} and {temperature}")
+    values = values if values.dtype == torch.float64 else values.float()
+    if values.shape[-1] == 1:
+        return values * 0
+    if standardize:
+        values = standardized(values)
+    if method == "laplace":
+        return laplace_rank(values, temperature)
+    if method == "pairwise":
+        return pairwise_rank(values, temperature)
+    return network_rank(values, method, Comparator(steepness, interpolation, art_lambda))
+
+
+def standardized(values: Tensor) -> Tensor:
+    """Return `values` [..., n] with mean 0 and standard deviation 1 along the last axis; a constant row becomes 0."""
+    values = values - values.mean(-1, keepdim=True)
+    variance = values.square().mean(-1, keepdim=True)
+    return values / torch.where(variance > 0, variance, 1.0).sqrt()
