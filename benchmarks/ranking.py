@@ -1,9 +1,9 @@
 """Time and peak memory of soft ranks, side by side with the alternatives, in one run: `make bench-ranking`.
 
 Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, with the device
-synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by the allocator's count, on a CPU
-by the profiler's. A library that is not installed is a row that says so. A case that would need more than the memory
-allowed, or an operator whose last size took too long, is left out and says so.
+synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by the allocator's count, on a
+CPU by the profiler's. A library that is not installed is a row that says so. A case that would need more than the
+memory allowed, or an operator whose last size took too long, is left out and says so.
 
 Writes ranking.{csv,md,png} into --out.
 """

@@ -44,7 +44,7 @@ class _LaplaceRank(torch.autograd.Function):
 
 
 def _sorted_ranks(values: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ranks of ascending `values`, the decays between neighbours, and sum over j != i of exp(-|x_i-x_j|/t)."""
+    """Return ranks of ascending `values`, decays between neighbours, and sums over j != i of exp(-|x_i - x_j| / t)."""
     gaps = values.diff(dim=-1, prepend=values[..., :1]) / temperature
     decays = (-gaps).exp()
     ones = torch.ones_like(values)

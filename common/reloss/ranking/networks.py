@@ -1,7 +1,7 @@
 """Soft ranks through a differentiable sorting network (Petersen et al., 2021 and 2022).
 
 A layer of the network compares values in pairs and mixes each pair (a, b) into (alpha a + (1 - alpha) b,
-(1 - alpha) a + alpha b), the softly smaller and larger, with alpha = f(b - a) in [0, 1]. As a matrix a layer L is doubly
+(1 - alpha) a + alpha b), the softly smaller and larger, with alpha = f(b - a) in [0, 1]. A layer's matrix L is doubly
 stochastic; the network is P = L_1 L_2 ... L_K, and the rank of value i is the place where it is expected to land,
 r = P (0, 1, ..., n-1). diffsort multiplies the n x n matrices, O(n^3) work. Here the values go forwards through the
 layers once and the places backwards once: the same ranks in O(n log^2 n) work and memory for the bitonic network. For
@@ -80,7 +80,7 @@ class _NetworkRank(torch.autograd.Function):
 def _sweep(
     values: Tensor, wiring: Wiring, comparator: Comparator
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the ranks and, of each layer, the weights, the differences of its pairs, and those of their outcomes' ranks."""
+    """Return the ranks and, of each layer, weights, differences of its pairs, and gaps of their outcomes' ranks."""
     weights, differences, gaps = [], [], []
     outcome = values
     for forward, pairs in zip(wiring.forwards[:-1], wiring.pairs, strict=True):
@@ -215,5 +215,6 @@ def _odd_even(n: int) -> list[Layer]:
     layers = []
     for layer in range(n if n > 1 else 0):
         lower = torch.arange(layer % 2, n - 1, 2)
-        layers.append((lower, lower + 1, torch.zeros(len(lower), dtype=torch.bool)))
+        if len(lower):  # the second of n = 2 has none
+            layers.append((lower, lower + 1, torch.zeros(len(lower), dtype=torch.bool)))
     return layers

@@ -12,7 +12,7 @@ CHUNK = 1 << 22  # pairs held at a time, over all rows of the batch
 
 
 def pairwise_rank(values: Tensor, temperature: float) -> Tensor:
-    """Return rank_i = sum over j != i of sigmoid((x_i - x_j) / t) for `values` [..., n]; O(n^2) work, bounded memory."""
+    """Return rank_i = sum over j != i of sigmoid((x_i - x_j) / t) for `values` [..., n]; O(n^2) work in chunks."""
     ranks: Tensor = _PairSum.apply(values, values.detach(), temperature, SIGMOID)
     return ranks - 0.5  # the term of j = i
 

@@ -43,8 +43,9 @@ def soft_rank(
     values, and may fall as their own value rises; they stay in [0, n-1]. `laplace` and `pairwise` have none of this:
     they are permutation equivariant, keep the order, and each rank rises with its own value.
 
-    Equal values get equal ranks from `laplace` and `pairwise` and from each comparison of a network; gradients are
-    finite there. A constant row has equal ranks, and a single value has rank 0. Twice differentiable.
+    Equal values get equal ranks from `laplace` and `pairwise`; a network mixes them half and half at every comparison,
+    which makes the ranks of a constant row equal for `bitonic` where n is a power of two, else only draws them
+    together. Gradients are finite there. A single value has rank 0. Twice differentiable.
 
     Args:
         values: [..., n], finite, n >= 1, of any strides. float16 and bfloat16 are computed in float32.
