@@ -191,13 +191,19 @@ class _Fit:
         return {"objective": parts.total.detach(), "correlation": parts.correlation, "penalty": parts.penalty}
 
     @torch.no_grad()
+    def _correlation(self, name: str) -> float:
+        """Return Spearman's correlation of minus the loss with the metric, on held-out items."""
+        losses = self.surrogate.per_item(*self.validation[name])
+        return float(spearman(-losses, self.validation_metric[name]))
+
+    @torch.no_grad()
     def validate(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Measure on the held-out items, and keep the weights if they are the best so far."""
         entry: dict[str, float] = {"step": self.step, **{name: float(value) for name, value in parts.items()}}
         for name, items in self.validation.items():
-            losses = self.surrogate.per_item(*items)
-            entry[name] = float(spearman(-losses, self.validation_metric[name]))
+            entry[name] = self._correlation(name)
             if self.options.objective == "value":
+                losses = self.surrogate.per_item(*items)
                 entry[name.replace("spearman", "squared_error")] = float(
                     (losses - 1 + self.validation_metric[name]).square().mean()
                 )
