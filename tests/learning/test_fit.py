@@ -277,3 +277,8 @@ def test_fidelity_fills_in_what_is_left_out(fidelity, expected):
 def test_options_that_do_not_exist_or_do_not_fit(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         LearnOptions(**wrong)
+
+
+def test_diverged_learning_says_so(improving_bank):
+    with pytest.raises(RelossError, match="smaller learning_rate"):
+        fit_surrogate(ClassificationReLoss(width=16), improving_bank(), accuracy, steps=3, items=8, learning_rate=1e30)

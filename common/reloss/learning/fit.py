@@ -16,7 +16,7 @@ from reloss.errors import RelossError, UsageError
 from reloss.files import atomic
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import relabel_suffix
-from reloss.learning.objective import gradient_norms, rank_objective, value_objective
+from reloss.learning.objective import finite_losses, gradient_norms, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.progress import progress, say
@@ -193,7 +193,7 @@ class _Fit:
     @torch.no_grad()
     def _correlation(self, name: str) -> float:
         """Return Spearman's correlation of minus the loss with the metric, on held-out items."""
-        losses = self.surrogate.per_item(*self.validation[name])
+        losses = finite_losses(self.surrogate, *self.validation[name])
         return float(spearman(-losses, self.validation_metric[name]))
 
     @torch.no_grad()

@@ -63,6 +63,7 @@ class ClassificationReLoss(SurrogateLoss):
 
     def curve(self, inputs: Tensor) -> Tensor:
         """Return the learned loss at each of `inputs` [...], (log) probabilities of the target -> [...]."""
+        inputs = inputs.to(self._linears()[0].weight.dtype)
         if self.output == "monotone":
             return self.scale * self._rising(-inputs[..., None]).squeeze(-1)
         losses = self.loss(self.logits_fcs(inputs[..., None])).squeeze(-1)
