@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from reloss.learning import PredictionBank
 from safetensors.torch import load_file
+from small import DIGITS, SMALL
 from torch import Tensor
+
+from reloss.cli import main
+from reloss.experiment.run import Request, run
+from reloss.learning import PredictionBank
 
 RELEASED = Path(__file__).parent / "fixtures" / "released"
 
@@ -47,3 +51,37 @@ def improving_bank(tmp_path: Path) -> Callable[..., PredictionBank]:
         return bank
 
     return record
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a key in the developer's environment from sending a test's run to W&B."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run_digits(tmp_path: Path) -> Callable[..., Path]:
+    """Runs the digits experiment at a small size; returns the record."""
+
+    def start(loss: str = "ce", seed: int = 0, settings: tuple[str, ...] = SMALL, **more: object) -> Path:
+        where = {"data": tmp_path / "data", "runs": tmp_path / "runs", "track": "off"}
+        return run(Request(DIGITS, loss, seed, settings=settings, **{**where, **more}))  # type: ignore[arg-type]
+
+    return start
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls the command line in this process; returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return call

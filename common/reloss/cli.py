@@ -138,6 +138,7 @@ class Learn:
     def __call__(self) -> None:
         from reloss.experiment.config import override
         from reloss.experiment.run import learn
+        from reloss.experiment.seeds import seed_everything
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import get_metric
         from reloss.surrogates import get_surrogate
@@ -146,6 +147,7 @@ class Learn:
         options = override(LearnOptions(), _flat(self.set))
         if (self.out / "surrogate.json").exists():
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
+        seed_everything(options.seed)
         surrogate = get_surrogate(self.kind).for_fit(options)
         print(json.dumps(learn(surrogate, PredictionBank.open(self.bank), self.metric, options, self.out), indent=2))
 

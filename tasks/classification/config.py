@@ -1,6 +1,6 @@
 """The typed config of image classification. Imports no torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """The recipe. `lr`, `init` and `ordinary_weight` may differ between losses that are compared."""
+    """The recipe."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="of all processes together")
@@ -53,6 +53,8 @@ class Train(Section):
 class ClassificationExperiment(Experiment):
     """An experiment of image classification."""
 
+    TUNED: ClassVar[tuple[str, ...]] = ("train.lr", "train.init", "train.ordinary_weight")
+
     score: str = "accuracy"
     metric: str = "accuracy"
     ordinary_loss: str = "ce"
@@ -64,5 +66,5 @@ class ClassificationExperiment(Experiment):
 
     def protocol(self) -> str:
         """Return a hash of data, model and recipe but for what may be tuned for each loss."""
-        recipe = self.train.model_dump(exclude={"lr", "init", "ordinary_weight"})
+        recipe = self.train.model_dump(exclude={key.removeprefix("train.") for key in self.TUNED})
         return short_hash([self.data.model_dump(), self.model.model_dump(), recipe])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from reloss.errors import RelossError
 from reloss.learning import PredictionBank
-from torch.testing import assert_close
 
 ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, index
 
@@ -180,7 +181,7 @@ def test_a_killed_recording_goes_on_as_if_nothing_happened(tmp_path, seed):
     killed = PredictionBank.create(tmp_path / "killed", **budget).path
     recorder = start(record_in_child, killed, 10**6)
     target = chance.randrange(20, 500)
-    while saved_position(killed) < target:
+    while recorder.is_alive() and saved_position(killed) < target:
         time.sleep(0.001)
     time.sleep(chance.random() / 100)
     os.kill(recorder.pid, signal.SIGKILL)
@@ -236,6 +237,28 @@ def test_resume_forgets_what_came_after_the_position(tmp_path):
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(12))
 
 
+def test_a_kill_between_raising_the_level_and_thinning(tmp_path, monkeypatch):
+    budget = {"item_size": 4, "max_bytes": 20 * ITEM_BYTES}
+    whole, killed = (PredictionBank.create(tmp_path / name, **budget) for name in ("whole", "killed"))
+    record_items(whole, range(100))
+    whole.finish()
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionBank, "_thin", kill)
+        with pytest.raises(KeyboardInterrupt):
+            record_items(killed, range(100))
+    again = PredictionBank.open(killed.path)
+    assert (len(again), again.meta["level"]) == (21, 1)
+    again.resume(killed.position)
+    assert 0 < len(again) < 20
+    record_items(again, range(killed.position, 100))
+    again.finish()
+    assert_same(again, whole)
+
+
 def test_a_damaged_shard_is_named(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     record_items(bank, range(10))
@@ -280,9 +303,7 @@ def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(
-            RelossError, match="cannot write .*No space left on device; nothing recorded before was lost"
-        ):
+        with pytest.raises(RelossError, match=r"cannot write .*No space left on device; nothing .* lost"):
             bank.flush()
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(5))
     bank.flush()

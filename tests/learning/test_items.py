@@ -1,7 +1,8 @@
 import torch
+from torch.testing import assert_close
+
 from reloss.learning.items import relabel_suffix
 from reloss.metrics import accuracy
-from torch.testing import assert_close
 
 
 def logits(n: int, b: int, c: int) -> torch.Tensor:

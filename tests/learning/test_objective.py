@@ -1,30 +1,23 @@
 import pytest
 import torch
+from torch.testing import assert_close
+
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions
 from reloss.learning.objective import gradient_norms, gradient_penalty, rank_objective, value_objective
 from reloss.metrics import accuracy
 from reloss.ranking import soft_spearman
-from reloss.surrogates import SurrogateLoss
-from torch.testing import assert_close
 
 
-class LinearLoss(SurrogateLoss):
+class LinearLoss(torch.nn.Module):
     """The mean over the examples of a weighted sum of their outputs: each example's own gradient is the weights."""
 
     def __init__(self, *weights: float) -> None:
         super().__init__()
         self.weights = torch.nn.Parameter(torch.tensor(weights))
 
-    def per_item(self, outputs, targets):
+    def per_item(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs * self.weights).sum(-1).mean(-1)
-
-    @staticmethod
-    def ordinary_loss(outputs, targets):
-        return outputs.square().mean((1, 2))
-
-    def options(self):
-        return {}
 
 
 def items(n: int = 8, b: int = 6, c: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

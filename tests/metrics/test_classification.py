@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reloss.errors import UsageError
-from reloss.metrics import accuracy, get_metric, top5_accuracy, topk_accuracy
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
+
+from reloss.errors import UsageError
+from reloss.metrics import accuracy, get_metric, top5_accuracy, topk_accuracy
 
 
 def predictions(seed: int, n: int = 4, b: int = 50, c: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,10 @@ from typing import get_args
 
 import pytest
 import torch
-from reloss.ranking import Interpolation, Method, soft_rank, soft_spearman
 from torch.autograd import gradcheck
 from torch.testing import assert_close
+
+from reloss.ranking import Interpolation, Method, soft_rank, soft_spearman
 
 
 def random_values(*shape: int) -> torch.Tensor:

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import Tensor
+from torch.testing import assert_close
+
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions
 from reloss.learning.objective import gradient_penalty, rank_objective
 from reloss.ranking import soft_rank, soft_spearman, spearman
-from torch import Tensor
-from torch.testing import assert_close
 
 RELEASED_RANKING = {"standardize": False, "ties": "ordinal"}
 

@@ -3,8 +3,9 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reloss.ranking import pearson, soft_spearman, spearman
 from torch.testing import assert_close
+
+from reloss.ranking import pearson, soft_spearman, spearman
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -3,8 +3,9 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reloss.ranking import hard_rank
 from torch.testing import assert_close
+
+from reloss.ranking import hard_rank
 
 tied_values = st.lists(st.integers(-3, 3), min_size=1, max_size=20)
 

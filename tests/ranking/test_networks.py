@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reloss.ranking import Interpolation, Method, hard_rank, pearson, soft_rank
 from torch.testing import assert_close
+
+from reloss.ranking import Interpolation, Method, hard_rank, pearson, soft_rank
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

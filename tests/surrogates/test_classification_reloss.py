@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
 from reloss import ClassificationReLoss
 from reloss.errors import UsageError
 from reloss.surrogates import get_surrogate
-from torch.nn.functional import cross_entropy
-from torch.testing import assert_close
 
 RELEASED_SHAPES = {
     "logits_fcs.0.weight": (128, 1),
@@ -59,6 +60,34 @@ def test_absolute_folds_and_identity_does_not():
     folded, signed = (surrogate.curve(torch.linspace(0, 1, 11)) for surrogate in surrogates)
     assert_close(folded, -signed)
     assert signed.max() < 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("input", ["probability", "log_probability"])
+def test_a_monotone_loss_falls_as_the_probability_rises(input, seed):
+    """Whatever its weights: fresh, or drawn anew with signs of their own."""
+    surrogate = surrogate_of_seed(seed, input=input, output="monotone", width=16)
+    inputs = torch.linspace(0.001, 1, 200)
+    inputs = (inputs if input == "probability" else inputs.log()).requires_grad_()
+    for redraw in (False, True):
+        if redraw:
+            for parameter in surrogate.parameters():
+                torch.nn.init.normal_(parameter, std=0.5)
+        (slopes,) = torch.autograd.grad(surrogate.curve(inputs).sum(), inputs)
+        assert slopes.max() < 0
+
+
+def test_a_monotone_loss_can_bend_both_ways():
+    """-tanh is concave, then convex."""
+    inputs = torch.linspace(-3, 3, 61)
+    surrogate = surrogate_of_seed(output="monotone", width=16)
+    optimizer = torch.optim.Adam(surrogate.parameters(), lr=0.02)
+    for _ in range(400):
+        error = (surrogate.curve(inputs) + inputs.tanh()).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error < 0.002
 
 
 def test_scale_multiplies_loss_and_gradient():

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
+
 from reloss import ClassificationReLoss
 from reloss.errors import RelossError, UsageError
-from torch.testing import assert_close
 
 OPTIONS = {"input": "log_probability", "output": "identity", "width": 16, "scale": 1.75}
 

@@ -1,7 +1,7 @@
 """The description of an experiment: one typed, validated config, and how `--set` changes it. Imports no torch."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,9 @@ class Recording(Section):
 
 class Experiment(Section):
     """A complete experiment. Tasks add their sections: data, model, train."""
+
+    TUNED: ClassVar[tuple[str, ...]] = ()
+    """Keys that may differ between runs that are compared, such as train.lr; learn.* may too."""
 
     name: str
     paper: str = Field(description="the paper's table or claim that it stands for")

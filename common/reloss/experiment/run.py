@@ -94,12 +94,21 @@ class _Job:
 
     def baseline(self) -> Path:
         """Train with the ordinary loss while recording the bank, unless the bank is complete."""
-        folder = self.record_folder(self.config.ordinary_loss, self.config.recording.seed)
-        if self._bank() is not None:
-            say(f"bank is complete: {self.home / 'bank'}")
-            return folder
-        job = replace(self, request=replace(self.request, loss=self.config.ordinary_loss, stage="all"))
-        return job._train(self.config.recording.seed)
+        job, seed = self._baseline_job(), self.config.recording.seed
+        if self._bank() is None:
+            return job._train(seed)
+        say(f"bank is complete: {self.home / 'bank'}")
+        return job.record_folder(job.request.loss, seed)
+
+    def _baseline_job(self) -> _Job:
+        """Return the run of the ordinary loss that this one is compared with: without what is tuned for each loss."""
+        settings = tuple(
+            setting
+            for setting in self.request.settings
+            if not setting.startswith("learn.") and setting.partition("=")[0] not in self.config.TUNED
+        )
+        request = replace(self.request, loss=self.config.ordinary_loss, settings=settings, stage="all")
+        return _Job(self.task, override(find_experiment(self.config.name)[1], settings), request)
 
     def learn(self) -> Path:
         """Fit the surrogate of this loss on the bank, unless it is there; returns its folder."""
@@ -129,6 +138,8 @@ class _Job:
         if self.request.stage == "all" and self.request.loss in LEARNED_LOSSES:
             self.baseline()
             self.learn()
+        if self.request.stage == "all" and self.task.fine_tunes(self.config) and not self._baseline_weights():
+            self._baseline_job()._train(self.request.seed)
         return self._train(self.request.seed)
 
     def _train(self, seed: int) -> Path:
@@ -158,7 +169,7 @@ class _Job:
         surrogate = None
         if loss in LEARNED_LOSSES:
             surrogate, facts["surrogate"] = self._surrogate()
-        initial_weights = self._initial_weights(seed)
+        initial_weights = self._initial_weights()
         trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
         distributed.barrier()  # all have looked at what is there before the main process changes it
         record = Record(folder, self.config, facts=facts, track=self.request.track)
@@ -227,13 +238,28 @@ class _Job:
         card = read_json(folder / "surrogate.json")
         return surrogate, {"folder": str(folder.relative_to(self.home)), **card["fit"]}
 
-    def _initial_weights(self, seed: int) -> Path | None:
+    def _initial_weights(self) -> Path | None:
+        """Return the weights that a fine-tuning run starts from, those of the finished baseline of its seed."""
         if not self.task.fine_tunes(self.config):
             return None
-        weights = self.home / self.config.ordinary_loss / f"seed{seed}" / "checkpoint" / "weights.safetensors"
-        if not weights.exists():
-            raise UsageError(f"to fine-tune, first run --loss {self.config.ordinary_loss} --seed {seed}: no {weights}")
-        return weights
+        found = self._baseline_weights()
+        if not found:
+            raise UsageError(
+                f"to fine-tune, first run --loss {self.config.ordinary_loss} --seed {self.request.seed} with the same "
+                f"data, model and recipe: no finished one in {self.home}"
+            )
+        return found[0]
+
+    def _baseline_weights(self) -> list[Path]:
+        """Return the weights of this seed's finished baselines under the same protocol, fewest settings first."""
+        found = []
+        for path in self.home.glob(f"{self.config.ordinary_loss}*/seed{self.request.seed}/summary.json"):
+            summary = read_json(path)
+            wanted = {"status": "finished", "loss": self.config.ordinary_loss, "protocol": self.config.protocol()}
+            weights = path.parent / "checkpoint" / "weights.safetensors"
+            if wanted.items() <= summary.items() and weights.exists():
+                found.append((len(summary["settings"]), weights))
+        return [weights for _, weights in sorted(found)]
 
 
 def learn(

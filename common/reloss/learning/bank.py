@@ -130,8 +130,11 @@ class PredictionBank:
         for path in self._shard_paths():
             if int(path.stem) >= position:
                 path.unlink()
+        for stale in (self.path / "shards").glob(".*.tmp"):  # of a write that a kill cut short
+            stale.unlink()
         self.position = position
         self._shards = None
+        self._write_meta(complete=False)
         self._thin()
 
     def _offer(self, outputs: Tensor, targets: Tensor, step: int) -> None:

@@ -16,7 +16,7 @@ from reloss.errors import RelossError, UsageError
 from reloss.files import atomic
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import relabel_suffix
-from reloss.learning.objective import gradient_norms, rank_objective, value_objective
+from reloss.learning.objective import finite_losses, gradient_norms, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.progress import progress, say
@@ -191,13 +191,19 @@ class _Fit:
         return {"objective": parts.total.detach(), "correlation": parts.correlation, "penalty": parts.penalty}
 
     @torch.no_grad()
+    def _correlation(self, name: str) -> float:
+        """Return Spearman's correlation of minus the loss with the metric, on held-out items."""
+        losses = finite_losses(self.surrogate, *self.validation[name])
+        return float(spearman(-losses, self.validation_metric[name]))
+
+    @torch.no_grad()
     def validate(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Measure on the held-out items, and keep the weights if they are the best so far."""
         entry: dict[str, float] = {"step": self.step, **{name: float(value) for name, value in parts.items()}}
         for name, items in self.validation.items():
-            losses = self.surrogate.per_item(*items)
-            entry[name] = float(spearman(-losses, self.validation_metric[name]))
+            entry[name] = self._correlation(name)
             if self.options.objective == "value":
+                losses = self.surrogate.per_item(*items)
                 entry[name.replace("spearman", "squared_error")] = float(
                     (losses - 1 + self.validation_metric[name]).square().mean()
                 )

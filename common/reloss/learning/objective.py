@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reloss.errors import RelossError
 from reloss.learning.options import LearnOptions
 from reloss.ranking import soft_spearman
 from reloss.surrogates import SurrogateLoss
@@ -16,6 +17,18 @@ class Objective(NamedTuple):
     total: Tensor
     correlation: Tensor
     penalty: Tensor
+
+
+def finite_losses(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the losses of N items, [N].
+
+    Raises:
+        RelossError: one is NaN or infinite.
+    """
+    losses = surrogate.per_item(outputs, targets)
+    if not torch.isfinite(losses).all():
+        raise RelossError("learning the surrogate diverged: its losses are not finite; try a smaller learning_rate")
+    return losses
 
 
 def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:
@@ -44,7 +57,7 @@ def rank_objective(
     Source: the paper's objective, as the released training script computes it.
     """
     outputs = outputs.detach().requires_grad_()
-    losses = surrogate.per_item(outputs, targets)
+    losses = finite_losses(surrogate, outputs, targets)
     correlation = soft_spearman(
         -losses,
         metric,
@@ -62,6 +75,6 @@ def rank_objective(
 
 def value_objective(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor, metric: Tensor) -> Objective:
     """Return the mean squared difference of the losses from 1 - M, M on [0, 1]: exact recovery (`approx`)."""
-    losses = surrogate.per_item(outputs, targets)
+    losses = finite_losses(surrogate, outputs, targets)
     total = (losses - (1 - metric)).square().mean()
     return Objective(total, torch.zeros(()), torch.zeros(()))

@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "real_fraction": 0.5,
         "calibrate": True,
         "input": "log_probability",
-        "output": "identity",
+        "output": "monotone",
     },
 }
 
@@ -60,8 +60,9 @@ class LearnOptions(BaseModel):
     """Multiply the loss by one constant: its mean gradient norm on the bank becomes the ordinary loss's."""
     input: Literal["probability", "log_probability"] = "log_probability"
     """Of the classification network: p passes no gradient where it is 0 or 1; log p does."""
-    output: Literal["absolute", "identity"] = "identity"
-    """Of the classification network: the absolute value can fold the learned curve."""
+    output: Literal["absolute", "identity", "monotone"] = "monotone"
+    """Of the classification network: the absolute value can fold the learned curve, and the penalty is blind to the
+    sign of its slope; a network that is monotone by construction has neither trap."""
 
     @model_validator(mode="after")
     def _fill_from_fidelity(self) -> Self:

@@ -33,6 +33,7 @@ def hard_rank(values: Tensor, ties: Literal["mean", "ordinal"] = "mean") -> Tens
     check_values(values)
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     values = values.detach()
+    values = values.byte() if values.dtype == torch.bool else values
     if ties == "ordinal":
         return values.argsort(dim=-1).argsort(dim=-1).to(dtype)
     values = values.contiguous()

@@ -242,11 +242,11 @@ def _markdown(headers: list[str], texts: list[list[str]]) -> str:
 
 
 def _latex(headers: list[str], texts: list[list[str]]) -> str:
-    special: dict[str, str | int | None] = {character: f"\\{character}" for character in "_%&#${}"}
+    special: dict[str, str] = {character: f"\\{character}" for character in "_%&#${}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 
     def escape(text: str) -> str:
-        return text.translate(str.maketrans(special))
+        return "".join(special.get(character, character) for character in text)
 
     body = [" & ".join(map(escape, text)) + r" \\" for text in texts]
     head = " & ".join(map(escape, headers)) + r" \\"

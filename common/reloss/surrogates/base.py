@@ -84,7 +84,10 @@ class SurrogateLoss(nn.Module, ABC):
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
             surrogate, weights = cls._from_card(path / "surrogate.json"), _read_weights(path / "surrogate.safetensors")
         elif path.is_file():
-            surrogate, weights = cls(**options), _read_weights(path)
+            try:
+                surrogate, weights = cls(**options), _read_weights(path)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"no {cls.__name__} with {options}: {error}") from error
         else:
             raise UsageError(f"no surrogate at {path}: expected a folder with surrogate.json, or a file of weights")
         try:

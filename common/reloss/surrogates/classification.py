@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions
 
 Input = Literal["probability", "log_probability"]
-Output = Literal["absolute", "identity"]
+Output = Literal["absolute", "identity", "monotone"]
 
 
 class ClassificationReLoss(SurrogateLoss):
@@ -26,7 +26,10 @@ class ClassificationReLoss(SurrogateLoss):
     Args:
         input: `probability` p of the target, or its logarithm, which still passes a gradient where p is 0 or 1.
         output: `absolute` takes the absolute value of the network's output, which folds a curve that crosses zero, so
-            that the loss can rise towards the right answer; `identity` leaves the sign alone.
+            that the loss can rise towards the right answer. `identity` leaves the sign alone; but as the gradient
+            penalty is blind to the sign of a slope, about half of such networks stay upside down as they began.
+            `monotone` uses the absolute values of the weights and a rising activation, so that the loss falls as the
+            target's probability rises, by construction.
         width: of the hidden layers.
         scale: see `SurrogateLoss`.
 
@@ -46,6 +49,9 @@ class ClassificationReLoss(SurrogateLoss):
         self.logits_fcs = nn.Sequential(nn.Linear(1, width), nn.ELU(), nn.Linear(width, width), nn.ELU())
         self.loss = nn.Sequential(nn.Linear(width, width), nn.ELU(), nn.Linear(width, 1))
 
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in (*self.logits_fcs, *self.loss) if isinstance(layer, nn.Linear)]
+
     @classmethod
     def for_fit(cls, options: LearnOptions) -> Self:
         """Return a fresh surrogate with the input and output that the options of the fit name."""
@@ -57,8 +63,23 @@ class ClassificationReLoss(SurrogateLoss):
 
     def curve(self, inputs: Tensor) -> Tensor:
         """Return the learned loss at each of `inputs` [...], (log) probabilities of the target -> [...]."""
+        inputs = inputs.to(self._linears()[0].weight.dtype)
+        if self.output == "monotone":
+            return self.scale * self._rising(-inputs[..., None]).squeeze(-1)
         losses = self.loss(self.logits_fcs(inputs[..., None])).squeeze(-1)
         return self.scale * (losses.abs() if self.output == "absolute" else losses)
+
+    def _rising(self, hidden: Tensor) -> Tensor:
+        """Return the network's output with non-negative weights: it rises with its input.
+
+        Half of the units take ELU, which is convex, and half its concave mirror image: with one alone, the curve
+        could bend only one way (Runje and Shankaranarayana, 2023).
+        """
+        *hiddens, last = self._linears()
+        for layer in hiddens:
+            convex, concave = F.linear(hidden, layer.weight.abs(), layer.bias).chunk(2, dim=-1)
+            hidden = torch.cat((F.elu(convex), -F.elu(-concave)), -1)
+        return F.linear(hidden, last.weight.abs(), last.bias)
 
     def per_item(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each item, in float32 also under autocast.

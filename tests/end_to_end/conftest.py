@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts `reloss` with the given words in a process of its own."""
+
+    def launch(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        command = [sys.executable, *launcher, "-m", "reloss.cli", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    return launch
+
+
+@pytest.fixture
+def finish(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Runs `reloss` to its end, which must be a good one; returns what it said."""
+
+    def run(*words: object, **more: object) -> str:
+        process = start(*words, **more)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        return said
+
+    return run

@@ -1,0 +1,180 @@
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+from small import DIGITS
+
+from reloss.experiment.tracking import read_metrics
+from reloss.surrogates import ClassificationReLoss
+
+SETTINGS = ("train.epochs=5", "learn.steps=60", "learn.items=32")
+
+
+def summary(record):
+    return json.loads((record / "summary.json").read_text())
+
+
+def metrics(record):
+    return [{**entry, "seconds": None} for entry in read_metrics(record / "metrics.jsonl")]
+
+
+def words(runs, loss="reloss", settings=SETTINGS):
+    return ("run", DIGITS, "--loss", loss, "--seed", "0", "--runs", runs, "--track", "off", "--set", *settings)
+
+
+def record_of(runs, loss, epochs=5):
+    """The record of a loss; how a surrogate was learned names no variant of the baseline that it needs."""
+    learned = "learn.items=32,learn.steps=60," if loss == "reloss" else ""
+    return runs / DIGITS / f"{loss}@{learned}train.epochs={epochs}" / "seed0"
+
+
+def test_the_whole_line(cli, tmp_path):
+    runs = tmp_path / "runs"
+    for stage in ("baseline", "learn", "train", "evaluate"):
+        code, _, err = cli(*words(runs), "--stage", stage)
+        assert code == 0, err
+
+    baseline, learned = record_of(runs, "ce"), record_of(runs, "reloss")
+    for record in (baseline, learned):
+        names = {str(path.relative_to(record)) for path in record.rglob("*") if path.is_file()}
+        checkpoint = {"checkpoint/last.pt", "checkpoint/weights.safetensors"}
+        assert names == {"config.yaml", "environment.json", "metrics.jsonl", "summary.json"} | checkpoint
+        assert summary(record)["status"] == "finished"
+        assert [entry["epoch"] for entry in metrics(record)] == [1, 2, 3, 4, 5]
+    bank = runs / DIGITS / "bank"
+    assert {path.name for path in bank.iterdir()} == {"bank.json", "shards"}
+    surrogate = runs / DIGITS / summary(learned)["surrogate"]["folder"]
+    assert {path.name for path in surrogate.iterdir()} == {
+        "surrogate.safetensors",
+        "surrogate.json",
+        "history.jsonl",
+    }
+    assert ClassificationReLoss.from_pretrained(surrogate).input == "log_probability"
+
+    assert summary(baseline)["scores"]["accuracy"] > 0.8
+    assert summary(learned)["scores"]["accuracy"] > 0.8  # chance is 0.1
+    assert summary(learned)["surrogate"]["spearman"] > 0.8
+
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert cli(*words(runs))[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+    code, out, _ = cli("table", "classification", "--runs", runs, "--format", "json")
+    rows = {row["loss"]: row for row in json.loads(out) if row["experiment"] == DIGITS}
+    assert code == 0
+    for loss, record in (("ce", baseline), ("reloss", learned)):
+        assert rows[loss]["ours"] == [pytest.approx(100 * summary(record)["scores"]["accuracy"]), None, 1]
+        assert rows[loss]["records"] == [str(record.relative_to(runs))]
+        assert rows[loss]["status"].startswith("reduced: train.epochs=5")
+    assert rows["reloss"]["difference"][0] == pytest.approx(rows["reloss"]["ours"][0] - rows["ce"]["ours"][0])
+    assert rows["approx"]["status"] == "not run (no record)"
+
+
+def test_the_same_seed_gives_the_same_metrics(cli, tmp_path):
+    short = ("train.epochs=2", *SETTINGS[1:])
+    found = []
+    for runs in (tmp_path / "one", tmp_path / "other"):
+        assert cli(*words(runs, settings=short))[0] == 0
+        record = record_of(runs, "reloss", epochs=2)
+        found.append((metrics(record), summary(record)["surrogate"], summary(record)["scores"]))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2
+
+
+# Killed
+
+
+def lines(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def moments(runs, chance):
+    """Conditions at which to kill, one in each stage, at a random epoch or validation."""
+    epoch = chance.randrange(1, 4)
+    return {
+        "baseline": lambda: lines(record_of(runs, "ce") / "metrics.jsonl") >= epoch,
+        "learn": lambda: any((runs / DIGITS).glob("surrogates/*/fit.pt")),
+        "train": lambda: lines(record_of(runs, "reloss") / "metrics.jsonl") >= epoch,
+    }
+
+
+def wait_for(condition, process):
+    limit = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_line_ends_as_an_uninterrupted_one(cli, start, finish, tmp_path, seed):
+    whole, runs = tmp_path / "whole", tmp_path / "runs"
+    assert cli(*words(whole))[0] == 0
+    chance = random.Random(seed)
+    for condition in moments(runs, chance).values():
+        process = start(*words(runs))
+        wait_for(condition, process)
+        time.sleep(chance.uniform(0, 0.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finish(*words(runs))
+    for loss in ("ce", "reloss"):
+        ours, theirs = record_of(runs, loss), record_of(whole, loss)
+        assert summary(ours)["status"] == "finished"
+        assert metrics(ours) == metrics(theirs)
+        assert summary(ours)["scores"] == summary(theirs)["scores"]
+        assert summary(ours).get("surrogate") == summary(theirs).get("surrogate")
+        weights = [load_file(record / "checkpoint" / "weights.safetensors") for record in (ours, theirs)]
+        assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[1])
+
+
+@pytest.mark.slow
+def test_sigterm_is_recorded(start, finish, tmp_path):
+    record = record_of(tmp_path, "ce")
+    process = start(*words(tmp_path, "ce", SETTINGS[:1]))
+    wait_for(lambda: lines(record / "metrics.jsonl") >= 2, process)
+    process.terminate()
+    said, _ = process.communicate()
+    assert process.returncode == 143
+    assert "terminated; the same command goes on from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert summary(record)["status"] == "interrupted"
+    assert len(metrics(record)) < 5
+    assert "going on from epoch" in finish(*words(tmp_path, "ce", SETTINGS[:1]))
+    assert summary(record)["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_demo(finish, tmp_path):
+    said = finish("demo", "--out", tmp_path, "--seeds", "2")
+    for name in ("training_curves", "loss_curve", "loss_against_metric"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+    text = (tmp_path / "table.md").read_text()
+    for loss in ("ce", "reloss"):
+        records = [tmp_path / "runs" / DIGITS / loss / f"seed{seed}" for seed in range(2)]
+        first, second = (100 * summary(record)["scores"]["accuracy"] for record in records)
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {DIGITS} | {loss} |")]
+        shown = f"{(first + second) / 2:.2f} ± {abs(first - second) / 2**0.5:.2f}"
+        assert f"| {shown} |" in row
+        assert shown in said
+        assert all(str(record.relative_to(tmp_path / "runs")) in row for record in records)
+        assert min(first, second) > 90
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(finish, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(*words(one))
+    finish(*words(two), launcher=torchrun)
+    for loss in ("ce", "reloss"):
+        ours, theirs = record_of(two, loss), record_of(one, loss)
+        assert summary(ours)["status"] == "finished"
+        assert [entry["epoch"] for entry in metrics(ours)] == [1, 2, 3, 4, 5]
+        # The order of the examples differs with the number of processes, hence the score by a few of 449 images.
+        assert summary(ours)["scores"]["accuracy"] == pytest.approx(summary(theirs)["scores"]["accuracy"], abs=0.05)

@@ -1,0 +1,142 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.record import Record, read_summaries
+from reloss.experiment.task import find_experiment
+from reloss.experiment.tracking import MetricsFile, read_metrics
+
+DIGITS = find_experiment("classification/digits_cnn")[1]
+FACTS = {"experiment": DIGITS.name, "loss": "ce", "seed": 0, "data": "abc"}
+
+
+def open_record(path, config=DIGITS):
+    return Record(path, config, facts=FACTS)
+
+
+def summary(path):
+    return json.loads((path / "summary.json").read_text())
+
+
+def test_holds_what_design_names(tmp_path):
+    record = open_record(tmp_path)
+    record.log(5, epoch=1, accuracy=0.25)
+    record.save_checkpoint({"epoch": 1})
+    record.save_weights({"weight": torch.arange(6.0).view(2, 3).T})
+    record.close("finished", {"accuracy": 0.25})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint",
+    }
+    assert {path.name for path in (tmp_path / "checkpoint").iterdir()} == {"last.pt", "weights.safetensors"}
+    assert (tmp_path / "config.yaml").read_text() == to_yaml(DIGITS)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment.keys() == {"commit", "command", "versions", "devices", "data"}
+    assert environment["data"] == "abc"
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 5, "epoch": 1, "accuracy": 0.25}]
+    assert torch.equal(load_file(record.weights)["weight"], torch.arange(6.0).view(2, 3).T)
+
+
+def test_status_follows_the_run(tmp_path):
+    record = open_record(tmp_path)
+    assert summary(tmp_path)["status"] == "running"
+    record.close("failed", cause="no disk")
+    assert summary(tmp_path)["status"] == "failed"
+    assert summary(tmp_path)["cause"] == "no disk"
+    record = open_record(tmp_path)
+    assert summary(tmp_path)["status"] == "running"
+    assert "cause" not in summary(tmp_path)
+    record.close("finished", {"accuracy": 0.5})
+    assert FACTS.items() <= summary(tmp_path).items()
+    assert summary(tmp_path)["scores"] == {"accuracy": 0.5}
+
+
+def test_wall_time_adds_up_over_resumes(tmp_path):
+    open_record(tmp_path).close("interrupted")
+    before = summary(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({**before, "wall_seconds": 100.0}))
+    open_record(tmp_path).close("finished")
+    assert 100 <= summary(tmp_path)["wall_seconds"] < 160
+
+
+def test_another_config_is_refused_and_nothing_touched(tmp_path):
+    open_record(tmp_path).close("finished", {"accuracy": 0.5})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match=r"was made by another config.*choose another --runs"):
+        open_record(tmp_path, override(DIGITS, ["train.epochs=3"]))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_metrics_after_the_checkpoint_are_cut_on_resume(tmp_path):
+    record = open_record(tmp_path)
+    for step in (1, 2):
+        record.log(step, loss=1 / step)
+    record.save_checkpoint({"epoch": 2, "weight": torch.ones(2)})
+    record.log(3, loss=1 / 3)
+    again = open_record(tmp_path)
+    state = again.load_checkpoint()
+    assert state.keys() == {"epoch", "weight"}
+    assert torch.equal(state["weight"], torch.ones(2))
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    again.log(3, loss=0.25)
+    assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 0.5, 0.25]
+
+
+def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
+    open_record(tmp_path).log(1, loss=2.0)
+    record = open_record(tmp_path)
+    assert record.load_checkpoint() is None
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert record.metrics.lines == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", "half"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    record = open_record(tmp_path)
+    record.log(1, loss=2.0)
+    record.save_checkpoint({"weight": torch.randn(1000)})
+    path = tmp_path / "checkpoint" / "last.pt"
+    path.write_bytes(path.read_bytes()[:2000] if damage == "half" else damage)
+    with pytest.raises(RelossError, match=r"last\.pt is damaged; remove it to train this run anew"):
+        open_record(tmp_path).load_checkpoint()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_half_last_line_is_left_out_and_overwritten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    metrics = MetricsFile(path)
+    assert metrics.lines == 2
+    metrics.cut(metrics.lines)
+    metrics.append({"step": 3})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert metrics.lines == 3
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RelossError, match=r"metrics\.jsonl, line 2 is damaged"):
+        read_metrics(path)
+
+
+def test_read_summaries(tmp_path):
+    for seed in (1, 0):
+        folder = tmp_path / "classification" / "digits_cnn" / "ce" / f"seed{seed}"
+        Record(folder, DIGITS, facts={**FACTS, "seed": seed}).close("finished", {"accuracy": seed})
+    found = read_summaries(tmp_path)
+    assert [entry["seed"] for entry in found] == [0, 1]
+    assert [entry["record"] for entry in found] == [f"classification/digits_cnn/ce/seed{seed}" for seed in (0, 1)]
+    assert all("commit" in entry["environment"] for entry in found)
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(RelossError, match=r"summary\.json cannot be read as JSON"):
+        read_summaries(tmp_path)

@@ -1,0 +1,128 @@
+import json
+import shutil
+
+import pytest
+import torch
+from small import DIGITS, SMALL
+
+from reloss.errors import UsageError
+from reloss.experiment.run import Request, run
+from reloss.learning import PredictionBank
+from reloss.surrogates import ClassificationReLoss
+
+
+def summary(record):
+    return json.loads((record / "summary.json").read_text())
+
+
+def state(folder):
+    """What a second call must not touch."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_goes_through_every_stage(run_digits, tmp_path):
+    record = run_digits("reloss", seed=1)
+    home = tmp_path / "runs" / DIGITS
+    changed = "learn.items=16,learn.steps=10,train.epochs=1"
+    assert record == home / f"reloss@{changed}" / "seed1"
+    assert summary(home / "ce@train.epochs=1" / "seed0")["status"] == "finished"
+    assert PredictionBank.open(home / "bank").meta["complete"] is True
+    (surrogate,) = (home / "surrogates").iterdir()
+    found = summary(record)
+    assert found["status"] == "finished"
+    assert found["surrogate"]["folder"] == f"surrogates/{surrogate.name}"
+    assert found["surrogate"]["validation_items"] == 6  # a fifth of 16 batches of 2 items
+    assert found["scores"].keys() == {"accuracy", "error", "top5_accuracy"}
+    assert found["scores"]["accuracy"] + found["scores"]["error"] == pytest.approx(1)
+    assert ClassificationReLoss.from_pretrained(surrogate)(torch.randn(4, 10), torch.arange(4)).isfinite()
+
+
+def test_one_surrogate_serves_all_seeds_and_a_second_call_does_nothing(run_digits, tmp_path):
+    records = [run_digits("reloss", seed=seed) for seed in (0, 1)]
+    before = state(tmp_path)
+    assert records == [run_digits("reloss", seed=seed) for seed in (0, 1)]
+    assert state(tmp_path) == before
+    assert summary(records[0])["surrogate"] == summary(records[1])["surrogate"]
+    run_digits("approx")
+    assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 2
+
+
+def test_stages_one_by_one_equal_all(run_digits, tmp_path):
+    whole = run_digits("reloss", runs=tmp_path / "whole")
+    run_digits("reloss", stage="baseline")
+    run_digits("reloss", stage="learn")
+    record = run_digits("reloss", stage="train")
+    assert summary(record)["scores"] == summary(whole)["scores"]
+    assert summary(record)["surrogate"] == summary(whole)["surrogate"]
+
+
+def test_evaluate_measures_the_weights_again(run_digits):
+    record = run_digits()
+    scores = summary(record)["scores"]
+    weights = record / "checkpoint" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    lines = (record / "metrics.jsonl").read_text()
+    path = record / "summary.json"
+    path.write_text(json.dumps({**summary(record), "scores": {}}))
+    assert run_digits(stage="evaluate") == record
+    assert summary(record)["scores"] == scores
+    assert weights.stat().st_mtime_ns == before
+    assert (record / "metrics.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(
+    ("loss", "stage", "message"),
+    [
+        ("reloss", "learn", r"no complete bank in .*; run --stage baseline \(or all\) first"),
+        ("reloss", "train", "no complete bank"),
+        ("ce", "learn", "'ce' is not learned; --stage learn goes with reloss or approx"),
+        ("ce", "evaluate", "no record to evaluate in .*seed0; run --stage train"),
+        ("hinge", "all", "unknown loss of classification/digits_cnn 'hinge'"),
+    ],
+)
+def test_a_stage_without_its_input_says_what_to_do(run_digits, loss, stage, message):
+    with pytest.raises(UsageError, match=message):
+        run_digits(loss, stage=stage)
+
+
+def test_a_bank_of_other_data_is_refused(run_digits):
+    run_digits()
+    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
+        run_digits("reloss", settings=(*SMALL, "data.per_class=5"))
+
+
+def test_resume_never_touches_no_record(run_digits, tmp_path):
+    record = run_digits(seed=1)
+    (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+        run_digits(seed=1, resume="never")
+    assert state(tmp_path) == before
+
+
+def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
+    record = run_digits()
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    fingerprint, scores = PredictionBank.open(bank).fingerprint(), summary(record)["scores"]
+    shutil.rmtree(bank)
+    assert run_digits() == record
+    again = PredictionBank.open(bank)
+    assert again.meta["complete"] is True
+    assert len(again) == 32
+    assert again.fingerprint() == fingerprint
+    assert summary(record)["scores"] == scores
+
+
+def test_only_the_recorded_seed_fills_the_bank(run_digits, tmp_path):
+    run_digits(seed=3)
+    assert not (tmp_path / "runs" / DIGITS / "bank").exists()
+    settings = (*SMALL, "recording.seed=3")
+    record = run_digits(seed=3, settings=settings)
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    assert bank.meta["origin"]["record"] == str(record.relative_to(tmp_path / "runs" / DIGITS))
+
+
+def test_an_unknown_experiment_leaves_nothing(tmp_path):
+    with pytest.raises(UsageError, match="did you mean classification/digits_cnn"):
+        run(Request("classification/digit_cnn", "ce", 0, runs=tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()

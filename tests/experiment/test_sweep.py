@@ -1,0 +1,116 @@
+import json
+
+import pytest
+from small import DIGITS, SMALL
+
+from reloss.errors import UsageError
+from reloss.experiment.sweep import Cell, command, parse_seeds, phases
+from reloss.experiment.task import tasks
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", [0]), ("0-2", [0, 1, 2]), ("0,2,5-7", [0, 2, 5, 6, 7]), ("3,1,1-2", [1, 2, 3]), ("4-4", [4])],
+)
+def test_parse_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "0-b", "2-1", "0.5"])
+def test_parse_seeds_refuses(text):
+    with pytest.raises(UsageError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_phases_go_from_baseline_over_learning_to_the_rest():
+    baselines, fits, rest = phases(DIGITS, ["ce", "approx", "reloss"], [0, 1])
+    assert baselines == [Cell(DIGITS, "ce", 0)]
+    assert fits == [Cell(DIGITS, "approx", 0, "learn"), Cell(DIGITS, "reloss", 0, "learn")]
+    assert rest == [
+        Cell(DIGITS, "ce", 1),
+        *(Cell(DIGITS, loss, seed) for loss in ("approx", "reloss") for seed in (0, 1)),
+    ]
+
+
+def test_phases_record_a_baseline_that_was_not_asked_for():
+    assert phases(DIGITS, ["reloss"], [1]) == [
+        [Cell(DIGITS, "reloss", 1, "baseline")],
+        [Cell(DIGITS, "reloss", 1, "learn")],
+        [Cell(DIGITS, "reloss", 1)],
+    ]
+    assert phases(DIGITS, ["ce"], [3]) == [[], [], [Cell(DIGITS, "ce", 3)]]
+
+
+def test_phases_of_a_table_hold_all_its_experiments():
+    baselines, fits, rest = phases("classification", [], [0, 1])
+    names = list(tasks()["classification"].experiments)
+    assert [cell.experiment for cell in baselines] == names
+    assert len(fits) == 2 * len(names)
+    assert len(baselines + rest) == 4 * 2 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "message"),
+    [
+        ("classification/digits", [], "unknown table or experiment.*did you mean classification/digits_cnn"),
+        ("clasification", [], "did you mean classification?"),
+        (DIGITS, ["reolss"], "unknown loss.*did you mean reloss"),
+    ],
+)
+def test_phases_name_the_nearest(name, losses, message):
+    with pytest.raises(UsageError, match=message):
+        phases(name, losses, [0])
+
+
+def test_command():
+    assert " ".join(command(Cell(DIGITS, "reloss", 2), ["--set", "train.epochs=1"])) == (
+        "reloss run classification/digits_cnn --loss reloss --seed 2 --set train.epochs=1"
+    )
+    assert command(Cell(DIGITS, "reloss", 2, "learn"), [])[-2:] == ["--stage", "learn"]
+
+
+def test_print_launcher_prints_commands_and_runs_nothing(cli, tmp_path):
+    runs = tmp_path / "runs"
+    code, out, _ = cli(
+        "sweep", DIGITS, "--losses", "ce,reloss", "--seeds", "0-1", "--launcher", "print", "--runs", runs,
+        "--data", "d", "--track", "off", "--set", "train.epochs=1", "learn.steps=5",
+    )  # fmt: skip
+    end = f"--data d --runs {runs} --track off --set train.epochs=1 learn.steps=5"
+    start = "reloss run classification/digits_cnn --loss"
+    assert code == 0
+    assert out.splitlines() == [
+        f"{start} ce --seed 0 {end}",
+        f"{start} reloss --seed 0 --stage learn {end}",
+        f"{start} ce --seed 1 {end}",
+        f"{start} reloss --seed 0 {end}",
+        f"{start} reloss --seed 1 {end}",
+    ]
+    assert not runs.exists()
+
+
+def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_digits, tmp_path):
+    record = run_digits()
+    summary = record / "summary.json"
+    before = summary.stat().st_mtime_ns
+    broken = record.parent / "seed1"
+    broken.mkdir()
+    (broken / "config.yaml").write_text("of another experiment")
+    code, _, err = cli(
+        "sweep", DIGITS, "--losses", "ce", "--seeds", "0-2", "--slots", "2", "--runs", tmp_path / "runs",
+        "--track", "off", "--set", *SMALL,
+    )  # fmt: skip
+    assert code == 1
+    assert "1 of 3 runs failed" in err
+    assert "skip      classification/digits_cnn ce seed 0 (finished)" in err
+    assert "FAILED 2  classification/digits_cnn ce seed 1" in err
+    assert summary.stat().st_mtime_ns == before
+    assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
+    logs = tmp_path / "runs" / "sweep"
+    assert sorted(path.name[-9:-4] for path in logs.iterdir()) == ["seed1", "seed2"]
+    assert "was made by another config" in (logs / "classification_digits_cnn-ce-all-seed1.log").read_text()
+
+
+def test_slots_are_positive(cli):
+    code, _, err = cli("sweep", DIGITS, "--slots", "0")
+    assert code == 2
+    assert "--slots must be at least 1" in err

@@ -1,0 +1,284 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.testing import assert_close
+
+from reloss import ClassificationReLoss
+from reloss.errors import RelossError, UsageError
+from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
+from reloss.learning.fit import split_items
+from reloss.learning.objective import gradient_norms
+from reloss.metrics import Metric, accuracy
+from reloss.ranking import spearman
+
+SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
+
+
+def surrogate_for(options: LearnOptions, backwards: bool = False) -> ClassificationReLoss:
+    """A fresh network whose loss falls with the target's probability, or rises; the absolute value does not fold it."""
+    torch.manual_seed(0)
+    surrogate = ClassificationReLoss(input=options.input, output=options.output, width=16)
+    inputs = torch.tensor([0.1, 0.9])
+    with torch.no_grad():
+        surrogate.loss[2].bias.fill_(1)
+        low, high = surrogate.curve(inputs if options.input == "probability" else inputs.log())
+        if (high < low) == backwards:
+            surrogate.loss[2].weight.neg_()
+    return surrogate
+
+
+def fit(
+    bank: PredictionBank,
+    metric: Metric = accuracy,
+    backwards: bool = False,
+    higher_is_better: bool = True,
+    checkpoint: Path | None = None,
+    on_validation: Callable[[dict[str, float]], None] | None = None,
+    **settings,
+) -> FitResult:
+    options = LearnOptions(**SETTINGS | settings)
+    return fit_surrogate(
+        surrogate_for(options, backwards),
+        bank,
+        metric,
+        higher_is_better=higher_is_better,
+        options=options,
+        checkpoint=checkpoint,
+        on_validation=on_validation,
+    )
+
+
+def assert_same_fit(one: FitResult, other: FitResult) -> None:
+    assert one.summary() == other.summary()
+    assert one.history == other.history
+    assert one.surrogate.scale == other.surrogate.scale
+    for name, weight in one.surrogate.state_dict().items():
+        assert_close(other.surrogate.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def error_rate(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -accuracy(outputs, targets)
+
+
+def held_out(bank: PredictionBank) -> tuple[torch.Tensor, torch.Tensor]:
+    return bank.items(split_items(len(bank), LearnOptions())[1])
+
+
+def test_the_bank_of_these_tests_improves(improving_bank):
+    bank = improving_bank()
+    values = accuracy(*bank.items(torch.arange(len(bank))))
+    assert values[:20].mean() < 0.35
+    assert values[-20:].mean() > 0.8
+
+
+def test_a_corrected_fit_ranks_held_out_items(improving_bank):
+    bank = improving_bank()
+    result = fit(bank)
+    outputs, targets = held_out(bank)
+    measured = float(spearman(-result.surrogate.per_item(outputs, targets), accuracy(outputs, targets)))
+    assert result.spearman == pytest.approx(measured, abs=1e-6)
+    assert result.spearman > 0.9
+    assert result.spearman_synthetic > 0.8
+    assert result.spearman == max(entry["spearman"] for entry in result.history)
+    ordinary = float(spearman(-ClassificationReLoss.ordinary_loss(outputs, targets), accuracy(outputs, targets)))
+    assert result.spearman_ordinary == pytest.approx(ordinary, abs=1e-6)
+    assert result.validation_items == 24
+    assert not any(parameter.requires_grad for parameter in result.surrogate.parameters())
+
+
+def test_a_released_fit_ranks_synthetic_items(improving_bank):
+    result = fit(improving_bank(), fidelity="released")
+    assert result.spearman_synthetic > 0.8
+    assert result.spearman_synthetic == max(entry["spearman_synthetic"] for entry in result.history)
+    assert result.surrogate.scale == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corrected_fit_ends_the_right_way_round_whatever_its_seed(improving_bank, seed):
+    torch.manual_seed(seed)
+    options = LearnOptions(**SETTINGS, seed=seed)
+    surrogate = ClassificationReLoss(input=options.input, output=options.output, width=16)
+    assert fit_surrogate(surrogate, improving_bank(), accuracy, options=options).spearman > 0.9
+
+
+def test_without_monotonicity_a_network_that_starts_backwards_stays_so(improving_bank):
+    """The penalty is blind to the sign of a slope, and largest where the slope would have to pass: at zero."""
+    assert fit(improving_bank(), output="identity").spearman > 0.9
+    assert fit(improving_bank(name="again"), output="identity", backwards=True).spearman < -0.9
+
+
+def test_history_has_an_entry_each_validation(improving_bank):
+    entries = []
+    result = fit(improving_bank(), steps=50, on_validation=entries.append)
+    assert [entry["step"] for entry in entries] == [20, 40, 50]
+    assert result.history == entries
+    for entry in entries:
+        assert entry["objective"] == pytest.approx(-entry["correlation"] + 10 * entry["penalty"], abs=1e-4)
+    assert result.step in (20, 40, 50)
+
+
+def test_the_penalty_brings_each_examples_slope_to_one(improving_bank):
+    result = fit(improving_bank(), calibrate=False)
+    assert result.history[-1]["penalty"] < 0.5
+    assert result.history[-1]["penalty"] < result.history[0]["penalty"] + 0.05
+
+
+def test_the_same_seed_gives_the_same_fit(improving_bank):
+    bank = improving_bank()
+    first = fit(bank)
+    assert_same_fit(first, fit(bank))
+    assert fit(bank, seed=1).history != first.history
+
+
+def test_a_metric_that_is_better_lower_gives_the_same_fit(improving_bank):
+    bank = improving_bank()
+    assert_same_fit(fit(bank), fit(bank, error_rate, higher_is_better=False))
+
+
+@pytest.mark.parametrize("fidelity", ["released", "corrected"])
+def test_an_interrupted_fit_goes_on_exactly(improving_bank, tmp_path, fidelity):
+    bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
+
+    def interrupt(entry):
+        if entry["step"] == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(bank, fidelity=fidelity, checkpoint=checkpoint, on_validation=interrupt)
+    entries = []
+    resumed = fit(bank, fidelity=fidelity, checkpoint=checkpoint, on_validation=entries.append)
+    assert [entry["step"] for entry in entries] == [40, 60]
+    assert_same_fit(resumed, fit(bank, fidelity=fidelity))
+    assert_same_fit(fit(bank, fidelity=fidelity, checkpoint=checkpoint), resumed)
+
+
+def test_a_checkpoint_of_another_fit_is_refused(improving_bank, tmp_path):
+    bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
+    fit(bank, steps=20, checkpoint=checkpoint)
+    with pytest.raises(RelossError, match=f"{checkpoint} belongs to a fit with other options"):
+        fit(bank, steps=20, learning_rate=0.02, checkpoint=checkpoint)
+    with pytest.raises(RelossError, match="another metric"):
+        fit(bank, error_rate, steps=20, checkpoint=checkpoint)
+    with pytest.raises(RelossError, match="another bank"):
+        fit(improving_bank(steps=100, name="other"), steps=20, checkpoint=checkpoint)
+
+
+def test_a_damaged_checkpoint_is_named(improving_bank, tmp_path):
+    bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
+    fit(bank, steps=20, checkpoint=checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    with pytest.raises(RelossError, match=f"cannot read the learning checkpoint {checkpoint}"):
+        fit(bank, steps=20, checkpoint=checkpoint)
+
+
+def test_calibration_gives_the_gradient_the_size_of_the_ordinary_losss(improving_bank):
+    bank = improving_bank()
+    calibrated, raw = fit(bank), fit(bank, calibrate=False)
+    outputs, targets = held_out(bank)
+    outputs.requires_grad_()
+    learned = gradient_norms(calibrated.surrogate.per_item(outputs, targets), outputs).mean()
+    ordinary = gradient_norms(ClassificationReLoss.ordinary_loss(outputs, targets), outputs).mean()
+    assert float(learned / ordinary) == pytest.approx(1, abs=1e-3)
+    assert raw.surrogate.scale == 1
+    assert calibrated.surrogate.scale != 1
+    assert calibrated.spearman == raw.spearman
+
+
+def test_exact_recovery_approaches_one_minus_the_metric(improving_bank):
+    bank = improving_bank()
+    options = LearnOptions(**SETTINGS)
+    outputs, targets = held_out(bank)
+    wanted = 1 - accuracy(outputs, targets)
+    before = (surrogate_for(options).per_item(outputs, targets) - wanted).square().mean().item()
+    result = fit(bank, objective="value", calibrate=False)
+    after = (result.surrogate.per_item(outputs, targets) - wanted).square().mean().item()
+    errors = [entry["squared_error"] for entry in result.history]
+    assert after == pytest.approx(min(errors), rel=1e-4)
+    assert after < 0.02 < 0.1 < before
+
+
+def test_a_frozen_surrogate_can_be_learned_further(improving_bank, tmp_path):
+    bank, options = improving_bank(), LearnOptions(**SETTINGS)
+    surrogate_for(options).save_pretrained(tmp_path / "s")
+    loaded = ClassificationReLoss.from_pretrained(tmp_path / "s")
+    weights = copy.deepcopy(loaded.state_dict())
+    fit_surrogate(loaded, bank, accuracy, options=options)
+    assert not torch.equal(loaded.state_dict()["loss.0.weight"], weights["loss.0.weight"])
+
+
+def not_finite(outputs, targets):
+    return torch.full((len(outputs),), float("nan"))
+
+
+def per_example(outputs, targets):
+    return torch.zeros(outputs.shape[:2])
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (not_finite, "metric not_finite gave nan for item 0"),
+        (per_example, r"metric per_example gave \[24, 32\] for 24"),
+    ],
+)
+def test_a_metric_that_is_not_one_finite_value_an_item_is_named(improving_bank, metric, message):
+    with pytest.raises(RelossError, match=message):
+        fit(improving_bank(), metric)
+
+
+@pytest.mark.parametrize("items", [0, 1, 5])
+def test_too_few_items(improving_bank, items):
+    with pytest.raises(RelossError, match=f"holds {items} items, too few to learn from and to hold out 20%"):
+        fit(improving_bank(steps=items))
+
+
+def test_held_out_items_are_not_learned_from():
+    learn, held = split_items(100, LearnOptions())
+    assert len(held) == 20
+    assert sorted([*learn.tolist(), *held.tolist()]) == list(range(100))
+    assert held.tolist() != split_items(100, LearnOptions(seed=1))[1].tolist()
+    assert len(split_items(100_000, LearnOptions())[1]) == 1024
+
+
+def test_options_and_settings_exclude_each_other(improving_bank):
+    with pytest.raises(UsageError, match="either options or single settings"):
+        fit_surrogate(ClassificationReLoss(), improving_bank(), accuracy, options=LearnOptions(), steps=3)
+
+
+def test_settings_are_options(improving_bank):
+    result = fit_surrogate(ClassificationReLoss(width=4), improving_bank(), accuracy, steps=3, items=8)
+    assert [entry["step"] for entry in result.history] == [3]
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "expected"),
+    [
+        ("released", (False, "ordinal", "item", 0.0, False, "probability", "absolute")),
+        ("corrected", (True, "mean", "example", 0.5, True, "log_probability", "monotone")),
+    ],
+)
+def test_fidelity_fills_in_what_is_left_out(fidelity, expected):
+    names = ("standardize", "ties", "penalty_slope", "real_fraction", "calibrate", "input", "output")
+    options = LearnOptions(fidelity=fidelity)
+    assert tuple(getattr(options, name) for name in names) == expected
+    explicit = LearnOptions(fidelity=fidelity, real_fraction=0.25, ties="mean")
+    assert (explicit.real_fraction, explicit.ties) == (0.25, "mean")
+    assert explicit.output == expected[-1]
+    assert LearnOptions(**options.model_dump()) == options
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stepz": 3}, {"steps": 0}, {"items": 1}, {"validation_fraction": 1.0}, {"ties": "x"}]
+)
+def test_options_that_do_not_exist_or_do_not_fit(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        LearnOptions(**wrong)
+
+
+def test_diverged_learning_says_so(improving_bank):
+    with pytest.raises(RelossError, match="smaller learning_rate"):
+        fit_surrogate(ClassificationReLoss(width=16), improving_bank(), accuracy, steps=3, items=8, learning_rate=1e30)

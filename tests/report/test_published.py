@@ -1,0 +1,66 @@
+import pytest
+import yaml
+
+from reloss.errors import RelossError
+from reloss.experiment.task import tasks
+from reloss.report.published import Published, read_published
+
+ENTRY = {"experiment": "classification/digits_cnn", "loss": "ce", "metric": "accuracy", "source": "A. Author, 2020"}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump([{**ENTRY, "value": 98.5, "verified": "read in table 1", **changes}]))
+    return path
+
+
+@pytest.mark.parametrize("task", tasks().values(), ids=lambda task: task.name)
+def test_every_task_states_numbers_of_its_own_experiments(task):
+    entries = read_published(task.folder / "published.yaml")
+    assert entries
+    for entry in entries:
+        config = task.experiments[entry.experiment]()
+        assert entry.loss in config.losses
+        assert entry.metric == config.score
+        assert entry.value is None or 0 < entry.value < 100
+    assert len({(entry.experiment, entry.loss) for entry in entries}) == len(entries)
+
+
+def test_a_verified_value_is_shown_with_its_source(tmp_path):
+    (entry,) = read_published(write(tmp_path))
+    assert entry.shown() == "98.5 (A. Author, 2020)"
+
+
+def test_a_value_that_was_not_recorded_says_so(tmp_path):
+    (entry,) = read_published(write(tmp_path, value=None, verified="value not recorded"))
+    assert entry.shown() == "unverified: value not recorded"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verified": "value not recorded"}, "a value says how it was verified"),
+        ({"value": None}, "a value says how it was verified"),
+        ({"value": "high"}, "valid number"),
+        ({"page": "four"}, "valid integer"),
+        ({"vlaue": 3}, "vlaue"),
+    ],
+)
+def test_an_unverified_value_is_rejected(tmp_path, changes, message):
+    path = write(tmp_path, **changes)
+    with pytest.raises(RelossError, match=message) as caught:
+        read_published(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["verified", "source", "metric"])
+def test_every_number_says_where_it_came_from(missing):
+    entry = {**ENTRY, "value": 98.5, "verified": "read in table 1"}
+    del entry[missing]
+    with pytest.raises(ValueError, match=missing):
+        Published.model_validate(entry)
+
+
+def test_an_empty_file_holds_no_numbers(tmp_path):
+    (tmp_path / "published.yaml").write_text("# none yet\n")
+    assert read_published(tmp_path / "published.yaml") == []

@@ -1,0 +1,185 @@
+import csv
+import io
+import json
+import re
+
+import pytest
+from small import DIGITS
+
+from reloss.errors import UsageError
+from reloss.experiment.task import tasks
+from reloss.files import write_json
+from reloss.report.tables import HEADERS, PROVENANCE, cells, render, table
+
+
+@pytest.fixture
+def write_summary(tmp_path):
+    """Writes the summary and the environment of one run, as a record holds them."""
+
+    def write(loss="ce", seed=0, accuracy=0.5, settings=(), protocol="p", status="finished", **more):
+        changed = ",".join(settings).replace("/", "_")
+        folder = tmp_path / DIGITS / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
+        summary = {"status": status, "experiment": DIGITS, "loss": loss, "settings": list(settings), "seed": seed}
+        scores = {"accuracy": accuracy} if status == "finished" else {}
+        write_json(folder / "summary.json", {**summary, "protocol": protocol, "scores": scores, **more})
+        command = f"reloss run {DIGITS} --loss {loss} --seed {seed}"
+        write_json(folder / "environment.json", {"commit": f"abc{seed}", "command": command})
+
+    return write
+
+
+def surrogate(spearman, ordinary):
+    return {"surrogate": {"spearman": spearman, "spearman_ordinary": ordinary}}
+
+
+def rows_of(tmp_path, loss):
+    return [row for row in table("classification", tmp_path) if (row.experiment, row.loss) == (DIGITS, loss)]
+
+
+def row_of(tmp_path, loss):
+    (row,) = rows_of(tmp_path, loss)
+    return dict(zip([*HEADERS, *PROVENANCE], cells(row), strict=True))
+
+
+def test_what_was_not_run_says_so(tmp_path):
+    rows = table("classification", tmp_path)
+    experiments = tasks()["classification"].experiments
+    assert [(row.experiment, row.loss) for row in rows] == [
+        (name, loss) for name, make in experiments.items() for loss in make().losses
+    ]
+    for row in rows:
+        shown = dict(zip([*HEADERS, *PROVENANCE], cells(row), strict=True))
+        for header in ("ours, %", "error, %", "difference to baseline"):
+            assert shown[header] == "not run"
+        assert shown["status"] == "not run (no record)"
+        assert shown["n"] == "0"
+        assert shown["record"] == "none"
+        assert shown["command"] == f"`reloss run {row.experiment} --loss {row.loss} --seed 0`"
+        assert all(shown.values())
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    rows = {(row.experiment, row.loss): row.published for row in table("classification", tmp_path)}
+    assert rows["classification/imagenet_resnet50", "ce"].startswith("76.13 (torchvision")
+    assert rows["classification/imagenet_resnet50", "reloss"] == "unverified: value not recorded"
+    assert rows[DIGITS, "ce"] == "none"
+
+
+def test_mean_deviation_and_difference(tmp_path, write_summary):
+    for seed, (ordinary, learned) in enumerate([(0.90, 0.93), (0.92, 0.94), (0.94, 0.95)]):
+        write_summary("ce", seed, ordinary)
+        write_summary("reloss", seed, learned, **surrogate(0.987, 0.765))
+    baseline, ours = row_of(tmp_path, "ce"), row_of(tmp_path, "reloss")
+    assert (baseline["ours, %"], baseline["error, %"], baseline["n"]) == ("92.00 ± 2.00", "8.00 ± 2.00", "3")
+    assert (ours["ours, %"], ours["error, %"], ours["n"]) == ("94.00 ± 1.00", "6.00 ± 1.00", "3")
+    assert baseline["difference to baseline"] == "is the baseline"
+    assert ours["difference to baseline"] == "+2.00 [-0.48, +4.48]"  # 2 ± 4.3027 x 1 / sqrt(3)
+    assert (baseline["Spearman"], ours["Spearman"]) == ("0.765", "0.987")
+    assert ours["commit"] == "abc0, abc1, abc2"
+    assert ours["command"] == f"`reloss run {DIGITS} --loss reloss --seed 0`"
+    assert ours["record"] == ", ".join(f"{DIGITS}/reloss/seed{seed}" for seed in range(3))
+    assert ours["status"] == "not in the paper"
+
+
+def test_difference_is_paired_by_seed(tmp_path, write_summary):
+    write_summary("ce", 0, 0.5)
+    write_summary("ce", 1, 0.9)
+    write_summary("reloss", 1, 0.8)
+    write_summary("reloss", 2, 0.1)
+    (row,) = rows_of(tmp_path, "reloss")
+    assert row.difference == pytest.approx((-10.0, None, None, 1))
+    assert cells(row)[HEADERS.index("difference to baseline")] == "-10.00 (one seed)"
+
+
+def test_difference_is_taken_under_one_protocol_only(tmp_path, write_summary):
+    write_summary("ce", 0, 0.9)
+    write_summary("ce", 0, 0.6, settings=("train.epochs=1",), protocol="short")
+    write_summary("reloss", 0, 0.7, settings=("train.epochs=1", "train.lr=1"), protocol="short")
+    write_summary("reloss", 0, 0.8, settings=("train.epochs=9",), protocol="long")
+    write_summary("reloss", 0, 0.95)
+    found = {row.settings: row.difference for row in rows_of(tmp_path, "reloss")}
+    assert found[("train.epochs=1", "train.lr=1")].mean == pytest.approx(10)
+    assert found[("train.epochs=9",)] is None
+    assert found[()].mean == pytest.approx(5)
+
+
+@pytest.mark.parametrize("measured", [{}, surrogate(0.9, 0.8)])
+def test_a_learned_loss_without_baseline_is_not_called_the_baseline(tmp_path, write_summary, measured):
+    write_summary("reloss", 0, 0.7, **measured)
+    assert row_of(tmp_path, "reloss")["difference to baseline"] == "no paired seed"
+    assert row_of(tmp_path, "reloss")["Spearman"] == ("0.900" if measured else "not measured")
+
+
+def test_a_baseline_alone_is_the_baseline(tmp_path, write_summary):
+    write_summary("ce", 0, 0.7)
+    assert row_of(tmp_path, "ce")["difference to baseline"] == "is the baseline"
+    assert row_of(tmp_path, "ce")["ours, %"] == "70.00"
+
+
+def test_unfinished_runs_do_not_count(tmp_path, write_summary):
+    write_summary("ce", 0, 0.7)
+    write_summary("ce", 1, status="failed", cause="no disk")
+    write_summary("reloss", 0, status="interrupted")
+    baseline, ours = row_of(tmp_path, "ce"), row_of(tmp_path, "reloss")
+    assert (baseline["ours, %"], baseline["n"]) == ("70.00", "1")
+    assert baseline["status"] == "not in the paper; seed 1 failed"
+    assert ours["ours, %"] == ours["difference to baseline"] == "not finished"
+    assert ours["status"].endswith("seed 0 interrupted")
+
+
+def test_changed_settings_are_marked_reduced(tmp_path, write_summary):
+    write_summary("ce", 0, 0.7, settings=("data.per_class=5", "train.epochs=1"))
+    assert row_of(tmp_path, "ce")["status"] == "reduced: data.per_class=5 train.epochs=1"
+
+
+@pytest.fixture
+def odd_rows(tmp_path, write_summary):
+    write_summary("ce", 0, 0.7, settings=("train.gamma=a|b_c%~^&#${}\\",))
+    write_summary("ce", 0, 0.71)
+    return [row for row in table("classification", tmp_path) if row.experiment == DIGITS]
+
+
+def test_markdown_has_a_cell_for_each_header_whatever_the_text(odd_rows):
+    lines = [line for line in render(odd_rows, "md").splitlines() if line.startswith("|")]
+    columns = len(HEADERS) + len(PROVENANCE)
+    assert len(lines) == 2 + len(odd_rows)
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {columns + 2}
+    assert r"a\|b_c" in lines[3]
+
+
+def test_csv_is_read_back(odd_rows):
+    rows = list(csv.reader(io.StringIO(render(odd_rows, "csv"))))
+    assert rows == [[*HEADERS, *PROVENANCE], *(cells(row) for row in odd_rows)]
+    assert "a|b_c" in rows[2][HEADERS.index("status")]
+
+
+def test_latex_is_escaped(odd_rows):
+    lines = render(odd_rows, "tex").splitlines()
+    assert lines[0] == rf"\begin{{tabular}}{{{'l' * len(HEADERS)}}}"
+    assert lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r" \\")]
+    assert len(body) == 1 + len(odd_rows)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(HEADERS) - 1}
+    assert body[0].startswith(r"experiment & loss & published & ours, \% & error, \%")
+    assert r"a|b\_c\%\textasciitilde{}\textasciicircum{}\&\#\$\{\}\textbackslash{}" in body[2]
+
+
+def test_latex_shows_the_deviation(tmp_path, write_summary):
+    write_summary("ce", 0, 0.5)
+    write_summary("ce", 1, 0.7)
+    assert r"60.00 $\pm$ 14.14" in render(rows_of(tmp_path, "ce"), "tex")
+
+
+def test_json_holds_the_numbers(odd_rows):
+    rows = json.loads(render(odd_rows, "json"))
+    assert len(rows) == len(odd_rows)
+    assert rows[0]["ours"] == [71.0, None, 1]
+    assert rows[0]["is_baseline"] is True
+    assert rows[-1]["ours"] is None
+
+
+def test_unknown_format_and_table(tmp_path):
+    with pytest.raises(UsageError, match="unknown format 'html'; valid: md, csv, tex, json"):
+        render([], "html")
+    with pytest.raises(UsageError, match="did you mean classification"):
+        table("clasification", tmp_path)

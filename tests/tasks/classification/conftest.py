@@ -1,0 +1,38 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reloss.experiment.config import override
+from reloss.experiment.task import Run, find_experiment
+from tasks.classification.config import ClassificationExperiment
+
+SPLITS = {"train": 5, "test": 2}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of six classes of random images, for any data set: DATA/{train,test}/<class>/*.png."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for name in "abcdef":
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def digits() -> Callable[..., ClassificationExperiment]:
+    """The digits experiment with settings."""
+    return lambda *settings: override(find_experiment("classification/digits_cnn")[1], settings)
+
+
+@pytest.fixture
+def a_run(digits: Callable[..., ClassificationExperiment]) -> Callable[..., Run]:
+    """A run without record, for what does not write."""
+    return lambda loss, *settings, **more: Run(digits(*settings), loss, 0, Path(), None, **more)

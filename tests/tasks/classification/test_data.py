@@ -1,0 +1,144 @@
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from reloss.errors import RelossError, UsageError
+from tasks.classification import data
+from tasks.classification.config import Data
+
+FOLDER = {"name": "cifar10", "format": "folder", "image_size": 32}
+
+
+def folder(**changes):
+    return Data(**{**FOLDER, **changes})
+
+
+def targets(split):
+    return [int(target) for _, target in split]
+
+
+def test_folder(images):
+    splits = data.load(folder(), images)
+    assert splits.classes == 6
+    assert targets(splits.train) == sorted(5 * list(range(6)))
+    assert targets(splits.test) == sorted(2 * list(range(6)))
+    assert splits.validation is splits.test
+    image = splits.test[0][0]
+    assert image.shape == (3, 32, 32)
+    mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in data.CHANNELS["cifar10"])
+    pixels = (image * deviation + mean) * 255
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+    assert 0 <= pixels.round().min() < pixels.round().max() <= 255
+
+
+def test_the_data_set_may_lie_in_a_folder_of_its_name(images, tmp_path):
+    shutil.copytree(images, tmp_path / "cifar10")
+    (tmp_path / "cifar10" / "test").rename(tmp_path / "cifar10" / "val")
+    assert data.describe(folder(), tmp_path) == "cifar10: 30 train, 12 validation, 12 test images of 6 classes"
+
+
+def test_per_class(images):
+    splits = data.load(folder(per_class=2, test_per_class=1), images)
+    assert targets(splits.train) == sorted(2 * list(range(6)))
+    assert targets(splits.test) == list(range(6))
+    assert splits.train.indices == [index for start in range(0, 30, 5) for index in (start, start + 1)]
+
+
+@pytest.mark.parametrize("format", ["folder", "sklearn"])
+def test_validation_is_disjoint_and_the_same_for_every_seed(images, format):
+    name = "cifar10" if format == "folder" else "digits"
+    config = Data(name=name, format=format, image_size=32, validation_fraction=0.2)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        splits = data.load(config, images)
+        found.append((splits.train.indices, splits.validation.indices))
+    assert found[0] == found[1]
+    training, held_out = map(set, found[0])
+    assert training & held_out == set()
+    assert len(held_out) == (6 if format == "folder" else 270)
+    assert len(training | held_out) == (30 if format == "folder" else 1348)
+
+
+def test_validation_images_are_not_augmented(images):
+    splits = data.load(folder(validation_fraction=0.2), images)
+    assert torch.equal(splits.validation[0][0], splits.validation[0][0])
+    torch.manual_seed(0)
+    assert any(not torch.equal(splits.train[0][0], splits.train[0][0]) for _ in range(5))
+
+
+def test_digits_test_images_are_never_trained_on(images):
+    splits = data.load(Data(name="digits", format="sklearn", image_size=8), images)
+    assert len(splits.train) + len(splits.test) == 1797
+    assert set(splits.train.indices) & set(splits.test.indices) == set()
+    assert splits.train[0][0].shape == (1, 8, 8)
+    pixels = torch.stack([image for image, _ in splits.train])
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
+def test_fingerprint_changes_with_the_files(images, tmp_path):
+    shutil.copytree(images, tmp_path / "one")
+    before = data.fingerprint(folder(), tmp_path / "one")
+    assert before == data.fingerprint(folder(), images)
+    Image.new("RGB", (32, 32)).save(tmp_path / "one" / "train" / "a" / "more.png")
+    added = data.fingerprint(folder(), tmp_path / "one")
+    (tmp_path / "one" / "train" / "a" / "more.png").rename(tmp_path / "one" / "train" / "b" / "more.png")
+    moved = data.fingerprint(folder(), tmp_path / "one")
+    assert len({before, added, moved}) == 3
+
+
+def test_fingerprint_is_of_the_data_set_alone(tmp_path):
+    config = Data(name="cifar10", format="torchvision", image_size=32)
+    before = data.fingerprint(config, tmp_path)
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "train").write_bytes(b"pixels")
+    assert data.fingerprint(config, tmp_path) == before
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"pixels")
+    assert data.fingerprint(config, tmp_path) != before
+
+
+def test_missing_folders_name_the_expected_path(tmp_path):
+    with pytest.raises(RelossError, match=f"class folders in {tmp_path / 'cifar10' / 'train'}"):
+        data.load(folder(), tmp_path)
+    (tmp_path / "cifar10" / "train" / "a").mkdir(parents=True)
+    with pytest.raises(RelossError, match=f"no images of cifar10 in {tmp_path / 'cifar10' / 'train'}"):
+        data.load(folder(), tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "cifar10" / "train" / "a" / "0.png")
+    with pytest.raises(RelossError, match=f"no images of cifar10 in {tmp_path / 'cifar10' / 'val'}"):
+        data.load(folder(), tmp_path)
+
+
+def test_other_classes_in_training_and_test_are_refused(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "test" / "a").rename(tmp_path / "images" / "test" / "z")
+    with pytest.raises(RelossError, match="are not of the same classes"):
+        data.load(folder(), tmp_path / "images")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar_names_the_command_that_fetches_it(tmp_path, name):
+    with pytest.raises(RelossError, match=f"run `reloss data fetch {name} --data {tmp_path}`"):
+        data.load(Data(name=name, format="torchvision", image_size=32), tmp_path)
+
+
+@pytest.mark.parametrize("use", [data.load, data.fingerprint])
+def test_imagenet_comes_as_a_folder_only(tmp_path, use):
+    with pytest.raises(UsageError, match=r"imagenet does not come in data\.format=torchvision; use folder"):
+        use(Data(name="imagenet", format="torchvision", image_size=32), tmp_path)
+
+
+def test_fetch_needs_no_network_for_the_digits(tmp_path):
+    data.fetch(Data(name="digits", format="sklearn", image_size=8), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_download_is_said(tmp_path, monkeypatch):
+    def download(root, train, download):
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setitem(data.DOWNLOADS, "cifar10", download)
+    with pytest.raises(RelossError, match=f"cannot download cifar10 into {tmp_path}: File not found or corrupted"):
+        data.fetch(Data(name="cifar10", format="torchvision", image_size=32), tmp_path)

@@ -1,0 +1,85 @@
+import inspect
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.record import read_summaries
+from reloss.experiment.run import Request, run
+from reloss.experiment.seeds import derive_seed
+from reloss.experiment.task import tasks
+from reloss.experiment.tracking import read_metrics
+from tasks.classification import models
+
+TASK = tasks()["classification"]
+ONE_STEP = ("train.epochs=1", "train.batch_size=4", "train.precision=no", "data.workers=0", "data.per_class=1")
+FOLDER = ("data.format=folder", "data.image_size=32")
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_docstring_holds_the_exact_command(cli, name):
+    make = TASK.experiments[name]
+    lines = [line.strip() for line in inspect.getdoc(make).splitlines()]
+    (command,) = [line for line in lines if line.startswith("reloss ")]
+    assert command.startswith(f"reloss run {name} --loss reloss --seed 0")
+    assert make().name == name
+    assert not lines[0].startswith("reloss ")
+    sweep = cli("sweep", name, "--losses", "reloss", "--seeds", "0", "--launcher", "print")[1]
+    assert sweep.splitlines()[-1].startswith(command.removesuffix(" --data DATA"))
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_config_survives_yaml_and_json(name):
+    config = TASK.experiments[name]()
+    assert type(config).model_validate(yaml.safe_load(to_yaml(config))) == config
+    assert type(config).model_validate(json.loads(config.model_dump_json())) == config
+    assert override(config, []) == config
+    assert config.ordinary_loss in config.losses
+    assert {"ce", "label_smoothing", "approx", "reloss"} == set(config.losses)
+
+
+@pytest.mark.parametrize("name", [name for name in TASK.experiments if "digits" not in name])
+def test_protocol_tells_experiments_apart(name):
+    protocols = [make().protocol() for make in TASK.experiments.values()]
+    assert protocols.count(TASK.experiments[name]().protocol()) == 1
+
+
+def initial(name, classes):
+    set_seed(derive_seed(0, "initialisation") % 2**32)
+    return dict(models.build(name, classes).named_parameters())
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_one_real_training_step(images, tmp_path, name):
+    config = TASK.experiments[name]()
+    own = config.data.name == "digits"
+    settings = ONE_STEP if own else (*ONE_STEP, *FOLDER)
+    record = run(Request(name, "ce", 0, settings=settings, data=images, runs=tmp_path, track="off"))
+    (summary,) = read_summaries(tmp_path)
+    assert summary["status"] == "finished"
+    assert all(math.isfinite(value) for value in summary["scores"].values())
+    (metrics,) = read_metrics(record / "metrics.jsonl")
+    assert metrics["step"] == (2 if own else 1)  # 8 and 6 training images in batches of 4, the last dropped
+    assert all(math.isfinite(value) for value in metrics.values())
+    weights = load_file(record / "checkpoint" / "weights.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+    before = initial(config.model.name, 10 if own else 6)
+    changed = {parameter for parameter, value in before.items() if not torch.equal(weights[parameter], value)}
+    matrices = {parameter for parameter, value in before.items() if value.dim() > 1}
+    assert matrices <= changed
+
+
+@pytest.mark.parametrize("loss", ["label_smoothing", "approx", "reloss"])
+def test_every_loss_trains_on_a_folder(images, tmp_path, loss):
+    learn = ("learn.steps=2", "learn.items=4", "learn.validation_fraction=0.4", "recording.item_size=4")
+    settings = (*ONE_STEP[:-1], *FOLDER, *learn)  # on all 30 images: 7 items in the bank
+    name = "classification/cifar10_resnet20"
+    record = run(Request(name, loss, 0, settings=settings, data=images, runs=tmp_path, track="off"))
+    (metrics,) = read_metrics(record / "metrics.jsonl")
+    assert metrics["step"] == 7
+    assert all(math.isfinite(value) for value in metrics.values())

@@ -1,0 +1,225 @@
+import json
+
+import pytest
+import torch
+import yaml
+from small import DIGITS
+
+from reloss.experiment.task import tasks
+from reloss.learning import PredictionBank
+from reloss.surrogates import ClassificationReLoss
+
+
+def test_list_names_every_experiment(cli):
+    code, out, _ = cli("list", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows.keys() == {name for task in tasks().values() for name in task.experiments}
+    assert rows[DIGITS] == {
+        "name": DIGITS,
+        "task": "classification",
+        "data": "digits",
+        "losses": ["ce", "label_smoothing", "approx", "reloss"],
+        "paper": "none: a smoke test",
+    }
+    code, out, _ = cli("list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(rows)
+
+
+def test_show_takes_set_repeatedly_and_with_several_values(cli):
+    plain = yaml.safe_load(cli("show", DIGITS)[1])
+    words = ("--set", "train.epochs=3", "train.lr=0.5", "--set", "learn.fidelity=released")
+    changed = yaml.safe_load(cli("show", DIGITS, *words)[1])
+    assert (plain["train"]["epochs"], plain["train"]["lr"], plain["learn"]["calibrate"]) == (20, 0.05, True)
+    assert (changed["train"]["epochs"], changed["train"]["lr"], changed["learn"]["calibrate"]) == (3, 0.5, False)
+
+
+@pytest.mark.parametrize("name", [name for task in tasks().values() for name in task.experiments])
+def test_what_show_prints_is_the_whole_config(cli, name):
+    shown = yaml.safe_load(cli("show", name)[1])
+    config = next(task for task in tasks().values() if name in task.experiments).experiments[name]()
+    assert type(config).model_validate(shown) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["lisst"], ["list", "show", "run", "learn", "table", "sweep", "data", "doctor", "demo"]),
+        ([], ["list", "show"]),
+        (["show"], ["EXPERIMENT"]),
+        (["show", "classification/digit_cnn"], ["'classification/digit_cnn'", "classification/digits_cnn"]),
+        (["run", "classification/cifar10_resnet21"], ["classification/cifar10_resnet20"]),
+        (["run", DIGITS, "--loss", "reolss"], ["unknown loss of classification/digits_cnn 'reolss'", "reloss?"]),
+        (["run", DIGITS, "--set", "train.epoch=3"], ["unknown config key 'train.epoch'", "train.epochs"]),
+        (["run", DIGITS, "--set", "train.epochs=many"], ["train.epochs", "valid integer", "'many'"]),
+        (["run", DIGITS, "--set", "train.precision=fp61"], ["'no', 'fp16' or 'bf16'"]),
+        (["run", DIGITS, "--stage", "trian"], ["train"]),
+        (["run", DIGITS, "--sed", "3"], ["--seed"]),
+        (["run", DIGITS, "--seed", "one"], ["one"]),
+        (["run", DIGITS, "--set", "model.name=resnet21"], ["unknown model 'resnet21'", "resnet20"]),
+        (["table", "clasification"], ["unknown table 'clasification'", "classification?"]),
+        (["sweep", DIGITS, "--seeds", "a-b"], ["0-4 or 0,2,5-7", "'a-b'"]),
+        (["data", "check", "cifar01"], ["unknown data set or experiment 'cifar01'", "cifar10"]),
+        (["data", "fecth", "cifar10"], ["fetch"]),
+        (["demo", "--seeds", "0"], ["--seeds must be at least 1"]),
+    ],
+)
+def test_misspelt_words_get_the_nearest(cli, tmp_path, monkeypatch, words, messages):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*words, *(["--track", "off"] if words[:1] == ["run"] else []))
+    assert code == 2
+    assert "Traceback" not in out + err
+    for message in messages:
+        assert message in " ".join((out + err).split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [([], "{data}: run `reloss data fetch cifar10 --data {data}`"), (["data.format=folder"], "{data}/cifar10/train")],
+)
+def test_missing_data_names_the_expected_path(cli, tmp_path, settings, expected):
+    data = tmp_path / "empty"
+    words = ["--data", data, "--runs", tmp_path / "runs", "--track", "off"]
+    code, out, err = cli("run", "classification/cifar10_resnet20", *words, *(["--set", *settings] if settings else []))
+    assert code == 1
+    assert out == ""
+    assert expected.format(data=data) in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_unexpected_exception_is_one_line(cli, monkeypatch, debug):
+    def examine(data):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("reloss.doctor.examine", examine)
+    monkeypatch.delenv("RELOSS_DEBUG", raising=False)
+    if debug:
+        monkeypatch.setenv("RELOSS_DEBUG", "1")
+    code, out, err = cli("doctor")
+    assert code == 1
+    assert out == ""
+    assert err.splitlines()[-1] == "reloss: ZeroDivisionError: by zero (RELOSS_DEBUG=1 shows where)"
+    assert ("Traceback" in err) == debug
+    assert (len(err.splitlines()) == 1) == (not debug)
+
+
+def test_ctrl_c_says_how_to_go_on(cli, monkeypatch):
+    def examine(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reloss.doctor.examine", examine)
+    code, _, err = cli("doctor")
+    assert code == 130
+    assert err == "reloss: interrupted; the same command goes on from the last checkpoint\n"
+
+
+LEARN = ("--set", "steps=60", "items=16", "seed=1")
+
+
+def test_learn_outside_any_task(cli, improving_bank, tmp_path):
+    bank, out_folder = improving_bank(), tmp_path / "surrogate"
+    words = ("learn", "--bank", bank.path, "--metric", "accuracy", "--out", out_folder, *LEARN)
+    code, out, _ = cli(*words)
+    assert code == 0
+    fit = json.loads(out)
+    card = json.loads((out_folder / "surrogate.json").read_text())
+    assert card["fit"] == fit
+    assert card["metric"] == "accuracy"
+    assert card["bank"] == bank.fingerprint()
+    assert (card["learn"]["steps"], card["learn"]["items"]) == (60, 16)
+    assert fit["validation_items"] == 24
+    assert fit["spearman"] > 0.9  # the bank goes from chance to good: 0.972 measured
+    surrogate = ClassificationReLoss.from_pretrained(out_folder)
+    good, bad = surrogate(5 * torch.eye(5), torch.arange(5)), surrogate(-5 * torch.eye(5), torch.arange(5))
+    assert good < bad
+    before = (out_folder / "surrogate.safetensors").stat().st_mtime_ns
+    code, _, err = cli(*words)
+    assert code == 2
+    assert f"{out_folder} holds a surrogate already; choose another --out" in err
+    assert (out_folder / "surrogate.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["--metric", "acuracy"], 2, "unknown metric 'acuracy'; did you mean accuracy"),
+        (["--kind", "clasification"], 2, "unknown kind of surrogate 'clasification'; did you mean classification?"),
+        (["--set", "step=3"], 2, "unknown config key 'step'; did you mean steps"),
+        (["--bank", "nowhere"], 1, "no prediction bank at nowhere: record one with `reloss run"),
+    ],
+)
+def test_learn_refuses(cli, tmp_path, change, code, message):
+    PredictionBank.create(tmp_path / "bank")
+    words = {"--bank": tmp_path / "bank", "--metric": "accuracy", "--out": tmp_path / "surrogate"}
+    words |= {change[0]: change[1]}
+    found, _, err = cli("learn", *(word for pair in words.items() for word in pair))
+    assert found == code
+    assert message in err
+    assert not (tmp_path / "surrogate").exists()
+
+
+def test_learn_gives_the_same_surrogate_again(cli, improving_bank, tmp_path):
+    bank = improving_bank()
+    weights = []
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        code, _, _ = cli("learn", "--bank", bank.path, "--metric", "accuracy", "--out", tmp_path / name, *LEARN)
+        assert code == 0
+        weights.append((tmp_path / name / "surrogate.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_learn_needs_enough_items(cli, improving_bank, tmp_path):
+    bank = improving_bank(steps=3)
+    code, _, err = cli("learn", "--bank", bank.path, "--metric", "accuracy", "--out", tmp_path / "surrogate", *LEARN)
+    assert code == 1
+    assert "holds 3 items, too few to learn from and to hold out 20%" in err
+
+
+def test_data_check_digits(cli, tmp_path):
+    for name in ("digits", DIGITS):
+        code, out, _ = cli("data", "check", name, "--data", tmp_path)
+        assert code == 0
+        assert out == "digits: 1078 train, 270 validation, 449 test images of 10 classes\n"
+
+
+def test_data_fetch_imagenet_says_the_layout(cli, tmp_path):
+    code, _, err = cli("data", "fetch", "imagenet", "--data", tmp_path)
+    assert code == 2
+    assert "image-net.org" in err
+    for split in ("train", "val"):
+        assert f"{tmp_path}/imagenet/{split}/CLASS/*.JPEG" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor(cli, tmp_path):
+    code, out, _ = cli("doctor", "--json", "--data", tmp_path)
+    found = json.loads(out)
+    assert code == 0
+    assert found.keys() == {"commit", "versions", "devices", "data", "wandb"}
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "not installed" not in found["versions"].values()
+    assert found["data"].keys() == {"digits", "cifar10", "cifar100", "imagenet"}
+    assert found["data"]["digits"].startswith("digits: 1078 train")
+    assert found["data"]["imagenet"].startswith("missing: ")
+    assert len(found["devices"]["gpus"]) == torch.cuda.device_count()
+    assert "offline: WANDB_API_KEY is not set" in found["wandb"]
+    code, out, _ = cli("doctor", "--data", tmp_path)
+    assert code == 0
+    assert found["versions"]["torch"] in out
+    assert found["commit"] in out
+
+
+def test_doctor_never_prints_the_key(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret" * 7)
+    _, out, err = cli("doctor", "--json", "--data", tmp_path)
+    assert "online: WANDB_API_KEY is set" in json.loads(out)["wandb"]
+    assert "secret" not in out + err
+
+
+def test_table_without_records(cli, tmp_path):
+    code, _, err = cli("table", "classification", "--runs", tmp_path / "runs")
+    assert code == 2
+    assert f"no folder of records at {tmp_path / 'runs'}; name it with --runs" in err

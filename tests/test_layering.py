@@ -1,0 +1,119 @@
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
+LAYERS = (
+    {"errors", "files", "progress", "lazy", "ranking", "metrics"},
+    {"surrogates", "learning"},
+    {"experiment", "report"},
+    {"cli", "demo", "doctor"},
+)
+LIBRARIES = {"matplotlib", "numpy", "pydantic", "rich", "safetensors", "scipy", "torch", "tyro", "wandb", "yaml"}
+HEAVY = {"torch", "torchvision", "accelerate", "numpy", "scipy", "sklearn", "matplotlib", "wandb", "transformers"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports below `node`, also those inside functions, that happen when the code runs."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            yield from statements(ast.Module(child.orelse, []))
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        yield from statements(child)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports; `from package import module` counts as the module."""
+    found: set[str] = set()
+    for statement in statements(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        else:
+            assert statement.level == 0, f"{path}, line {statement.lineno}: a relative import"
+            names = {f"{statement.module}.{alias.name}" for alias in statement.names}
+            found |= {name if name in MODULES else str(statement.module) for name in names}
+    return found
+
+
+def layer(module: str) -> int:
+    if module == "reloss":  # imported with everything; it loads its names when they are used
+        return 0
+    room = module.split(".")[1]
+    (number,) = [number for number, rooms in enumerate(LAYERS) if room in rooms]
+    return number
+
+
+def test_every_module_is_seen():
+    assert len(MODULES) > 30
+    assert {room for rooms in LAYERS for room in rooms} == {name.split(".")[1] for name in MODULES if "." in name}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_task_and_no_framework(module):
+    tops = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert tops - set(sys.stdlib_module_names) - LIBRARIES <= {"reloss"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_runs_upward(module):
+    upward = {name for name in imports(MODULES[module]) & MODULES.keys() if layer(name) > layer(module)}
+    assert upward == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(("reloss.ranking", "reloss.metrics"))])
+def test_ranking_and_metrics_stand_on_the_ground(module):
+    rooms = {name.split(".")[1] for name in imports(MODULES[module]) if name.startswith("reloss.")}
+    assert rooms <= LAYERS[0]
+
+
+def test_no_import_cycle():
+    graph = {module: imports(path) & MODULES.keys() for module, path in MODULES.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+    assert len(order) == len(MODULES)
+
+
+def test_this_test_sees_what_it_forbids(tmp_path):
+    text = (
+        "def f():\n    import torchvision\n\nif TYPE_CHECKING:\n    import mmpose\nelse:\n    from reloss import cli\n"
+    )
+    (tmp_path / "module.py").write_text(text)
+    assert imports(tmp_path / "module.py") == {"torchvision", "reloss.cli"}
+    (tmp_path / "module.py").write_text("try:\n    from reloss import cli, nothing\nexcept ImportError:\n    pass\n")
+    assert imports(tmp_path / "module.py") == {"reloss.cli", "reloss"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "classification/imagenet_resnet50"]])
+def test_light_commands_import_no_framework(arguments):
+    code = (
+        "import json, sys\nfrom reloss.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print()\nprint(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "reloss.cli" in modules
+    assert modules & HEAVY == set()
