@@ -3,7 +3,7 @@ PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results
+.PHONY: setup demo test test-slow lint format lock results bench-ranking
 
 setup: .venv/.installed
 
@@ -31,6 +31,10 @@ lock: setup
 # Renders the tables of results/ and the README from the records in results/runs.
 results: setup
 	$(BIN)/python -m results.render
+
+# Soft ranks side by side with the alternatives that are installed; on a GPU if there is one.
+bench-ranking: setup
+	$(BIN)/python -m benchmarks.ranking --out results/benchmarks/$(or $(DEVICE),cpu)
 
 .venv/.installed: requirements/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "make: needs Python 3.11, \

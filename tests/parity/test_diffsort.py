@@ -5,7 +5,8 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from reloss.ranking import Interpolation, Method, soft_rank, soft_spearman
+from reloss.ranking import Interpolation, soft_rank, soft_spearman
+from reloss.ranking.networks import Network
 
 
 def random_values(*shape: int) -> torch.Tensor:
@@ -15,7 +16,7 @@ def random_values(*shape: int) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("interpolation", get_args(Interpolation))
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 17, 64, 100])
 def test_ranks_and_gradients_equal_the_dense_ones(dense_rank, n, method, interpolation):
     """diffsort's gaussian rounds its sigma to float32 on the way back, so gradients agree to float32 there."""
@@ -36,7 +37,7 @@ def test_steepness_means_what_it_means_in_diffsort(dense_rank, steepness):
     assert_close(soft_rank(values, steepness=steepness), dense_rank(values, steepness=steepness), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 @pytest.mark.parametrize("n", [5, 8])
 def test_gradcheck(n, method):
     values, others = random_values(2, n), random_values(2, n).detach().flip(-1)

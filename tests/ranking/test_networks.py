@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
-from reloss.ranking import Interpolation, Method, hard_rank, pearson, soft_rank
+from reloss.ranking import Interpolation, hard_rank, pearson, soft_rank
+from reloss.ranking.networks import Network
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,7 +18,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 finite_rows = st.integers(1, 40).flatmap(lambda n: arrays("float64", n, elements=st.floats(-100, 100)))
 
 
-@given(finite_rows, st.sampled_from(get_args(Method)), st.sampled_from(get_args(Interpolation)))
+@given(finite_rows, st.sampled_from(get_args(Network)), st.sampled_from(get_args(Interpolation)))
 def test_ranks_sum_to_the_places_and_stay_among_them(row, method, interpolation):
     n = len(row)
     ranks = soft_rank(torch.from_numpy(row), method, interpolation=interpolation)
@@ -26,14 +27,14 @@ def test_ranks_sum_to_the_places_and_stay_among_them(row, method, interpolation)
     assert float(ranks.max()) <= n - 1 + 1e-9
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 def test_ranks_do_not_depend_on_the_mean(method):
     values = normal(4, 33).double()
     assert_close(soft_rank(values + 7, method), soft_rank(values, method), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("interpolation", ["logistic", "logistic_phi", "gaussian"])
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 @pytest.mark.parametrize("n", [2, 7, 32, 100])
 def test_well_separated_values_get_their_hard_ranks(n, method, interpolation):
     values = torch.randperm(n, generator=torch.Generator().manual_seed(n)).double()
@@ -41,7 +42,7 @@ def test_well_separated_values_get_their_hard_ranks(n, method, interpolation):
     assert_close(ranks, hard_rank(values), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 def test_gradients_are_finite_at_ties(method):
     values = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 2.0], requires_grad=True)
     for interpolation in get_args(Interpolation):
@@ -83,7 +84,7 @@ def test_float64_stays():
     assert soft_rank(normal(5).double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Network))
 def test_one_value(method):
     value = torch.tensor([3.0], requires_grad=True)
     assert soft_rank(value, method).tolist() == [0]

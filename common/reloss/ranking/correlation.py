@@ -15,10 +15,12 @@ from reloss.ranking.soft import Method, soft_rank, standardized
 def pearson(x: Tensor, y: Tensor) -> Tensor:
     """Return Pearson's correlation of x [..., n] and y [..., n] as [...]; 0 where a side is constant or n is 1.
 
-    Computed in float32 (float64 where a side is float64); differentiable in both.
+    Computed in float32 (float64 where a side is float64), at any scale; differentiable in both.
+
+    Raises:
+        ValueError: n is 0.
     """
-    x, y = _centre(x), _centre(y)
-    return _ratio((x * y).sum(-1), (x * x).sum(-1) * (y * y).sum(-1))
+    return (standardized(x) * standardized(y)).mean(-1)
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +60,11 @@ def soft_spearman(
     Raises:
         ValueError: n is 0, or a value is NaN or infinite.
     """
-    return pearson(soft_rank(x, method, standardize=standardize, **options), hard_rank(y, ties))
+    check_values(x)
+    # The soft ranks of a constant row need not be equal, so that row's correlation is set to 0, not computed.
+    varies = (x != x[..., :1]).any(-1)
+    ranks = soft_rank(x, method, standardize=standardize, **options)
+    return torch.where(varies, pearson(ranks, hard_rank(y, ties)), 0.0)
 
 
 def kendall(x: Tensor, y: Tensor) -> Tensor:
@@ -116,8 +122,3 @@ def _ratio(numerator: Tensor, square: Tensor) -> Tensor:
 
 def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
-
-
-def _centre(values: Tensor) -> Tensor:
-    values = _wide(values)
-    return values - values.mean(-1, keepdim=True)

@@ -94,13 +94,12 @@ def _sweep(
     n = values.shape[-1]
     middle = (n - 1) / 2  # ranks about their middle, which every layer keeps, lose less to rounding
     places = (torch.arange(n, dtype=values.dtype, device=values.device) - middle).expand_as(values)
-    for backward, weight in zip(reversed(wiring.backwards), reversed([*weights, None]), strict=True):
-        if weight is not None:
-            pairs = weight.shape[-1]
-            smaller, larger = places[..., :pairs], places[..., pairs : 2 * pairs]
-            gaps.append(smaller - larger)
-            places = _mix(weight, smaller, larger, places[..., 2 * pairs :])
-        places = places.index_select(-1, backward)
+    places = places.index_select(-1, wiring.backwards[-1])
+    for backward, weight in zip(reversed(wiring.backwards[:-1]), reversed(weights), strict=True):
+        pairs = weight.shape[-1]
+        smaller, larger = places[..., :pairs], places[..., pairs : 2 * pairs]
+        gaps.append(smaller - larger)
+        places = _mix(weight, smaller, larger, places[..., 2 * pairs :]).index_select(-1, backward)
     return places + middle, weights, differences, gaps[::-1]
 
 

@@ -81,7 +81,18 @@ def soft_rank(
 
 
 def standardized(values: Tensor) -> Tensor:
-    """Return `values` [..., n] with mean 0 and standard deviation 1 along the last axis; a constant row becomes 0."""
-    values = values - values.mean(-1, keepdim=True)
-    variance = values.square().mean(-1, keepdim=True)
-    return values / torch.where(variance > 0, variance, 1.0).sqrt()
+    """Give each row of `values` [..., n] mean 0 and standard deviation 1; a constant row becomes zeros, no gradient.
+
+    Raises:
+        ValueError: n is 0.
+    """
+    if values.shape[-1] == 0:
+        raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
+    values = values if values.dtype == torch.float64 else values.float()
+    # Compared, not subtracted: the mean of equal values is rounded, so a constant row does not centre to exact zeros.
+    varies = (values != values[..., :1]).any(-1, keepdim=True)
+    centred = torch.where(varies, values - values.mean(-1, keepdim=True), 0.0)
+    largest = centred.detach().abs().amax(-1, keepdim=True)
+    centred = centred / torch.where(largest > 0, largest, 1.0)  # else squares of small or large values leave float32
+    variance = (centred * centred).mean(-1, keepdim=True)
+    return centred / torch.where(variance > 0, variance, 1.0).sqrt()
