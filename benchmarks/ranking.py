@@ -133,7 +133,7 @@ def _peak_bytes(call: Callable[[], Any], device: str) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     total = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             total += event.nbytes()
             peak = max(peak, total)
@@ -155,7 +155,7 @@ def table(device: str, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]
         for batch in BATCHES:
             too_slow = False
             for n in sizes:
-                row = {"operator": name, "batch": batch, "n": n}
+                row: dict[str, Any] = {"operator": name, "batch": batch, "n": n}
                 if isinstance(operator, str):
                     row["note"] = operator
                 elif too_slow:
