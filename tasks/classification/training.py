@@ -64,9 +64,8 @@ class _Training:
             first = self._resume()
             for epoch in range(first, self.config.train.epochs):
                 self._epoch(epoch)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                self.run.record.save_weights(accelerator.unwrap_model(self.model).state_dict())
+            self.run.record.save_weights(accelerator.unwrap_model(self.model).state_dict())
+            accelerator.wait_for_everyone()  # all evaluate what the main process has written
 
     def _prepare(self) -> None:
         recipe, accelerator = self.config.train, self.accelerator
@@ -240,7 +239,8 @@ def _read_weights(path: Any) -> dict[str, Tensor]:
 def _accelerator(precision: str) -> Iterator[Accelerator]:
     """Yield an Accelerator and clear its process-wide state after, so that the next run may be of another precision."""
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        # Without cpu=True, accelerate takes processes that torchrun starts on a machine without GPU for single ones.
+        accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     except ValueError as error:  # fp16 without a GPU
         raise UsageError(f"train.precision={precision} does not work here: {error}; choose bf16 or no") from error
     try:

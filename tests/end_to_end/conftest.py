@@ -1,19 +1,21 @@
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `reloss` with the given words in a process of its own."""
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `reloss` with the given words in a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def launch(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         command = [sys.executable, *launcher, "-m", "reloss.cli", *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -21,8 +23,14 @@ def start() -> Callable[..., subprocess.Popen[str]]:
             env=environment,
             start_new_session=True,
         )
+        started.append(process)
+        return process
 
-    return launch
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture
@@ -31,7 +39,7 @@ def finish(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
 
     def run(*words: object, **more: object) -> str:
         process = start(*words, **more)
-        said, _ = process.communicate()
+        said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
         return said
 

@@ -168,7 +168,7 @@ def test_demo(finish, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(finish, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     one, two = tmp_path / "one", tmp_path / "two"
     finish(*words(one))
     finish(*words(two), launcher=torchrun)
