@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from reloss.ranking import Method, hard_rank, kendall, soft_kendall, soft_rank, soft_spearman
 from reloss.ranking.networks import Comparator, _sweep, _wiring
-from reloss.ranking.scans import decaying_sum
+from reloss.ranking.scans import recurrence
 
 METHODS = get_args(Method)
 SUMS = ("laplace", "pairwise")
@@ -84,12 +84,13 @@ def test_every_layer_of_a_network_is_doubly_stochastic(network: str, n: int) -> 
     x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     wiring = _wiring(network, n, x.device)
     weights = _sweep(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1]
-    assert len(weights) == len(wiring.pairs) > 0
-    for forward, pairs, weight in zip(wiring.forwards[:-1], wiring.pairs, weights, strict=True):
-        assert sorted(forward.tolist()) == list(range(n))  # what moves values between layers is a permutation
-        assert len(weight) == pairs <= n // 2
-        assert weight.min() >= 0
-        assert weight.max() <= 1
+    assert len(weights) == len(wiring.partners) > 0
+    for partner, weight in zip(wiring.partners, weights, strict=True):
+        layer = weight.diag()
+        layer[torch.arange(n), partner] += 1 - weight
+        assert layer.min() >= 0
+        torch.testing.assert_close(layer.sum(0), torch.ones(n, dtype=torch.float64))
+        torch.testing.assert_close(layer.sum(1), torch.ones(n, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -177,11 +178,11 @@ def test_standardize_takes_the_scale_away(method: Method) -> None:
 
 @given(seed=st.integers(0, 99), n=st.integers(1, 100))
 @settings(max_examples=30, deadline=None)
-def test_decaying_sum_follows_its_recurrence(seed: int, n: int) -> None:
+def test_recurrence_follows_its_recurrence(seed: int, n: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     inputs, decays = torch.rand(2, 2, n, dtype=torch.float64, generator=generator)
     expected = torch.zeros(2, dtype=torch.float64)
-    result = decaying_sum(inputs, decays)
+    result = recurrence(inputs, decays)
     for place in range(n):
         expected = decays[:, place] * expected + inputs[:, place]
         torch.testing.assert_close(result[:, place], expected)

@@ -1,4 +1,4 @@
-"""A first-order recurrence along the last axis, in O(n) work and few steps."""
+"""Sums that decay with distance along the last axis, in O(n) work and few steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WIDTH = 32
+MAX_SPREAD = 600.0  # exp of half of it, squared and summed over 10^9 values, stays in float64
 
 
-def decaying_sum(inputs: Tensor, decays: Tensor) -> Tensor:
+def decayed_sums(weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of weights_j exp(-|places_i - places_j|) over j <= i, and over j >= i; differentiable.
+
+    Args:
+        weights: [..., n], float64.
+        places: [..., n], float64, ascending: the sums are exact for any spread, without overflow.
+    """
+    if not places.is_cuda and (places[..., -1] - places[..., 0]).max() < MAX_SPREAD:
+        middle = (places[..., :1] + places[..., -1:]).detach() / 2
+        growing = (places - middle).exp()
+        fading = growing.reciprocal()
+        below = (weights * growing).cumsum(-1) * fading
+        above = (weights * fading).flip(-1).cumsum(-1).flip(-1) * growing
+        return below, above
+    decays = (-places.diff(dim=-1, prepend=places[..., :1])).exp()
+    from_above = torch.cat((decays[..., 1:], decays[..., :1]), -1).flip(-1)
+    return recurrence(weights, decays), recurrence(weights.flip(-1), from_above).flip(-1)
+
+
+def recurrence(inputs: Tensor, decays: Tensor) -> Tensor:
     """Return y with y_i = decays_i y_{i-1} + inputs_i and y_{-1} = 0, along the last axis; differentiable.
 
     With decays in [0, 1] nothing overflows, and products that underflow are the zeros they should be: exact for any
@@ -27,7 +47,7 @@ def decaying_sum(inputs: Tensor, decays: Tensor) -> Tensor:
         products.append(decay * products[-1])
     result = torch.stack(sums, -1)
     if result.shape[-2] > 1:
-        ends = decaying_sum(sums[-1], products[-1])
+        ends = recurrence(sums[-1], products[-1])
         carried = F.pad(ends[..., :-1], (1, 0))
         result = torch.addcmul(result, torch.stack(products, -1), carried[..., None])
     return result.flatten(-2)[..., :n]
