@@ -32,7 +32,7 @@ lock: setup
 results: setup
 	$(BIN)/python -m results.render
 
-# Soft ranks side by side with the alternatives that are installed; on a GPU if there is one.
+# Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup
 	$(BIN)/python -m benchmarks.ranking --out results/benchmarks/$(or $(DEVICE),cpu)
 

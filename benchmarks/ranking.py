@@ -2,8 +2,9 @@
 
 Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, with the device
 synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by the allocator's count, on a
-CPU by the profiler's. A library that is not installed is a row that says so. A case that would need more than the
-memory allowed, or an operator whose last size took too long, is left out and says so.
+CPU by the profiler's. The other libraries are installed on the way; one that does not install is a row that says why.
+A case that would need more than the memory allowed, or an operator whose last size took too long, is left out and says
+so.
 
 Writes ranking.{csv,md,png} into --out.
 """
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,22 +37,39 @@ SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
 MOST_SECONDS = 4.0  # of one run; larger sizes of that operator are not tried
 MOST_BYTES = 8 << 30
+MOST_VALUES = 1 << 27
 FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", "note")
 Operator = Callable[[Tensor], Tensor]
 
 
-def operators(device: str) -> dict[str, Operator | str]:
-    """Return the operators by name; a string instead says why one is missing."""
+def operators(device: str, folder: Path) -> dict[str, Operator | str]:
+    """Return the operators by name, others' installed into `folder`; a string instead says why one is missing."""
     found: dict[str, Operator | str] = {
         "reloss bitonic": lambda x: soft_rank(x, "bitonic"),
         "reloss laplace": lambda x: soft_rank(x, "laplace"),
         "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
     }
-    found["diffsort 0.2.0 bitonic"] = _diffsort(device) if find_spec("diffsort") else "not installable"
-    found["torchsort"] = _torchsort() if find_spec("torchsort") else "not installable"
-    found["fast-soft-sort"] = _fast_soft_sort() if find_spec("fast_soft_sort") else "not installable"
-    found["softtorch"] = _softtorch() if find_spec("softtorch") else "not installable"
+    found["diffsort 0.2.0 bitonic"] = _diffsort(device)
+    for name, load in (("torchsort", _torchsort), ("fast-soft-sort", _fast_soft_sort), ("softtorch", _softtorch)):
+        reason = _install(name, device, folder)
+        try:
+            found[name] = f"not installable: {reason}" if reason else load()
+        except ImportError as error:
+            found[name] = f"does not import: {error}"
     return found
+
+
+def _install(name: str, device: str, folder: Path) -> str:
+    """Install the latest `name` into `folder`, beside the locked environment; returns why it failed, or nothing."""
+    environment_variables = dict(os.environ)
+    if device == "cpu":  # torchsort builds for CUDA wherever it finds nvcc, and then needs all of CUDA
+        folders = [path for path in os.environ["PATH"].split(os.pathsep) if not (Path(path) / "nvcc").exists()]
+        environment_variables["PATH"] = os.pathsep.join(folders)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder)]
+    command = [sys.executable, "-m", "pip", "install", *options, name]
+    done = subprocess.run(command, env=environment_variables, capture_output=True, text=True, check=False)
+    errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    return (errors or ["pip failed"])[0][:90] if done.returncode else ""
 
 
 def _diffsort(device: str) -> Operator:
@@ -64,40 +86,37 @@ def _diffsort(device: str) -> Operator:
     return rank
 
 
-def _torchsort() -> Operator | str:
-    try:
-        import torchsort
-    except ImportError as error:
-        return f"does not import: {error}"
+def _torchsort() -> Operator:
+    import torchsort
+
     return lambda x: torchsort.soft_rank(x, regularization_strength=0.1)
 
 
-def _fast_soft_sort() -> Operator | str:
-    try:
-        from fast_soft_sort.pytorch_ops import soft_rank as fast_soft_rank
-    except ImportError as error:
-        return f"does not import: {error}"
+def _fast_soft_sort() -> Operator:
+    from fast_soft_sort.pytorch_ops import soft_rank as fast_soft_rank
+
     return lambda x: fast_soft_rank(x.cpu(), regularization_strength=0.1)
 
 
-def _softtorch() -> Operator | str:
-    try:
-        import softtorch
-    except ImportError as error:
-        return f"does not import: {error}"
+def _softtorch() -> Operator:
+    import softtorch
+
     return lambda x: softtorch.rank(x, axis=-1)
 
 
 def measure(operator: Operator, batch: int, n: int, device: str, runs: int) -> dict[str, Any]:
     """Return the medians of `runs` warm runs in ms, and the peak memory in MiB."""
-    values = torch.randn(batch, n, device=device, generator=torch.Generator(device).manual_seed(0)).requires_grad_()
-    weights = torch.randn(batch, n, device=device)
+    # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
+    kinds = max(1, min(runs, MOST_VALUES // (batch * n)))
+    generator = torch.Generator(device).manual_seed(0)
+    values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
+    weights = torch.randn(batch, n, device=device, generator=generator)
+    turn = cycle(values)
 
     def forward() -> Tensor:
-        return operator(values)
+        return operator(next(turn))
 
     def both() -> None:
-        values.grad = None
         (forward() * weights).sum().backward()
 
     first = _seconds(both, device)
@@ -148,10 +167,10 @@ def dense_bytes(name: str, batch: int, n: int) -> int:
     return 4 * 4 * batch * n * n if name == "softtorch" else 0
 
 
-def table(device: str, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
+def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
     """Return one row for each operator, batch and size."""
     rows = []
-    for name, operator in operators(device).items():
+    for name, operator in operators(device, folder).items():
         for batch in BATCHES:
             too_slow = False
             for n in sizes:
@@ -217,7 +236,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write(table(device, tuple(n for n in SIZES if n <= arguments.most), arguments.runs), device, arguments.out)
+    sizes = tuple(n for n in SIZES if n <= arguments.most)
+    with TemporaryDirectory() as folder:
+        sys.path.append(folder)
+        rows = table(device, Path(folder), sizes, arguments.runs)
+    write(rows, device, arguments.out)
 
 
 if __name__ == "__main__":
