@@ -64,7 +64,7 @@ class _NetworkRank(torch.autograd.Function):
         wiring = _wiring(network, values.shape[-1], values.device)
         ranks, *saved = _sweep(_to_wires(values), wiring, comparator)
         ctx.wiring, ctx.comparator = wiring, comparator
-        ctx.save_for_backward(values, *map(torch.stack, saved))
+        ctx.save_for_backward(values, *saved)
         return _from_wires(ranks, values.shape)
 
     @staticmethod
@@ -88,9 +88,7 @@ def _from_wires(wires: Tensor, shape: torch.Size) -> Tensor:
     return (wires if wires.dim() == 1 else wires.T).reshape(shape)
 
 
-def _sweep(
-    values: Tensor, wiring: Wiring, comparator: Comparator
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the ranks and, of each layer's wires, weights, differences to the partner, and gaps in expected place.
 
     A wire keeps the share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x').
@@ -104,21 +102,23 @@ def _sweep(
         values = torch.lerp(others, values, weight)
         weights.append(weight)
         differences.append(difference)
+    stacked = torch.stack(weights), torch.stack(differences)
+    del weights, differences  # their memory serves the second sweep
     n = len(values)
     middle = (n - 1) / 2  # ranks about their middle, which every layer keeps, lose less to rounding
     places = torch.arange(n, dtype=values.dtype, device=values.device) - middle
     places = places.view(n, *[1] * (values.dim() - 1)).expand_as(values)
-    for partner, weight in zip(reversed(wiring.partners), reversed(weights), strict=True):
+    for partner, weight in zip(reversed(wiring.partners), reversed(stacked[0].unbind()), strict=True):
         others = places.index_select(0, partner)
         gaps.append(places - others)
         places = torch.lerp(others, places, weight)
-    return places + middle, weights, differences, gaps[::-1]
+    return places + middle, *stacked, torch.stack(gaps[::-1])
 
 
 def _sweep_back(
     gradient: Tensor, wiring: Wiring, comparator: Comparator, weights: Tensor, differences: Tensor, gaps: Tensor
 ) -> Tensor:
-    """Return the gradient in the values, given that in the ranks; the rest is what `_sweep` returned, stacked."""
+    """Return the gradient in the values, given that in the ranks; the rest is what `_sweep` returned."""
     # The ranks feel the weight of a pair: (difference of their gradients) x (gap in their places) ...
     apart = []
     for partner, weight in zip(wiring.partners, weights.unbind(), strict=True):
@@ -127,8 +127,8 @@ def _sweep_back(
         gradient = torch.lerp(others, gradient, weight)
     # ... and so do the values of all later layers. Through its difference, a weight moves both values of its pair.
     slopes = _slopes(weights, differences, _steepness(wiring, comparator, gradient), comparator)
-    pulls = slopes * gaps * torch.stack(apart)
-    kept = weights + slopes * differences
+    kept = torch.addcmul(weights, slopes, differences)
+    pulls = slopes.mul_(gaps).mul_(torch.stack(apart))
     result = torch.zeros_like(gradient)
     layers = (wiring.partners, kept.unbind(), pulls.unbind())
     for partner, keep, pull in zip(*map(reversed, layers), strict=True):
