@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from small import DIGITS
 
 from reloss.experiment.tracking import read_metrics
+from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
 
 SETTINGS = ("train.epochs=5", "learn.steps=60", "learn.items=32")
@@ -178,3 +179,5 @@ def test_two_processes_measure_what_one_measures(finish, tmp_path):
         assert [entry["epoch"] for entry in metrics(ours)] == [1, 2, 3, 4, 5]
         # The order of the examples differs with the number of processes, hence the score by a few of 449 images.
         assert summary(ours)["scores"]["accuracy"] == pytest.approx(summary(theirs)["scores"]["accuracy"], abs=0.05)
+    # The main process records what it sees, which is half: proof that the two share the work.
+    assert [len(PredictionBank.open(runs / DIGITS / "bank")) for runs in (one, two)] == [160, 80]
