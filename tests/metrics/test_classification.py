@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, top_k_accuracy_score
-from torchmetrics.functional.classification import multiclass_accuracy
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from reloss.errors import UsageError
-from reloss.metrics import accuracy, get_metric, top5_accuracy, topk_accuracy
+from reloss.metrics import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 
 
 def predictions(seed: int, n: int = 4, b: int = 50, c: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,6 +14,7 @@ def predictions(seed: int, n: int = 4, b: int = 50, c: int = 8) -> tuple[torch.T
 
 
 @given(st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
 def test_accuracy_equals_scikit_learns(seed):
     outputs, targets = predictions(seed)
     expected = [accuracy_score(t, o.argmax(-1)) for o, t in zip(outputs, targets, strict=True)]
@@ -45,15 +45,70 @@ def test_k_is_between_one_and_the_classes(k):
         topk_accuracy(*predictions(0), k)
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("shape", [(300, 50, 8), (300, 3, 8), (50, 1, 4), (50, 20, 2), (4, 20, 1)])
+def test_balanced_accuracy_and_macro_f1_equal_scikit_learns(shape):
+    outputs, targets = predictions(0, *shape)
+    outputs += 2 * torch.nn.functional.one_hot(targets, shape[-1]) * torch.rand(shape[0], 1, 1)
+    pairs = list(zip(targets, outputs.argmax(-1), strict=True))
+    recalls = [balanced_accuracy_score(t, o) for t, o in pairs]
+    f1s = [f1_score(t, o, average="macro", zero_division=0) for t, o in pairs]
+    torchmetrics = [float(multiclass_f1_score(o, t, shape[-1])) for t, o in pairs[:20] if shape[-1] > 1]
+    assert balanced_accuracy(outputs, targets).tolist() == pytest.approx(recalls, abs=1e-6)
+    assert macro_f1(outputs, targets).tolist() == pytest.approx(f1s, abs=1e-6)
+    assert macro_f1(outputs, targets).tolist()[: len(torchmetrics)] == pytest.approx(torchmetrics, abs=1e-6)
+
+
+def test_balanced_accuracy_and_macro_f1_by_hand():
+    outputs = torch.eye(4)[torch.tensor([[0, 0, 0, 1], [2, 2, 2, 2], [3, 3, 3, 3]])]
+    targets = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2], [0, 1, 2, 0]])
+    assert accuracy(outputs, targets).tolist() == [0.75, 1, 0]
+    assert balanced_accuracy(outputs, targets).tolist() == [0.75, 1, 0]  # (2/2 + 1/2) / 2
+    assert macro_f1(outputs, targets).tolist() == pytest.approx([(4 / 5 + 2 / 3) / 2, 1, 0])
+
+
+def test_balanced_accuracy_is_accuracy_on_one_class_and_constant_scores_choose_the_first_class():
+    outputs, targets = predictions(0)
+    assert balanced_accuracy(outputs, targets * 0).tolist() == accuracy(outputs, targets * 0).tolist()
+    constant = torch.zeros(1, 4, 3)
+    assert balanced_accuracy(constant, torch.tensor([[0, 1, 2, 2]])).item() == pytest.approx(1 / 3)
+    assert macro_f1(constant, torch.tensor([[0, 1, 2, 2]])).item() == pytest.approx(2 / 5 / 3)
+
+
+METRICS = [accuracy, balanced_accuracy, macro_f1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_in_range_and_blind_to_the_order_of_examples(metric, seed, b, c):
+    outputs, targets = predictions(seed, 3, b, c)
+    order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
+    values = metric(outputs, targets)
+    assert values.dtype == torch.float32
+    assert values.shape == (3,)
+    assert 0 <= values.min() <= values.max() <= 1
+    assert values.tolist() == pytest.approx(metric(outputs[:, order], targets[:, order]).tolist(), abs=1e-6)
+    assert metric(torch.nn.functional.one_hot(targets, c), targets).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
-    ("outputs", "targets"), [((4, 8), (4,)), ((2, 4, 8), (2, 5)), ((2, 4, 8), (2, 4, 1)), ((2, 4, 8), (8,))]
+    ("outputs", "targets"),
+    [((4, 8), (4,)), ((2, 4, 8), (2, 5)), ((2, 4, 8), (2, 4, 1)), ((2, 4, 8), (8,)), ((2, 0, 8), (2, 0))],
 )
-def test_shapes_must_agree(outputs, targets):
-    with pytest.raises(ValueError, match=r"expected outputs \[N, B, C\]"):
-        accuracy(torch.zeros(outputs), torch.zeros(targets, dtype=torch.long))
+def test_shapes_must_agree(metric, outputs, targets):
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, C\] and targets \[N, B\].*not \["):
+        metric(torch.zeros(outputs), torch.zeros(targets, dtype=torch.long))
 
 
-def test_metrics_by_name():
-    assert get_metric("accuracy") is accuracy
-    with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean accuracy"):
-        get_metric("acuracy")
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_items_have_no_values(metric):
+    assert metric(torch.zeros(0, 4, 3), torch.zeros(0, 4, dtype=torch.long)).shape == (0,)
+
+
+@pytest.mark.parametrize("metric", [balanced_accuracy, macro_f1])
+@pytest.mark.parametrize("target", [-1, 8])
+def test_targets_are_classes(metric, target):
+    with pytest.raises(ValueError, match="targets must be classes from 0 to 7"):
+        metric(torch.zeros(1, 1, 8), torch.tensor([[target]]))

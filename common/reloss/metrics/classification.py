@@ -1,6 +1,9 @@
 """Metrics of class scores."""
 
+import torch
 from torch import Tensor
+
+from reloss.metrics.shapes import check_shapes
 
 
 def topk_accuracy(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
@@ -17,10 +20,7 @@ def topk_accuracy(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, or k is not in 1..C.
     """
-    if outputs.dim() != 3 or targets.shape != outputs.shape[:2]:
-        raise ValueError(
-            f"expected outputs [N, B, C] and targets [N, B], not {list(outputs.shape)}, {list(targets.shape)}"
-        )
+    check_shapes({"outputs [N, B, C]": outputs, "targets [N, B]": targets})
     if not 1 <= k <= outputs.shape[-1]:
         raise ValueError(f"k must be from 1 to the {outputs.shape[-1]} classes, not {k}")
     best = outputs.topk(k, dim=-1).indices
@@ -35,3 +35,55 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 def top5_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the share of examples whose target is among the five largest outputs (of at least five classes)."""
     return topk_accuracy(outputs, targets, 5)
+
+
+def balanced_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean recall of the classes that occur among an item's targets, as scikit-learn does.
+
+    Args:
+        outputs: [N, B, C] scores; the first of equal largest scores is the prediction.
+        targets: [N, B] classes.
+
+    Returns:
+        [N] in [0, 1]; the accuracy where all targets are of one class.
+
+    Raises:
+        ValueError: the shapes do not agree, or a target is not in 0..C-1.
+    """
+    hits, _, present = _class_counts(outputs, targets)
+    return (hits / present.clamp(min=1)).sum(-1) / (present > 0).sum(-1)
+
+
+def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean F1 of the classes that occur among an item's targets or predictions.
+
+    Equal to scikit-learn's `f1_score(average="macro", zero_division=0)`.
+
+    Args:
+        outputs: [N, B, C] scores; the first of equal largest scores is the prediction.
+        targets: [N, B] classes.
+
+    Returns:
+        [N] in [0, 1].
+
+    Raises:
+        ValueError: the shapes do not agree, or a target is not in 0..C-1.
+    """
+    hits, predicted, present = _class_counts(outputs, targets)
+    either = predicted + present
+    return (2 * hits / either.clamp(min=1)).sum(-1) / (either > 0).sum(-1)
+
+
+def _class_counts(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how often each class is predicted rightly, is predicted, and is the target: three of [N, C]."""
+    check_shapes({"outputs [N, B, C]": outputs, "targets [N, B]": targets})
+    items, _, classes = outputs.shape
+    if ((targets < 0) | (targets >= classes)).any():
+        raise ValueError(f"targets must be classes from 0 to {classes - 1}")
+    predictions, targets = outputs.argmax(-1), targets.long()
+
+    def count(labels: Tensor, weights: Tensor) -> Tensor:
+        return torch.zeros(items, classes, device=labels.device).scatter_add(-1, labels, weights.float())
+
+    ones = torch.ones_like(targets)
+    return count(targets, predictions == targets), count(predictions, ones), count(targets, ones)
