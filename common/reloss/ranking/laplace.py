@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reloss.ranking.scans import decayed_sums
+from reloss.ranking.scans import decay_factors, decayed_sums
 
 
 def laplace_rank(values: Tensor, temperature: float) -> Tensor:
@@ -25,15 +25,14 @@ class _LaplaceRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, temperature: float) -> Tensor:
         ordered, order = _sort(values)
-        scaled = ordered.double() / temperature
-        ranks, mass = _sorted_ranks(scaled)
+        ranks, mass, factors = _sorted_ranks(ordered.double() / temperature)
         ctx.temperature = temperature
-        ctx.save_for_backward(values, order, scaled, mass)
+        ctx.save_for_backward(values, order, mass, *factors)
         return _scatter(ranks.to(values.dtype), order)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        values, order, scaled, mass = ctx.saved_tensors
+        values, order, mass, *factors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the sums themselves
             scaled = values.gather(-1, order).double() / ctx.temperature
             ranks = _scatter(_sorted_ranks(scaled)[0].to(values.dtype), order)
@@ -42,16 +41,17 @@ class _LaplaceRank(torch.autograd.Function):
         # d rank_i / d x_j = -k_ij, d rank_i / d x_i = sum_j k_ij over j != i, with k_ij = exp(-|x_i - x_j| / t) / 2t.
         # The sums below run over all j, so that the term j = i cancels.
         gradient = _gather(gradient, order).double()
-        below, above = decayed_sums(gradient, scaled)
+        below, above = decayed_sums(gradient, tuple(factors))
         result = (gradient * mass - below - above) / (2 * ctx.temperature)
         return _scatter(result.to(values.dtype), order), None
 
 
-def _sorted_ranks(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ranks of ascending values x / t, and the sums over all j of exp(-|x_i - x_j| / t), plus 1."""
-    below, above = decayed_sums(torch.ones_like(scaled), scaled)
+def _sorted_ranks(scaled: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return ranks of ascending x / t, 1 + the sums over all j of exp(-|x_i - x_j| / t), and the factors of sums."""
+    factors = decay_factors(scaled)
+    below, above = decayed_sums(torch.ones_like(scaled), factors)
     places = torch.arange(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return places + (above - below) / 2, below + above
+    return places + (above - below) / 2, below + above, factors
 
 
 def _sort(values: Tensor) -> tuple[Tensor, Tensor]:

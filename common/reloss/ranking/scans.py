@@ -10,21 +10,34 @@ WIDTH = 32
 MAX_SPREAD = 600.0  # exp of half of it, squared and summed over 10^9 values, stays in float64
 
 
-def decayed_sums(weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+def decay_factors(places: Tensor) -> tuple[Tensor, ...]:
+    """Return what `decayed_sums` needs to know of ascending `places` [..., n] in float64.
+
+    For a spread within the range of float64, exp(places) and exp(-places) about their middle; for a larger one, the
+    decays between neighbours. On a GPU always these: to ask for the spread, the host would have to wait.
+    """
+    if not places.is_cuda and (places[..., -1] - places[..., 0]).max().item() < MAX_SPREAD:
+        middle = (places[..., :1] + places[..., -1:]).detach() / 2
+        growing = (places - middle).exp()
+        return growing, growing.reciprocal()
+    return ((-places.diff(dim=-1, prepend=places[..., :1])).exp(),)
+
+
+def decayed_sums(weights: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the sums of weights_j exp(-|places_i - places_j|) over j <= i, and over j >= i; differentiable.
+
+    Exact for any spread of the places, without overflow.
 
     Args:
         weights: [..., n], float64.
-        places: [..., n], float64, ascending: the sums are exact for any spread, without overflow.
+        factors: from `decay_factors`.
     """
-    if not places.is_cuda and (places[..., -1] - places[..., 0]).max() < MAX_SPREAD:
-        middle = (places[..., :1] + places[..., -1:]).detach() / 2
-        growing = (places - middle).exp()
-        fading = growing.reciprocal()
+    if len(factors) == 2:
+        growing, fading = factors
         below = (weights * growing).cumsum(-1) * fading
         above = (weights * fading).flip(-1).cumsum(-1).flip(-1) * growing
         return below, above
-    decays = (-places.diff(dim=-1, prepend=places[..., :1])).exp()
+    (decays,) = factors
     from_above = torch.cat((decays[..., 1:], decays[..., :1]), -1).flip(-1)
     return recurrence(weights, decays), recurrence(weights.flip(-1), from_above).flip(-1)
 
