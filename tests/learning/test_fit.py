@@ -111,6 +111,11 @@ def test_without_monotonicity_a_network_that_starts_backwards_stays_so(improving
     assert fit(improving_bank(name="again"), output="identity", backwards=True).spearman < -0.9
 
 
+@pytest.mark.parametrize("method", ["odd_even", "laplace", "pairwise"])
+def test_every_soft_rank_teaches(improving_bank, method):
+    assert fit(improving_bank(), method=method).spearman > 0.9
+
+
 def test_history_has_an_entry_each_validation(improving_bank):
     entries = []
     result = fit(improving_bank(), steps=50, on_validation=entries.append)

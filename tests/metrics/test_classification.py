@@ -45,11 +45,11 @@ def test_k_is_between_one_and_the_classes(k):
         topk_accuracy(*predictions(0), k)
 
 
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-@pytest.mark.parametrize("shape", [(300, 50, 8), (300, 3, 8), (50, 1, 4), (50, 20, 2), (4, 20, 1)])
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+@pytest.mark.parametrize("shape", [(150, 50, 8), (150, 3, 8), (50, 1, 4), (50, 20, 2), (4, 20, 1)])
 def test_balanced_accuracy_and_macro_f1_equal_scikit_learns(shape):
     outputs, targets = predictions(0, *shape)
-    outputs += 2 * torch.nn.functional.one_hot(targets, shape[-1]) * torch.rand(shape[0], 1, 1)
+    outputs += torch.nn.functional.one_hot(targets, shape[-1]) * torch.linspace(0, 2, shape[0])[:, None, None]
     pairs = list(zip(targets, outputs.argmax(-1), strict=True))
     recalls = [balanced_accuracy_score(t, o) for t, o in pairs]
     f1s = [f1_score(t, o, average="macro", zero_division=0) for t, o in pairs]
@@ -80,7 +80,7 @@ METRICS = [accuracy, balanced_accuracy, macro_f1]
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_in_range_and_blind_to_the_order_of_examples(metric, seed, b, c):
     outputs, targets = predictions(seed, 3, b, c)
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))

@@ -1,87 +1,279 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_pck, oks, pck
 
 
-def bump(x: float, y: float, height: int = 12, width: int = 9) -> Tensor:
-    """A Gaussian of standard deviation 1.5 around (x, y)."""
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    return torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 4.5)
+def heatmaps(seed: int, *shape: int, levels: int = 5) -> Tensor:
+    """Heatmaps with many equal values, hence ties, and some without a positive value."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(levels, shape, generator=generator) / levels
+    return values * (torch.rand(shape[:-2], generator=generator) < 0.8)[..., None, None]
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ((4.0, 6.0), (4.0, 6.0)),  # equal neighbours
-        ((4.3, 6.0), (4.25, 6.0)),
-        ((3.7, 6.4), (3.75, 6.25)),
-        ((0.0, 0.0), (0.0, 0.0)),  # a corner is not refined
-        ((8.0, 11.0), (8.0, 11.0)),
-    ],
-)
-def test_heatmaps_are_decoded_to_quarter_pixels(place: tuple[float, float], expected: tuple[float, float]) -> None:
-    assert decode_heatmaps(bump(*place)).tolist() == list(expected)
-    assert decode_heatmaps(bump(*place), refine=False).tolist() == [round(place[0]), round(place[1])]
+def bumps(points: Tensor, height: int, width: int, sigma: float = 1.5) -> Tensor:
+    """A Gaussian bump around each point [..., 2], in heatmaps [..., H, W]."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    squares = (x - points[..., 0, None, None]).square() + (y - points[..., 1, None, None]).square()
+    return (-squares / (2 * sigma**2)).exp()
 
 
-def test_a_heatmap_without_a_positive_value_has_no_place() -> None:
-    assert decode_heatmaps(torch.zeros(2, 4, 5)).tolist() == [[-1, -1], [-1, -1]]
-    with pytest.raises(ValueError, match=r"\[H, W\]|H, W"):
-        decode_heatmaps(torch.zeros(3))
+def decode_one(heatmap: np.ndarray) -> tuple[float, float]:
+    """The rule, pixel by pixel."""
+    height, width = heatmap.shape
+    if heatmap.max() <= 0:
+        return -1, -1
+    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    dx = heatmap[y, x + 1] - heatmap[y, x - 1] if 1 < x < width - 1 and y > 0 else 0
+    dy = heatmap[y + 1, x] - heatmap[y - 1, x] if 1 < y < height - 1 and x > 0 else 0
+    return x + 0.25 * np.sign(dx), y + 0.25 * np.sign(dy)
 
 
-def test_pck_counts_visible_joints_nearer_than_the_threshold() -> None:
-    targets = torch.tensor([[[[0.0, 0.0, 1.0], [10.0, 10.0, 2.0], [5.0, 5.0, 0.0]]]])
-    outputs = torch.tensor([[[[0.9, 0.0], [10.0, 12.0], [99.0, 99.0]]]])
-    norm = torch.tensor([[10.0]])
-    assert pck(outputs, targets, threshold=0.1, norm=norm).tolist() == [0.5]
-    assert pck(outputs, targets, threshold=0.25, norm=norm).tolist() == [1.0]
-    assert pck(outputs, targets, threshold=0.08, norm=norm).tolist() == [0.0]
-    sides = torch.tensor([[[10.0, 40.0]]])
-    assert pck(outputs, targets, threshold=0.1, norm=sides).tolist() == [1.0]
-    invisible = targets.clone()
-    invisible[..., 2] = 0
-    assert pck(outputs, invisible, threshold=0.1, norm=norm).tolist() == [0.0]
-    assert pck(outputs, targets, threshold=0.1, norm=torch.zeros(1, 1)).tolist() == [0.0]
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_heatmap_pck_decodes_both_sides() -> None:
-    targets = torch.stack([bump(4, 6), bump(2, 2), torch.zeros(12, 9)])[None, None]
-    outputs = torch.stack([bump(4, 6), bump(6, 9), bump(1, 1)])[None, None]
-    assert heatmap_pck(outputs, targets).tolist() == [0.5]
-    assert heatmap_pck(targets, targets).tolist() == [1.0]
-    with pytest.raises(ValueError, match="targets"):
-        heatmap_pck(outputs, targets[0])
+def joints(seed: int, n: int, b: int, k: int = 17) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = 200 * torch.rand(n, b, k, 3, generator=generator)
+    shares = torch.rand(n, b, 1, generator=generator)
+    targets[..., 2] = (torch.rand(n, b, k, generator=generator) < shares) * torch.randint(
+        1, 3, (n, b, k), generator=generator
+    )
+    return targets[..., :2] + 10 * torch.randn(n, b, k, 2, generator=generator), targets
 
 
-def test_oks_is_cocos() -> None:
-    cocoeval = pytest.importorskip("xtcocotools.cocoeval", reason="xtcocotools is not installed")
-    generator = torch.Generator().manual_seed(0)
-    count, joints = 20, len(COCO_SIGMAS)
-    targets = torch.rand(count, joints, 3, generator=generator) * 100
-    targets[..., 2] = torch.randint(0, 3, (count, joints), generator=generator)
-    targets[:, 0, 2] = 2
-    outputs = targets[..., :2] + torch.randn(count, joints, 2, generator=generator) * 5
-    areas = 500 + torch.rand(count, generator=generator) * 3000
-    evaluation = cocoeval.COCOeval.__new__(cocoeval.COCOeval)
-    evaluation.sigmas, evaluation.use_area = np.array(COCO_SIGMAS), True
-    evaluation.score_key = "score"
-    evaluation.params = SimpleNamespace(iouType="keypoints", maxDets=[count])
-    expected = []
-    for one in range(count):
-        gold = {"keypoints": targets[one].flatten().tolist(), "bbox": [0, 0, 100, 100], "area": areas[one].item()}
-        ours = torch.cat([outputs[one], torch.ones(joints, 1)], -1).flatten().tolist()
-        evaluation._gts, evaluation._dts = {(1, 1): [gold]}, {(1, 1): [{"keypoints": ours, "score": 1.0}]}
-        expected.append(float(evaluation.computeOks(1, 1)[0, 0]))
-    result = oks(outputs[:, None], targets[:, None], areas[:, None])
-    torch.testing.assert_close(result, torch.tensor(expected), rtol=1e-5, atol=1e-6)
-    together = oks(outputs[None], targets[None], areas[None])
-    torch.testing.assert_close(together, torch.tensor([sum(expected) / count]), rtol=1e-5, atol=1e-6)
-    targets[0, :, 2] = 0
-    others = oks(outputs[None], targets[None], areas[None])  # a person without a visible joint is left out
-    torch.testing.assert_close(others, torch.tensor([sum(expected[1:]) / (count - 1)]), rtol=1e-5, atol=1e-6)
+class TestDecodeHeatmaps:
+    @pytest.mark.parametrize("shape", [(4, 64, 12, 9), (300, 5, 4), (100, 3, 3), (50, 1, 1), (50, 2, 6), (50, 6, 1)])
+    @pytest.mark.parametrize("levels", [2, 4, 1000])
+    def test_equals_the_rule_pixel_by_pixel(self, shape, levels):
+        maps = heatmaps(0, *shape, levels=levels)
+        expected = [decode_one(one) for one in maps.flatten(0, -3).numpy()]
+        points = decode_heatmaps(maps)
+        assert points.dtype == torch.float32
+        assert points.shape == (*shape[:-2], 2)
+        assert points.flatten(0, -2).tolist() == [list(point) for point in expected]
+
+    @pytest.mark.parametrize("shape", [(64, 12, 9), (300, 5, 4), (17, 64, 48)])
+    def test_equals_mmposes(self, shape):
+        codec = pytest.importorskip("mmpose.codecs", reason="mmpose is not installed").MSRAHeatmap
+        height, width = shape[-2:]
+        codec = codec(input_size=(width, height), heatmap_size=(width, height), sigma=2)
+        for maps in (
+            heatmaps(1, *shape),
+            bumps(uniform(shape[0], 2) * torch.tensor([width, height]), height, width),
+        ):
+            expected, _ = codec.decode(maps.numpy())
+            assert decode_heatmaps(maps).tolist() == expected.reshape(-1, 2).tolist()
+
+    def test_finds_the_middle_of_a_bump_to_a_quarter_pixel(self):
+        points = 3 + torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10, 14])
+        maps = bumps(points, 20, 16)
+        refined = (decode_heatmaps(maps) - points).abs()
+        raw = (decode_heatmaps(maps, refine=False) - points).abs()
+        assert refined.max() <= 0.25 + 1e-5
+        assert 0.4 < raw.max() <= 0.5 + 1e-5
+        assert refined.mean() < 0.6 * raw.mean()
+
+    def test_nothing_to_find(self):
+        assert decode_heatmaps(torch.zeros(2, 5, 5)).tolist() == [[-1, -1], [-1, -1]]
+        assert decode_heatmaps(-uniform(5, 5)).tolist() == [-1, -1]
+        assert decode_heatmaps(torch.full((5, 5), torch.nan)).tolist() == [-1, -1]
+        assert decode_heatmaps(torch.ones(5, 5)).tolist() == [0, 0]
+
+    @pytest.mark.parametrize("shape", [(), (5,), (2, 0, 5), (2, 5, 0)])
+    def test_shape(self, shape):
+        with pytest.raises(ValueError, match=r"expected heatmaps \[\.\.\., H, W\].*not \["):
+            decode_heatmaps(torch.zeros(shape))
+
+
+class TestPck:
+    @pytest.mark.parametrize("threshold", [0.05, 0.2])
+    def test_equals_its_definition(self, threshold):
+        outputs, targets = joints(0, 20, 8)
+        norm = 50 + 100 * uniform(20, 8, 2)
+        expected = []
+        for o, t, scale in zip(outputs.numpy(), targets.numpy(), norm.numpy(), strict=True):
+            distances = np.linalg.norm((o - t[..., :2]) / scale[:, None], axis=-1)
+            expected.append((distances[t[..., 2] > 0] < threshold).mean())
+        assert 0 < min(expected) < max(expected) < 1
+        assert pck(outputs, targets, threshold=threshold, norm=norm).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_equals_mmposes(self):
+        functional = pytest.importorskip("mmpose.evaluation.functional", reason="mmpose is not installed")
+        outputs, targets = joints(0, 20, 8)
+        norm = (60 + 100 * uniform(20, 8, 2)) * (uniform(20, 8, 1) < 0.9)
+        expected = []
+        for o, t, scale in zip(outputs.numpy(), targets.numpy(), norm.numpy(), strict=True):
+            visible = t[..., 2] > 0
+            per_joint, _, _ = functional.keypoint_pck_accuracy(o, t[..., :2], visible, 0.1, scale.copy())
+            counts = (visible & (scale > 0).all(-1, keepdims=True)).sum(0)  # ours weighs joints by how often they occur
+            expected.append((per_joint * counts).sum() / counts.sum())
+        assert pck(outputs, targets, threshold=0.1, norm=norm).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_by_hand(self):
+        targets = torch.tensor([[0, 0, 1], [0, 0, 2], [0, 0, 0], [0, 0, 1.0]])[None, None]
+        outputs = torch.tensor([[3, 4], [0, 4.9], [0, 0], [9, 9.0]])[None, None]  # 5, 4.9, not visible, 12.7 away
+        assert pck(outputs, targets, threshold=0.5, norm=torch.tensor([[10.0]])).item() == pytest.approx(1 / 3)
+        assert pck(outputs, targets, threshold=0.6, norm=torch.tensor([[10.0]])).item() == pytest.approx(2 / 3)
+        wide = torch.tensor([[[1e6, 10.0]]])  # only y counts: 4, 4.9, 9
+        assert pck(outputs, targets, threshold=0.5, norm=wide).item() == pytest.approx(2 / 3)
+
+    def test_nothing_visible_scores_zero_and_an_example_without_a_norm_is_left_out(self):
+        outputs, targets = joints(0, 1, 4)
+        hidden = targets * torch.tensor([1, 1, 0])
+        norm = torch.full((1, 4), 100.0)
+        assert pck(outputs, hidden, threshold=1, norm=norm).item() == 0
+        norm[0, :2] = torch.tensor([0.0, -1])
+        kept = pck(outputs[:, 2:], targets[:, 2:], threshold=0.1, norm=norm[:, 2:])
+        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), kept)
+        targets[..., :2] = targets[..., :2].where(targets[..., 2:] > 0, torch.nan)  # as data sets mark what is unknown
+        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), kept)
+
+    @pytest.mark.parametrize("norm", [(2,), (2, 3), (2, 4, 3), (2, 4, 5, 2)])
+    def test_shape_of_norm(self, norm):
+        with pytest.raises(ValueError, match=r"norm \[N, B, 2\]"):
+            pck(torch.zeros(2, 4, 5, 2), torch.zeros(2, 4, 5, 3), threshold=0.1, norm=torch.ones(norm))
+
+    def test_shapes(self):
+        for targets in ((2, 4, 5, 2), (2, 4, 6, 3), (2, 5, 3)):
+            with pytest.raises(ValueError, match=r"expected outputs \[N, B, K, 2\] and targets \[N, B, K, 3\]"):
+                pck(torch.zeros(2, 4, 5, 2), torch.zeros(targets), threshold=0.1, norm=torch.ones(2, 4))
+
+
+class TestHeatmapPck:
+    def maps(self, seed: int = 0, n: int = 10, b: int = 6, k: int = 5) -> tuple[Tensor, Tensor]:
+        """Heatmaps 24 high and 16 wide; the outputs' bumps are a little off, some maps are empty on either side."""
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.rand(n, b, k, 2, generator=generator) * torch.tensor([16, 24])
+        off = 1.5 * torch.randn(n, b, k, 2, generator=generator)
+        keep = (torch.rand(2, n, b, k, 1, 1, generator=generator) < 0.85).float()
+        return bumps(points + off, 24, 16) * keep[0], bumps(points, 24, 16) * keep[1]
+
+    @pytest.mark.parametrize("threshold", [0.05, 0.1])
+    def test_equals_its_definition(self, threshold):
+        outputs, targets = self.maps()
+        expected = []
+        for item in zip(outputs.flatten(1, 2).numpy(), targets.flatten(1, 2).numpy(), strict=True):
+            right = []
+            for output, target in zip(*item, strict=True):
+                if target.max() > 0:
+                    y, x = np.unravel_index(output.argmax(), output.shape) if output.max() > 0 else (-1, -1)
+                    gold_y, gold_x = np.unravel_index(target.argmax(), target.shape)
+                    right.append(np.hypot((x - gold_x) / 16, (y - gold_y) / 24) < threshold)
+            expected.append(np.mean(right))
+        assert 0 < min(expected) < max(expected) < 1
+        assert heatmap_pck(outputs, targets, threshold=threshold).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_equals_mmposes(self):
+        functional = pytest.importorskip("mmpose.evaluation.functional", reason="mmpose is not installed")
+        outputs, targets = self.maps()
+        expected = []
+        for o, t in zip(outputs.numpy(), targets.numpy(), strict=True):
+            visible = t.max((-2, -1)) > 0
+            size = np.tile(np.array([[16.0, 24.0]]), (len(o), 1))
+            per_joint, _, _ = functional.pose_pck_accuracy(o, t, visible, 0.05, size)
+            expected.append((per_joint * visible.sum(0)).sum() / visible.sum())
+        assert heatmap_pck(outputs, targets).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_edges(self):
+        outputs, targets = self.maps()
+        assert heatmap_pck(targets, targets).tolist() == [1] * 10
+        assert heatmap_pck(outputs, targets * 0).tolist() == [0] * 10
+        assert heatmap_pck(outputs * 0, targets).max() < 0.1  # (-1, -1) is near to the corner alone
+        assert heatmap_pck(outputs[:0], targets[:0]).shape == (0,)
+
+    @given(st.integers(0, 10_000))
+    @settings(max_examples=25, deadline=None)
+    def test_in_range_growing_with_the_threshold_and_blind_to_the_order_of_examples(self, seed):
+        outputs, targets = self.maps(seed, 2, 4, 3)
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+        strict, loose = heatmap_pck(outputs, targets), heatmap_pck(outputs, targets, threshold=0.2)
+        assert strict.dtype == torch.float32
+        assert strict.min() >= 0
+        assert (strict <= loose).all()
+        assert loose.max() <= 1
+        assert torch.equal(heatmap_pck(outputs[:, order], targets[:, order]), strict)
+        assert torch.equal(heatmap_pck(3 * outputs.double(), targets), strict)
+
+    @pytest.mark.parametrize("targets", [(2, 3, 4, 8, 5), (2, 3, 4, 5), (2, 3, 5, 8, 6), (3, 3, 4, 8, 6)])
+    def test_shapes(self, targets):
+        with pytest.raises(ValueError, match=r"expected outputs \[N, B, K, H, W\]"):
+            heatmap_pck(torch.zeros(2, 3, 4, 8, 6), torch.zeros(targets))
+
+
+class TestOks:
+    def test_equals_xtcocotools(self):
+        cocoeval = pytest.importorskip("xtcocotools.cocoeval", reason="xtcocotools is not installed")
+        outputs, targets = joints(0, 25, 6)
+        areas = 10_000 * uniform(25, 6) ** 2
+        areas[0, 0] = 0
+        outputs[0, 0, 0] = targets[0, 0, 0, :2]
+        coco = cocoeval.COCOeval(iouType="keypoints", sigmas=np.array(COCO_SIGMAS))
+        expected = []
+        for item in zip(outputs.double(), targets.double(), areas.double(), strict=True):
+            values = []
+            for output, target, area in zip(*item, strict=True):
+                scored = torch.cat([output, torch.ones(17, 1)], -1).flatten().numpy()
+                gold = {"keypoints": target.flatten().numpy(), "bbox": [0, 0, 1, 1], "area": area.item()}
+                coco._gts, coco._dts = {(0, 0): [gold]}, {(0, 0): [{"keypoints": scored, "score": 1.0}]}
+                if (target[:, 2] > 0).any():  # COCO's rule for the others measures the distance to the box
+                    values.append(coco.computeOks(0, 0).item())
+            expected.append(np.mean(values))
+        assert 0.05 < min(expected) < max(expected) < 0.95
+        assert oks(outputs, targets, areas).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_sigmas_are_cocos(self):
+        cocoeval = pytest.importorskip("xtcocotools.cocoeval", reason="xtcocotools is not installed")
+        assert cocoeval.COCOeval(iouType="keypoints").sigmas.tolist() == pytest.approx(list(COCO_SIGMAS))
+
+    def test_by_hand(self):
+        targets = torch.tensor([[[5, 5, 2], [5, 5, 1], [5, 5, 0]]])[None].float()
+        outputs = torch.tensor([[[5, 5], [8, 9], [99, 99]]])[None].float()
+        # exp(-25 / (2 * 50 * (2 * 0.25)^2)) = exp(-1)
+        expected = (1 + np.exp(-1)) / 2
+        areas = torch.tensor([[50.0]])
+        assert oks(outputs, targets, areas, sigmas=[0.1, 0.25, 0.1]).item() == pytest.approx(expected)
+        assert oks(outputs, targets, areas, torch.tensor([0.1, 0.25, 0.1])).item() == pytest.approx(expected)
+        unseen = torch.cat([targets, targets * torch.tensor([torch.nan, 1, 0])], 1)
+        twice = oks(outputs.repeat(1, 2, 1, 1), unseen, areas.repeat(1, 2), [0.1, 0.25, 0.1])
+        assert twice.item() == pytest.approx(expected)  # an example without a visible joint is left out
+
+    def test_edges(self):
+        outputs, targets = joints(1, 3, 4)
+        areas = torch.full((3, 4), 100.0)
+        assert oks(outputs, targets * torch.tensor([1, 1, 0]), areas).tolist() == [0, 0, 0]
+        targets[..., 2] = 1
+        assert oks(targets[..., :2], targets, areas).tolist() == [1, 1, 1]
+        assert oks(targets[..., :2], targets, 0 * areas).tolist() == [1, 1, 1]
+        assert oks(targets[..., :2] + 1, targets, 0 * areas).tolist() == [0, 0, 0]
+        assert oks(outputs[:0], targets[:0], areas[:0]).shape == (0,)
+
+    @given(st.integers(0, 10_000))
+    @settings(max_examples=25, deadline=None)
+    def test_in_range_growing_with_the_area_and_blind_to_the_order_of_examples(self, seed):
+        outputs, targets = joints(seed, 2, 5)
+        areas = 5_000 * uniform(2, 5)
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+        values = oks(outputs, targets, areas)
+        assert values.dtype == torch.float32
+        assert 0 <= values.min() <= values.max() <= 1
+        assert (values <= oks(outputs, targets, 2 * areas)).all()
+        shuffled = oks(outputs[:, order], targets[:, order], areas[:, order])
+        assert shuffled.tolist() == pytest.approx(values.tolist(), abs=1e-6)
+
+    def test_shapes(self):
+        outputs, targets, areas = torch.zeros(2, 4, 17, 2), torch.zeros(2, 4, 17, 3), torch.ones(2, 4)
+        for wrong in (
+            (outputs[:, :, :5], targets, areas),
+            (outputs, targets[..., :2], areas),
+            (outputs, targets, areas[0]),
+        ):
+            with pytest.raises(ValueError, match=r"areas \[N, B\] and sigmas \[K\]"):
+                oks(*wrong)
+        with pytest.raises(ValueError, match=r"\[2, 4, 17, 2\], \[2, 4, 17, 3\], \[2, 4\], \[3\]"):
+            oks(outputs, targets, areas, [0.1, 0.1, 0.1])

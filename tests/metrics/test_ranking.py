@@ -20,7 +20,7 @@ def rankings(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tens
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize("k", [None, 1, 5, 10, 100])
 def test_equals_scikit_learns(b, levels, k):
-    outputs, targets = rankings(b, 60, b, levels)
+    outputs, targets = rankings(b, 40, b, levels)
     expected = [ndcg_score(t[None], o[None], k=k) for t, o in zip(targets, outputs, strict=True)]
     assert (targets == 0).all(1).any()
     assert ndcg(outputs, targets, k).tolist() == pytest.approx(expected, abs=1e-6)
@@ -54,11 +54,11 @@ def test_by_hand():
 def test_one_example_and_no_gains():
     assert ndcg(torch.tensor([[5.0]]), torch.tensor([[2]])).item() == 1
     assert ndcg(torch.tensor([[5.0]]), torch.tensor([[0]])).item() == 0
-    assert ndcg(torch.randn(2, 6), torch.zeros(2, 6)).tolist() == [0, 0]
+    assert ndcg(torch.eye(2, 6), torch.zeros(2, 6)).tolist() == [0, 0]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([1, 4, 16]), st.sampled_from([None, 1, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_in_range_and_blind_to_the_order_of_examples_and_the_scale_of_scores(seed, b, levels, k):
     outputs, targets = rankings(seed, 3, b, levels)
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))

@@ -37,7 +37,8 @@ class LearnOptions(BaseModel):
     fidelity: Fidelity = "corrected"
     objective: Literal["rank", "value"] = "rank"
     """`rank`: rank correlation and gradient penalty; `value`: least squares on the metric's value (`approx`)."""
-    method: Literal["bitonic", "odd_even"] = "bitonic"
+    method: Literal["bitonic", "odd_even", "laplace", "pairwise"] = "bitonic"
+    """Of the soft ranks. `steepness` is of the sorting networks alone."""
     steepness: float = Field(5.0, gt=0)
     steps: int = Field(400, ge=1)
     items: int = Field(256, ge=2, description="ranked in one step")
