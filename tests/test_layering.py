@@ -15,8 +15,31 @@ LAYERS = (
     {"experiment", "report"},
     {"cli", "demo", "doctor"},
 )
-LIBRARIES = {"matplotlib", "numpy", "pydantic", "rich", "safetensors", "scipy", "torch", "tyro", "wandb", "yaml"}
-HEAVY = {"torch", "torchvision", "accelerate", "numpy", "scipy", "sklearn", "matplotlib", "wandb", "transformers"}
+LIBRARIES = {
+    "matplotlib",
+    "numpy",
+    "pydantic",
+    "rich",
+    "sacrebleu",
+    "safetensors",
+    "scipy",
+    "torch",
+    "tyro",
+    "wandb",
+    "yaml",
+}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "sacrebleu",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "wandb",
+    "transformers",
+}
 
 
 def module_name(path: Path) -> str:

@@ -12,7 +12,7 @@ from reloss.errors import RelossError, UsageError
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
 from reloss.learning.objective import gradient_norms
-from reloss.metrics import Metric, accuracy
+from reloss.metrics import Metric, accuracy, average_precision, bleu
 from reloss.ranking import spearman
 
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
@@ -232,6 +232,12 @@ def per_example(outputs, targets):
 )
 def test_a_metric_that_is_not_one_finite_value_an_item_is_named(improving_bank, metric, message):
     with pytest.raises(RelossError, match=message):
+        fit(improving_bank(), metric)
+
+
+@pytest.mark.parametrize("metric", [average_precision, bleu])
+def test_a_metric_of_other_predictions_is_named(improving_bank, metric):
+    with pytest.raises(RelossError, match=f"metric {metric.__name__} cannot measure the bank's predictions"):
         fit(improving_bank(), metric)
 
 

@@ -153,9 +153,12 @@ class _Fit:
 
     def _measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the metric [N], turned so that higher is better."""
-        with torch.no_grad():
-            values = self.metric(outputs, targets)
         name = getattr(self.metric, "__name__", str(self.metric))
+        try:
+            with torch.no_grad():
+                values = self.metric(outputs, targets)
+        except (TypeError, ValueError) as error:
+            raise RelossError(f"metric {name} cannot measure the bank's predictions: {error}") from error
         if values.shape != outputs.shape[:1]:
             raise RelossError(
                 f"metric {name} gave {list(values.shape)} for {len(outputs)} items; expected one value each"
