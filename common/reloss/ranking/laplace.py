@@ -34,7 +34,7 @@ class _LaplaceRank(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         values, order, mass, *factors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the sums themselves
-            scaled = values.gather(-1, order).double() / ctx.temperature
+            scaled = _gather(values, order).double() / ctx.temperature
             ranks = _scatter(_sorted_ranks(scaled)[0].to(values.dtype), order)
             (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
             return result, None
@@ -68,7 +68,8 @@ _WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 def _flip_negative(bits: Tensor) -> Tensor:
     """Turn the bits of floating-point numbers into whole numbers of the same order, and back."""
-    return bits ^ ((bits >> 63) & torch.iinfo(bits.dtype).max)
+    kind = torch.iinfo(bits.dtype)
+    return bits ^ ((bits >> (kind.bits - 1)) & kind.max)
 
 
 def _gather(values: Tensor, order: Tensor) -> Tensor:
