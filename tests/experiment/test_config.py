@@ -105,7 +105,7 @@ def test_a_named_option_wins_over_fidelity(digits):
     for order in (settings, settings[::-1]):
         learn = override(digits, order).learn
         assert learn.calibrate is True
-        assert learn.penalty_slope == "item"
+        assert learn.penalty == "item"
         assert LearnOptions.model_validate(learn.model_dump()) == learn
 
 

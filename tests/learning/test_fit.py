@@ -11,9 +11,9 @@ from reloss import ClassificationReLoss
 from reloss.errors import RelossError, UsageError
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
-from reloss.learning.objective import gradient_norms
 from reloss.metrics import Metric, accuracy, average_precision, bleu
 from reloss.ranking import spearman
+from reloss.surrogates.base import gradient_norms
 
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 
@@ -227,7 +227,7 @@ def per_example(outputs, targets):
     ("metric", "message"),
     [
         (not_finite, "metric not_finite gave nan for item 0"),
-        (per_example, r"metric per_example gave \[24, 32\] for 24"),
+        (per_example, r"metric per_example gave \[120, 32\] for 120"),
     ],
 )
 def test_a_metric_that_is_not_one_finite_value_an_item_is_named(improving_bank, metric, message):
@@ -268,16 +268,16 @@ def test_settings_are_options(improving_bank):
 @pytest.mark.parametrize(
     ("fidelity", "expected"),
     [
-        ("released", (False, "ordinal", "item", 0.0, False, "probability", "absolute")),
-        ("corrected", (True, "mean", "example", 0.5, True, "log_probability", "monotone")),
+        ("released", (False, "ordinal", "item", "relabelled", False, "probability", "absolute")),
+        ("corrected", (True, "mean", "example", "half", True, "log_probability", "monotone")),
     ],
 )
 def test_fidelity_fills_in_what_is_left_out(fidelity, expected):
-    names = ("standardize", "ties", "penalty_slope", "real_fraction", "calibrate", "input", "output")
+    names = ("standardize", "ties", "penalty", "mixture", "calibrate", "input", "output")
     options = LearnOptions(fidelity=fidelity)
     assert tuple(getattr(options, name) for name in names) == expected
-    explicit = LearnOptions(fidelity=fidelity, real_fraction=0.25, ties="mean")
-    assert (explicit.real_fraction, explicit.ties) == (0.25, "mean")
+    explicit = LearnOptions(fidelity=fidelity, mixture="all", ties="mean")
+    assert (explicit.mixture, explicit.ties) == ("all", "mean")
     assert explicit.output == expected[-1]
     assert LearnOptions(**options.model_dump()) == options
 

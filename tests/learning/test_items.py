@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from reloss.learning.items import relabel_suffix
+from reloss.learning import items
 from reloss.metrics import accuracy
 
 
@@ -10,7 +10,10 @@ def logits(n: int, b: int, c: int) -> torch.Tensor:
 
 
 def relabelled(outputs: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    return relabel_suffix(outputs, torch.Generator().manual_seed(seed))
+    made = items.relabelled(
+        items.Items(outputs, torch.zeros(outputs.shape[:2]).long()), torch.Generator().manual_seed(seed)
+    )
+    return made.outputs, made.targets
 
 
 def test_accuracy_is_uniform_but_for_chance():

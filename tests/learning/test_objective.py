@@ -4,12 +4,14 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions
-from reloss.learning.objective import gradient_norms, gradient_penalty, rank_objective, value_objective
+from reloss.learning.items import Items
+from reloss.learning.objective import gradient_penalty, rank_objective, value_objective
 from reloss.metrics import accuracy
 from reloss.ranking import soft_spearman
+from reloss.surrogates.base import SurrogateLoss, gradient_norms
 
 
-class LinearLoss(torch.nn.Module):
+class LinearLoss(SurrogateLoss):
     """The mean over the examples of a weighted sum of their outputs: each example's own gradient is the weights."""
 
     def __init__(self, *weights: float) -> None:
@@ -18,6 +20,8 @@ class LinearLoss(torch.nn.Module):
 
     def per_item(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs * self.weights).sum(-1).mean(-1)
+
+    ordinary_loss = for_fit = options = None
 
 
 def items(n: int = 8, b: int = 6, c: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,9 +34,11 @@ def test_penalty_of_a_linear_loss(b):
     """Trap 1: |(3, 4)| = 5 is each example's own slope; of the item's mean loss it is 5/B."""
     outputs, targets = items(b=b)
     outputs.requires_grad_()
-    losses = LinearLoss(3.0, 4.0).per_item(outputs, targets)
-    assert_close(gradient_penalty(losses, outputs, "example"), torch.full((8,), 16.0))
-    assert_close(gradient_penalty(losses, outputs, "item"), torch.full((8,), (5 / b - 1) ** 2))
+    _, norms = LinearLoss(3.0, 4.0).losses_and_norms(outputs, targets)
+    assert_close(gradient_penalty(norms, "example"), torch.full((8,), 16.0))
+    assert_close(gradient_penalty(norms, "one_sided"), torch.full((8,), 16.0))
+    assert_close(gradient_penalty(norms / 10, "one_sided"), torch.zeros(8))
+    assert_close(gradient_penalty(norms, "item"), torch.full((8,), (5 / b - 1) ** 2))
 
 
 @pytest.mark.parametrize(("slope", "b"), [("example", 1), ("item", 6)])
@@ -42,7 +48,7 @@ def test_penalty_equals_a_loop_over_items(slope, b):
     surrogate = ClassificationReLoss(input="log_probability")
     outputs, targets = items()
     outputs.requires_grad_()
-    batched = gradient_penalty(surrogate.per_item(outputs, targets), outputs, slope)
+    batched = gradient_penalty(surrogate.losses_and_norms(outputs, targets)[1], slope)
     for index in range(8):
         squares = []
         for part in range(0, 6, b):
@@ -64,7 +70,7 @@ def test_rank_objective_is_its_parts(fidelity):
     metric = accuracy(outputs, targets)
     surrogate = ClassificationReLoss(input="log_probability", output="identity")
     options = LearnOptions(fidelity=fidelity, penalty_weight=3)
-    total, correlation, penalty = rank_objective(surrogate, outputs, targets, metric, options)
+    total, correlation, penalty = rank_objective(surrogate, Items(outputs, targets), metric, options)
     losses = surrogate.per_item(outputs, targets)
     expected = soft_spearman(-losses, metric, standardize=options.standardize, ties=options.ties)
     assert_close(correlation, expected.detach())
@@ -77,14 +83,14 @@ def test_a_lower_loss_where_the_metric_is_higher_gives_a_positive_correlation():
     outputs, targets = items()
     quality = -outputs[..., 0].mean(-1)
     for metric, sign in ((quality, 1), (-quality, -1)):
-        objective = rank_objective(LinearLoss(1.0, 0.0), outputs, targets, metric, LearnOptions())
+        objective = rank_objective(LinearLoss(1.0, 0.0), Items(outputs, targets), metric, LearnOptions())
         assert sign * float(objective.correlation) > 0.95
 
 
 def test_without_a_penalty():
     outputs, targets = items()
     metric = accuracy(outputs, targets)
-    objective = rank_objective(LinearLoss(3.0, 4.0), outputs, targets, metric, LearnOptions(penalty_weight=0))
+    objective = rank_objective(LinearLoss(3.0, 4.0), Items(outputs, targets), metric, LearnOptions(penalty_weight=0))
     assert objective.penalty == 0
     assert objective.total.item() == -objective.correlation.item()
 
@@ -93,7 +99,7 @@ def test_the_penalty_reaches_the_parameters():
     """lambda d/dw of (|w| - 1)^2 at w = (3, 4) is 2 lambda (|w| - 1) w / |w|; the metric ties, so the rest is 0."""
     outputs, targets = items()
     surrogate = LinearLoss(3.0, 4.0)
-    rank_objective(surrogate, outputs, targets, torch.ones(8), LearnOptions(penalty_weight=10)).total.backward()
+    rank_objective(surrogate, Items(outputs, targets), torch.ones(8), LearnOptions(penalty_weight=10)).total.backward()
     assert_close(surrogate.weights.grad, torch.tensor([48.0, 64.0]))
 
 
@@ -101,6 +107,6 @@ def test_value_objective_is_the_squared_difference_from_one_minus_the_metric():
     outputs, targets = items()
     surrogate, metric = LinearLoss(1.0, -1.0), torch.linspace(0, 1, 8)
     losses = (outputs[..., 0] - outputs[..., 1]).mean(-1)
-    total, correlation, penalty = value_objective(surrogate, outputs, targets, metric)
+    total, correlation, penalty = value_objective(surrogate, Items(outputs, targets), metric)
     assert_close(total.detach(), ((losses - (1 - metric)) ** 2).mean())
     assert (float(correlation), float(penalty)) == (0, 0)

@@ -5,8 +5,10 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions
+from reloss.learning.items import Items
 from reloss.learning.objective import gradient_penalty, rank_objective
 from reloss.ranking import soft_rank, soft_spearman, spearman
+from reloss.surrogates.base import gradient_norms
 
 RELEASED_RANKING = {"standardize": False, "ties": "ordinal"}
 
@@ -55,7 +57,7 @@ def test_classification_losses_and_gradients(released):
     assert_near(losses, fixture["losses"], 1e-5)
     (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
     assert_near(gradient, fixture["grad_logits"], 1e-4)
-    assert_near(gradient_penalty(losses, logits, "item"), fixture["gradient_penalty"], 1e-5)
+    assert_near(gradient_penalty(gradient_norms(losses, logits), "item"), fixture["gradient_penalty"], 1e-5)
 
 
 def test_objective_and_its_parts(released):
@@ -99,7 +101,7 @@ def test_float32_gradient_of_the_objective_is_as_near_the_truth_as_the_release(r
 def objective_and_gradients(fixture: dict[str, Tensor], dtype: torch.dtype):
     surrogate = surrogate_of(fixture, dtype)
     logits, metric = fixture["logits"].to(dtype), fixture["metric"].to(dtype)
-    objective = rank_objective(surrogate, logits, fixture["targets"], metric, LearnOptions(fidelity="released"))
+    objective = rank_objective(surrogate, Items(logits, fixture["targets"]), metric, LearnOptions(fidelity="released"))
     objective.total.backward()
     return objective, {name: parameter.grad for name, parameter in surrogate.named_parameters()}
 

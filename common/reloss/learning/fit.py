@@ -15,15 +15,18 @@ from torch import Tensor
 from reloss.errors import RelossError, UsageError
 from reloss.files import atomic
 from reloss.learning.bank import PredictionBank
-from reloss.learning.items import relabel_suffix
-from reloss.learning.objective import finite_losses, gradient_norms, rank_objective, value_objective
+from reloss.learning.items import SOURCES, Items, synthetic
+from reloss.learning.measure import Measure
+from reloss.learning.objective import check_finite, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.progress import progress, say
 from reloss.ranking import spearman
 from reloss.surrogates import SurrogateLoss
+from reloss.surrogates.base import gradient_norms
 
 MAX_VALIDATION_ITEMS = 1024
+CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def fit_surrogate(
     """
     if options is not None and settings:
         raise UsageError("give fit_surrogate either options or single settings, not both")
-    fit = _Fit(surrogate, bank, metric, 1.0 if higher_is_better else -1.0, options or LearnOptions(**settings), device)
+    measure = Measure(metric, higher_is_better)
+    fit = _Fit(surrogate, bank, measure, options or LearnOptions(**settings), device)
     if checkpoint is not None and checkpoint.exists():
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
@@ -125,14 +129,12 @@ class _Fit:
         self,
         surrogate: SurrogateLoss,
         bank: PredictionBank,
-        metric: Metric,
-        sign: float,
+        measure: Measure,
         options: LearnOptions,
         device: str | torch.device,
     ) -> None:
         self.surrogate = surrogate.to(device).requires_grad_().train()  # one that was loaded comes frozen
-        self.bank, self.metric, self.sign = bank, metric, sign
-        self.options, self.device = options, device
+        self.bank, self.measure, self.options, self.device = bank, measure, options, device
         self.optimizer = torch.optim.Adam(
             surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -146,47 +148,66 @@ class _Fit:
             "weights": copy.deepcopy(surrogate.state_dict()),
         }
         generator = torch.Generator().manual_seed(options.seed + 1)
-        real = bank.items(self.held_out, device)
-        synthetic = relabel_suffix(real[0], generator)
-        self.validation = {"spearman": real, "spearman_synthetic": synthetic}
-        self.validation_metric = {name: self._measure(*items) for name, items in self.validation.items()}
+        self._read_bank()
+        real = self._recorded(self.held_out)
+        self.validation = {"spearman": real, "spearman_synthetic": synthetic(real, generator)}
+        self.validation_metric = {
+            "spearman": self.metric[self.held_out.to(device)],
+            "spearman_synthetic": measure(self.validation["spearman_synthetic"]),
+        }
+        self.pool = self._make_pool(options.pool, generator) if options.pool else None
 
-    def _measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the metric [N], turned so that higher is better."""
-        name = getattr(self.metric, "__name__", str(self.metric))
-        try:
-            with torch.no_grad():
-                values = self.metric(outputs, targets)
-        except (TypeError, ValueError) as error:
-            raise RelossError(f"metric {name} cannot measure the bank's predictions: {error}") from error
-        if values.shape != outputs.shape[:1]:
-            raise RelossError(
-                f"metric {name} gave {list(values.shape)} for {len(outputs)} items; expected one value each"
-            )
-        if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).nonzero()[0])
-            raise RelossError(f"metric {name} gave {values[bad].item()} for item {bad}; it must be finite")
-        return self.sign * values.float()
+    def _read_bank(self) -> None:
+        """Compute the metric of every recorded item, and what the surrogate needs of it, once: [len(bank), ...]."""
+        metric, statistics = [], []
+        chunks = torch.arange(len(self.bank)).split(CHUNK)
+        with progress(len(chunks), "reading the bank") as advance, torch.no_grad():
+            for indices in chunks:
+                items = Items(*self.bank.items(indices, self.device))
+                metric.append(self.measure(items))
+                statistics.append(self.surrogate.statistics(items.outputs))
+                advance()
+        self.metric = torch.cat(metric)
+        self.statistics = None if statistics[0] is None else torch.cat(statistics)  # type: ignore[arg-type]
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """Draw the items of one step: recorded ones with their true targets, then synthetic ones."""
-        count = self.options.items
-        drawn = self.train_items[torch.randint(len(self.train_items), (count,), generator=self.generator)]
-        outputs, targets = self.bank.items(drawn, self.device)
-        real = round(count * self.options.real_fraction)
-        if real < count:
-            mixed, relabelled = relabel_suffix(outputs[real:], self.generator)
-            outputs = torch.cat([outputs[:real], mixed])
-            targets = torch.cat([targets[:real], relabelled.to(targets.dtype)])
-        return outputs, targets
+    def _recorded(self, indices: Tensor) -> Items:
+        statistics = None if self.statistics is None else self.statistics[indices.to(self.device)]
+        return Items(*self.bank.items(indices, self.device), statistics)
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.train_items[torch.randint(len(self.train_items), (count,), generator=generator)]
+
+    def _from_source(self, name: str, count: int, generator: torch.Generator) -> tuple[Items, Tensor]:
+        """Return `count` items of a source, and their metric."""
+        indices = self._draw(count, generator)
+        items = SOURCES[name](self._recorded(indices), generator)
+        if items.statistics is None and self.statistics is not None:
+            items = items._replace(statistics=self.surrogate.statistics(items.outputs))
+        return items, self.metric[indices.to(self.device)] if name == "recorded" else self.measure(items)
+
+    def _make_pool(self, size: int, generator: torch.Generator) -> dict[str, tuple[Items, Tensor]]:
+        """Return the items from which those that are not recorded are drawn, by source."""
+        shares = {name: share for name, share in self.options.shares().items() if name != "recorded"}
+        return {name: self._from_source(name, count, generator) for name, count in split_counts(size, shares).items()}
+
+    def sample(self) -> tuple[Items, Tensor]:
+        """Draw the items of one step, as many of each source as its share says, and return them with their metric."""
+        parts = []
+        for name, count in split_counts(self.options.items, self.options.shares()).items():
+            if self.pool is None or name == "recorded":
+                parts.append(self._from_source(name, count, self.generator))
+            else:
+                items, metric = self.pool[name]
+                index = torch.randint(len(metric), (count,), generator=self.generator).to(self.device)
+                parts.append((items.select(index), metric[index]))
+        return Items.concatenate([items for items, _ in parts]), torch.cat([metric for _, metric in parts])
 
     def learn_step(self) -> dict[str, Tensor]:
-        outputs, targets = self.sample()
-        metric = self._measure(outputs, targets)
+        items, metric = self.sample()
         if self.options.objective == "rank":
-            parts = rank_objective(self.surrogate, outputs, targets, metric, self.options)
+            parts = rank_objective(self.surrogate, items, metric, self.options)
         else:
-            parts = value_objective(self.surrogate, outputs, targets, metric)
+            parts = value_objective(self.surrogate, items, metric)
         self.optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
         self.optimizer.step()
@@ -196,7 +217,9 @@ class _Fit:
     @torch.no_grad()
     def _correlation(self, name: str) -> float:
         """Return Spearman's correlation of minus the loss with the metric, on held-out items."""
-        losses = finite_losses(self.surrogate, *self.validation[name])
+        items = self.validation[name]
+        losses = self.surrogate.per_item(items.outputs, items.targets)
+        check_finite(losses)
         return float(spearman(-losses, self.validation_metric[name]))
 
     @torch.no_grad()
@@ -206,12 +229,12 @@ class _Fit:
         for name, items in self.validation.items():
             entry[name] = self._correlation(name)
             if self.options.objective == "value":
-                losses = self.surrogate.per_item(*items)
+                losses = self.surrogate.per_item(items.outputs, items.targets)
                 entry[name.replace("spearman", "squared_error")] = float(
                     (losses - 1 + self.validation_metric[name]).square().mean()
                 )
         # Validate on what is learned from: recorded items where they take part, else synthetic ones.
-        suffix = "" if self.options.real_fraction > 0 else "_synthetic"
+        suffix = "" if "recorded" in self.options.shares() else "_synthetic"
         score = -entry["squared_error" + suffix] if self.options.objective == "value" else entry["spearman" + suffix]
         if score > self.best["score"]:
             self.best = {"score": score, "step": self.step, "weights": copy.deepcopy(self.surrogate.state_dict())}
@@ -225,7 +248,7 @@ class _Fit:
     def result(self) -> FitResult:
         self.surrogate.load_state_dict(self.best["weights"])
         self.surrogate.freeze()
-        outputs, targets = self.validation["spearman"]
+        outputs, targets, _ = self.validation["spearman"]
         if self.options.calibrate:
             self.surrogate.scale *= _calibration(self.surrogate, outputs, targets)
         with torch.no_grad():
@@ -280,3 +303,13 @@ def _calibration(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> 
     learned = gradient_norms(surrogate.per_item(outputs, targets), outputs).mean()
     ordinary = gradient_norms(surrogate.ordinary_loss(outputs, targets), outputs).mean()
     return float(ordinary / learned.clamp_min(1e-12))
+
+
+def split_counts(total: int, shares: dict[str, float]) -> dict[str, int]:
+    """Return whole numbers in the proportion of `shares` that sum to `total`; none is 0 if all can have one."""
+    counts, left, weight = {}, total, sum(shares.values())
+    for number, (name, share) in enumerate(shares.items()):
+        rest = len(shares) - number - 1
+        counts[name] = min(max(round(left * share / weight), 1), max(left - rest, 0)) if rest else left
+        left, weight = left - counts[name], weight - share
+    return {name: count for name, count in counts.items() if count}

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from reloss.errors import RelossError
+from reloss.learning.items import Items
 from reloss.learning.options import LearnOptions
-from reloss.ranking import soft_spearman
+from reloss.ranking import pearson, soft_kendall, soft_spearman
 from reloss.surrogates import SurrogateLoss
 
 
@@ -19,46 +20,32 @@ class Objective(NamedTuple):
     penalty: Tensor
 
 
-def finite_losses(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the losses of N items, [N].
-
-    Raises:
-        RelossError: one is NaN or infinite.
-    """
-    losses = surrogate.per_item(outputs, targets)
+def check_finite(losses: Tensor) -> None:
+    """Raise RelossError if one of the losses is NaN or infinite."""
     if not torch.isfinite(losses).all():
         raise RelossError("learning the surrogate diverged: its losses are not finite; try a smaller learning_rate")
-    return losses
 
 
-def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:
-    """Return the norm of each example's gradient of its item's loss: losses [N], outputs [N, B, ...] -> [N, B]."""
-    (gradients,) = torch.autograd.grad(losses.sum(), outputs, create_graph=create_graph)
-    return torch.linalg.vector_norm(gradients.flatten(2), dim=-1)
+def gradient_penalty(norms: Tensor, kind: str) -> Tensor:
+    """Return the mean over each item's examples of (|gradient| - 1)^2: norms [N, B] -> [N].
 
-
-def gradient_penalty(losses: Tensor, outputs: Tensor, slope: str) -> Tensor:
-    """Return the mean over each item's examples of (|gradient| - 1)^2: losses [N], outputs [N, B, ...] -> [N].
-
-    `slope` says whose gradient is held at 1: that of the `item`'s mean loss (as released; then an example's own slope
-    is driven to the number of examples in its item) or that of each `example`'s own loss.
+    Args:
+        norms: of each example's gradient of its item's loss.
+        kind: whose gradient is held at 1: that of the `item`'s mean loss (as released; then an example's own slope is
+            driven to the number of examples in its item), that of each `example`'s own loss, or the same `one_sided`,
+            only where it exceeds 1.
     """
-    norms = gradient_norms(losses, outputs, create_graph=True)
-    if slope == "example":
-        norms = norms * outputs.shape[1]
-    return (norms - 1).square().mean(-1)
+    excess = (norms if kind == "item" else norms * norms.shape[1]) - 1
+    return (excess.clamp(min=0) if kind == "one_sided" else excess).square().mean(-1)
 
 
-def rank_objective(
-    surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor, metric: Tensor, options: LearnOptions
-) -> Objective:
-    """Return -rho(-L, M) + lambda GP for N items; `metric` [N] is higher where predictions are better.
-
-    Source: the paper's objective, as the released training script computes it.
-    """
-    outputs = outputs.detach().requires_grad_()
-    losses = finite_losses(surrogate, outputs, targets)
-    correlation = soft_spearman(
+def correlate(losses: Tensor, metric: Tensor, options: LearnOptions) -> Tensor:
+    """Return the differentiable correlation of minus the losses [N] with the metric [N], a scalar."""
+    if options.correlation == "pearson":
+        return pearson(-losses, metric)
+    if options.correlation == "kendall":
+        return soft_kendall(-losses, metric, standardize=options.standardize)
+    return soft_spearman(
         -losses,
         metric,
         options.method,
@@ -66,15 +53,33 @@ def rank_objective(
         ties=options.ties,
         steepness=options.steepness,
     )
+
+
+def rank_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor, options: LearnOptions) -> Objective:
+    """Return -rho(-L, M) + lambda GP for N items; `metric` [N] is higher where predictions are better.
+
+    Source: the paper's objective, as the released training script computes it.
+
+    Raises:
+        RelossError: a loss is NaN or infinite.
+    """
+    losses, norms = surrogate.losses_and_norms(*items)
+    check_finite(losses)
+    correlation = correlate(losses, metric, options)
     total, penalty = -correlation, torch.zeros(())
-    if options.penalty_weight > 0:
-        penalty = gradient_penalty(losses, outputs, options.penalty_slope).mean()
+    if options.penalty != "off" and options.penalty_weight > 0:
+        penalty = gradient_penalty(norms, options.penalty).mean()
         total = total + options.penalty_weight * penalty
     return Objective(total, correlation.detach(), penalty.detach())
 
 
-def value_objective(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor, metric: Tensor) -> Objective:
-    """Return the mean squared difference of the losses from 1 - M, M on [0, 1]: exact recovery (`approx`)."""
-    losses = finite_losses(surrogate, outputs, targets)
+def value_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor) -> Objective:
+    """Return the mean squared difference of the losses from 1 - M, M on [0, 1]: exact recovery (`approx`).
+
+    Raises:
+        RelossError: a loss is NaN or infinite.
+    """
+    losses = surrogate.per_item(items.outputs, items.targets)
+    check_finite(losses)
     total = (losses - (1 - metric)).square().mean()
     return Objective(total, torch.zeros(()), torch.zeros(()))

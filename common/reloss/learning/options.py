@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fidelity = Literal["released", "corrected"]
 
@@ -11,8 +11,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "released": {
         "standardize": False,
         "ties": "ordinal",
-        "penalty_slope": "item",
-        "real_fraction": 0.0,
+        "penalty": "item",
+        "mixture": "relabelled",
         "calibrate": False,
         "input": "probability",
         "output": "absolute",
@@ -20,8 +20,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "corrected": {
         "standardize": True,
         "ties": "mean",
-        "penalty_slope": "example",
-        "real_fraction": 0.5,
+        "penalty": "example",
+        "mixture": "half",
         "calibrate": True,
         "input": "log_probability",
         "output": "monotone",
@@ -29,16 +29,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Where the items of a step come from: shares of the sources in `reloss.learning.items`.
+MIXTURES: dict[str, dict[str, float]] = {
+    "recorded": {"recorded": 1},
+    "relabelled": {"relabelled": 1},  # the release's
+    "random": {"random": 1},
+    "half": {"recorded": 1, "relabelled": 1},
+    "perturbed": {"recorded": 1, "noisy": 1, "tempered": 1, "blended": 1},
+    "all": {"recorded": 2, "relabelled": 2, "noisy": 1, "tempered": 1, "blended": 1, "random": 1},
+}
+
+
 class LearnOptions(BaseModel):
-    """Settings of `fit_surrogate`. `fidelity` chooses those that are left out among the last seven."""
+    """Settings of `fit_surrogate`. `fidelity` chooses those that are left out among the last ones."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=False)
 
     fidelity: Fidelity = "corrected"
     objective: Literal["rank", "value"] = "rank"
     """`rank`: rank correlation and gradient penalty; `value`: least squares on the metric's value (`approx`)."""
+    correlation: Literal["spearman", "kendall", "pearson"] = "spearman"
+    """With the metric. Pearson's takes the losses as they are, Kendall's compares them in pairs."""
     method: Literal["bitonic", "odd_even", "laplace", "pairwise"] = "bitonic"
-    """Of the soft ranks. `steepness` is of the sorting networks alone."""
+    """Of Spearman's soft ranks. `steepness` is of the sorting networks alone."""
     steepness: float = Field(5.0, gt=0)
     steps: int = Field(400, ge=1)
     items: int = Field(256, ge=2, description="ranked in one step")
@@ -53,10 +66,15 @@ class LearnOptions(BaseModel):
     """The sorter sees raw losses and degrades with their scale; standardised losses rank alike at any scale."""
     ties: Literal["mean", "ordinal"] = "mean"
     """Accuracy over 128 examples ties for certain; double argsort (ordinal) breaks ties arbitrarily."""
-    penalty_slope: Literal["item", "example"] = "example"
-    """The released penalty holds the slope of the item's mean loss at 1, so each example's own at its item's size."""
-    real_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of recorded items with their true labels; the release throws these away and ranks synthetic items alone."""
+    penalty: Literal["item", "example", "one_sided", "off"] = "example"
+    """What is held at 1: the released penalty takes the slope of the item's mean loss, so each example's own is driven
+    to its item's size; `example` takes that of each example's own loss; `one_sided` too, only where it exceeds 1."""
+    mixture: str | dict[str, float] = "half"
+    """A name in MIXTURES, or shares of sources. The release throws the recorded labels away and relabels; `half` of the
+    items are recorded ones with their true labels."""
+    pool: int | None = Field(None, ge=2)
+    """Draw items that are not recorded from so many, made beforehand; anew in every step if unset (of metrics that are
+    computed item by item, 1,024 are made)."""
     calibrate: bool = True
     """Multiply the loss by one constant: its mean gradient norm on the bank becomes the ordinary loss's."""
     input: Literal["probability", "log_probability"] = "log_probability"
@@ -64,6 +82,22 @@ class LearnOptions(BaseModel):
     output: Literal["absolute", "identity", "monotone"] = "monotone"
     """Of the classification network: the absolute value can fold the learned curve, and the penalty is blind to the
     sign of its slope; a network that is monotone by construction has neither trap."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _known_mixture(cls, mixture: str | dict[str, float]) -> str | dict[str, float]:
+        known = set().union(*MIXTURES.values())
+        if isinstance(mixture, str):
+            if mixture not in MIXTURES:
+                raise ValueError(f"one of {', '.join(MIXTURES)}, or shares of {', '.join(sorted(known))}")
+        elif not mixture.keys() <= known or min(mixture.values(), default=0) < 0 or not sum(mixture.values()) > 0:
+            raise ValueError(f"shares, not negative and not all 0, of {', '.join(sorted(known))}")
+        return mixture
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the items of a step that comes from each source; together 1."""
+        mixture = MIXTURES[self.mixture] if isinstance(self.mixture, str) else self.mixture
+        return {name: share / sum(mixture.values()) for name, share in mixture.items() if share > 0}
 
     @model_validator(mode="after")
     def _fill_from_fidelity(self) -> Self:

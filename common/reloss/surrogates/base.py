@@ -49,6 +49,24 @@ class SurrogateLoss(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""
 
+    def statistics(self, outputs: Tensor) -> Tensor | None:
+        """Return what the loss needs of outputs [N, B, ...] whatever their targets, [N, B, S], to be computed once.
+
+        None, as here, if it needs the outputs themselves.
+        """
+        return None
+
+    def losses_and_norms(
+        self, outputs: Tensor, targets: Tensor, statistics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses [N] and the norm of each example's gradient of its item's loss [N, B].
+
+        Both are differentiable in the parameters. Here by autograd, for any network; `statistics` are not used.
+        """
+        outputs = outputs.detach().requires_grad_()
+        losses = self.per_item(outputs, targets)
+        return losses, gradient_norms(losses, outputs, create_graph=True)
+
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...]."""
         return self.per_item(outputs[None], targets[None])[0]
@@ -108,6 +126,12 @@ class SurrogateLoss(nn.Module, ABC):
             return cls(**card["options"])
         except (TypeError, ValueError) as error:
             raise RelossError(f"{path} describes no {cls.__name__} of this version: {error}") from error
+
+
+def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:
+    """Return the norm of each example's gradient of its item's loss: losses [N], outputs [N, B, ...] -> [N, B]."""
+    (gradients,) = torch.autograd.grad(losses.sum(), outputs, create_graph=create_graph)
+    return torch.linalg.vector_norm(gradients[..., None].flatten(2), dim=-1)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
