@@ -120,18 +120,19 @@ def measure(operator: Operator, batch: int, n: int, device: str, runs: int) -> d
     def both() -> None:
         (forward() * weights).sum().backward()
 
-    first = _seconds(both, device)
+    first = seconds(both, device)
     runs = max(3, min(runs, int(SECONDS_A_CASE / max(first, 1e-6))))
-    ahead, whole = ([_seconds(call, device) for _ in range(runs)] for call in (forward, both))
+    ahead, whole = ([seconds(call, device) for _ in range(runs)] for call in (forward, both))
     return {
         "forward_ms": 1e3 * statistics.median(ahead),
         "forward_backward_ms": 1e3 * statistics.median(whole),
-        "peak_mib": _peak_bytes(both, device) / 2**20,
+        "peak_mib": peak_bytes(both, device) / 2**20,
         "note": f"median of {runs}",
     }
 
 
-def _seconds(call: Callable[[], Any], device: str) -> float:
+def seconds(call: Callable[[], Any], device: str) -> float:
+    """Return how long a call takes, with the device synchronised."""
     _synchronize(device)
     began = time.perf_counter()
     call()
@@ -144,7 +145,8 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _peak_bytes(call: Callable[[], Any], device: str) -> int:
+def peak_bytes(call: Callable[[], Any], device: str) -> int:
+    """Return the most memory that a call holds beyond what it starts with."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

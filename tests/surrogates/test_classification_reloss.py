@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.errors import UsageError
-from reloss.surrogates import get_surrogate
+from reloss.surrogates import SurrogateLoss, get_surrogate
 
 RELEASED_SHAPES = {
     "logits_fcs.0.weight": (128, 1),
@@ -155,3 +155,69 @@ def test_surrogates_by_kind():
     assert get_surrogate("classification") is ClassificationReLoss
     with pytest.raises(UsageError, match="did you mean classification"):
         get_surrogate("clasification")
+
+
+def many_items(n: int = 160, b: int = 128, c: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits from chance to certainty (p rounds to 1), a tenth of the targets wrong: more examples than EXACT."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(c, (n, b), generator=generator)
+    margin = torch.linspace(0, 30, n)[:, None, None] * torch.nn.functional.one_hot(targets, c)
+    outputs = 2 * torch.randn(n, b, c, generator=generator) + margin
+    wrong = torch.rand(n, b, generator=generator) < 0.1
+    return outputs, torch.where(wrong, torch.randint(c, (n, b), generator=generator), targets)
+
+
+SHAPES = [(input, output) for input in ("probability", "log_probability") for output in ("absolute", "monotone")]
+
+
+@pytest.mark.parametrize(("input", "output"), SHAPES)
+@pytest.mark.parametrize("n", [8, 160])
+def test_analytic_norms_are_those_of_autograd(input, output, n):
+    outputs, targets = (part[:: 160 // n] for part in many_items())
+    surrogate = surrogate_of_seed(input=input, output=output)
+    losses, norms = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
+    expected_losses, expected_norms = SurrogateLoss.losses_and_norms(surrogate, outputs, targets)
+    assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
+    assert_close(norms, expected_norms, rtol=1e-3, atol=1e-3 * float(expected_norms.max()))
+    weights = torch.linspace(-1, 1, n)
+    for ours, theirs in ((losses, expected_losses), (norms.square().mean(-1), expected_norms.square().mean(-1))):
+        gradients = [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(
+                        (x * weights).sum(), list(surrogate.parameters()), retain_graph=True, materialize_grads=True
+                    )
+                ]
+            )
+            for x in (ours, theirs)
+        ]
+        assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-3
+
+
+def test_statistics_are_computed_where_they_are_not_given():
+    outputs, targets = items()
+    surrogate = surrogate_of_seed()
+    given = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
+    for ours, theirs in zip(surrogate.losses_and_norms(outputs, targets), given, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_knots_stay_finite_where_all_inputs_are_equal():
+    surrogate = surrogate_of_seed(input="log_probability", output="monotone")
+    outputs, targets = torch.zeros(200, 128, 4), torch.zeros(200, 128, dtype=torch.long)
+    losses, norms = surrogate.losses_and_norms(outputs, targets)
+    assert_close(losses, surrogate.curve(torch.tensor(0.25).log()).expand(200))
+    _, expected = SurrogateLoss.losses_and_norms(surrogate, outputs[:1], targets[:1])
+    assert_close(norms, expected.expand(200, 128))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_units_are_elu(dtype):
+    surrogate = surrogate_of_seed(output="identity").to(dtype)
+    inputs = torch.linspace(0, 1, 50, dtype=dtype)
+    assert_close(surrogate.curve(inputs), surrogate.loss(surrogate.logits_fcs(inputs[:, None])).squeeze(-1))
+    surrogate.logits_fcs[0].bias.data.zero_()  # the slope at exactly 0 counts once
+    at_zero = torch.zeros(1, dtype=dtype, requires_grad=True)
+    ours, theirs = surrogate.curve(at_zero).sum(), surrogate.loss(surrogate.logits_fcs(at_zero[:, None])).sum()
+    assert_close(torch.autograd.grad(ours, at_zero), torch.autograd.grad(theirs, at_zero))

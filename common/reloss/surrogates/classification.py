@@ -66,11 +66,7 @@ class ClassificationReLoss(SurrogateLoss):
 
     def curve(self, inputs: Tensor) -> Tensor:
         """Return the learned loss at each of `inputs` [...], (log) probabilities of the target -> [...]."""
-        hidden = inputs.to(self._linears()[0].weight.dtype)[..., None]
-        *hiddens, last = self._layers()
-        for weight, bias in hiddens:
-            hidden = _elu(F.linear(hidden, weight, bias))
-        losses = F.linear(hidden, *last).squeeze(-1)
+        losses = self._network(inputs)
         return self.scale * (losses.abs() if self.output == "absolute" else losses)
 
     def curve_and_slope(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,16 +77,25 @@ class ClassificationReLoss(SurrogateLoss):
         network itself is far below that of the float16 in which a bank keeps its outputs.
         """
         inputs = inputs.detach().to(self._linears()[0].weight.dtype)
-        if inputs.numel() > EXACT:
-            return _through_knots(self._exact_curve_and_slope, inputs)
-        return self._exact_curve_and_slope(inputs)
+        exact = inputs.numel() <= EXACT
+        losses, slopes = self._value_and_slope(inputs) if exact else _through_knots(self._value_and_slope, inputs)
+        if self.output == "absolute":
+            losses, slopes = losses.abs(), losses.detach().sign() * slopes
+        return self.scale * losses, self.scale * slopes
 
-    def _exact_curve_and_slope(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _value_and_slope(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             inputs = inputs.detach().requires_grad_()
-            losses = self.curve(inputs)
-            (slopes,) = torch.autograd.grad(losses.sum(), inputs, create_graph=True)
-        return losses, slopes
+            values = self._network(inputs)
+            (slopes,) = torch.autograd.grad(values.sum(), inputs, create_graph=True)
+        return values, slopes
+
+    def _network(self, inputs: Tensor) -> Tensor:
+        hidden = inputs.to(self._linears()[0].weight.dtype)[..., None]
+        *hiddens, last = self._layers()
+        for weight, bias in hiddens:
+            hidden = _elu(F.linear(hidden, weight, bias))
+        return F.linear(hidden, *last).squeeze(-1)
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return the weights and biases of the linear layers, for `monotone` such that the curve falls by construction.
@@ -195,8 +200,12 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _elu(values: Tensor) -> Tensor:
-    """Return ELU; several times faster on a CPU than PyTorch's own, which takes expm1."""
-    return F.relu(values) + values.clamp(max=0).exp() - 1
+    """Return ELU; several times faster on a CPU than PyTorch's own, which takes expm1.
+
+    At 0, maximum and minimum each pass half of the gradient.
+    """
+    zero = values.new_zeros(())
+    return torch.maximum(values, zero) + torch.minimum(values, zero).exp() - 1
 
 
 def _through_knots(curve: Callable[[Tensor], tuple[Tensor, Tensor]], inputs: Tensor) -> tuple[Tensor, Tensor]:

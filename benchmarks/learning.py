@@ -1,0 +1,145 @@
+"""Time of one learning step, side by side with a plain loop over the items, in one run: `make bench-learning`.
+
+A step draws 256 items of 128 examples with 100 classes from a bank, measures their accuracy, and takes one step of the
+optimiser on minus the soft Spearman correlation plus the gradient penalty. The loop computes the same objective on
+items that the same sampler drew, one item after another: loss by the network, gradient by autograd. The table states
+how far objective and gradient of the two are apart. Median of warm runs, with the device synchronised; peak memory as
+in `benchmarks.ranking`.
+
+Writes learning.{csv,md} into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.ranking import peak_bytes, seconds
+from reloss import ClassificationReLoss
+from reloss.experiment import environment
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.fit import Fit
+from reloss.learning.items import Items
+from reloss.learning.measure import Measure
+from reloss.learning.objective import correlate, rank_objective
+from reloss.metrics import accuracy
+
+ITEMS, EXAMPLES, CLASSES = 256, 128, 100
+RECORDED_ITEMS = 640
+FIDELITIES = ("released", "corrected")
+FIELDS = ("fidelity", "step", "ms", "times faster", "peak_mib", "objective apart", "gradient apart", "note")
+
+
+def record_bank(folder: Path) -> PredictionBank:
+    """Return a bank of logits whose margin grows from none to nearly always right, as in a training run."""
+    generator = torch.Generator().manual_seed(0)
+    bank = PredictionBank.create(folder, item_size=EXAMPLES)
+    for step in range(RECORDED_ITEMS):
+        targets = torch.randint(CLASSES, (EXAMPLES,), generator=generator)
+        noise = 2 * torch.randn(EXAMPLES, CLASSES, generator=generator)
+        bank.append(noise + 12 * step / RECORDED_ITEMS * F.one_hot(targets, CLASSES), targets, step)
+    bank.finish()
+    return bank
+
+
+def loop_objective(surrogate: ClassificationReLoss, items: Items, options: LearnOptions) -> Tensor:
+    """Return the objective, computed item by item: the plain reference."""
+    losses, penalties, values = [], [], []
+    for outputs, targets in zip(items.outputs, items.targets, strict=True):
+        outputs = outputs.clone().requires_grad_()
+        loss = surrogate(outputs, targets)
+        (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
+        norms = gradient.norm(dim=-1) * (EXAMPLES if options.penalty == "example" else 1)
+        penalties.append((norms - 1).square().mean())
+        losses.append(loss)
+        values.append(accuracy(outputs[None], targets[None])[0])
+    correlation = correlate(torch.stack(losses), torch.stack(values), options)
+    return -correlation + options.penalty_weight * torch.stack(penalties).mean()
+
+
+def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list[dict[str, Any]]:
+    """Return the rows of the two ways to take a step with the objective of a fidelity."""
+    options = LearnOptions(fidelity=fidelity, items=ITEMS)
+    torch.manual_seed(0)
+    fit = Fit(ClassificationReLoss.for_fit(options), bank, Measure(accuracy, True), options, device)
+
+    def loop_step() -> None:
+        items, _ = fit.sample()
+        fit.optimizer.zero_grad(set_to_none=True)
+        loop_objective(fit.surrogate, items, options).backward()
+        fit.optimizer.step()
+
+    items, metric = fit.sample()
+    ours = rank_objective(fit.surrogate, items, metric, options).total
+    reference = loop_objective(fit.surrogate, items, options)
+    gradients = [_gradient(value, fit.surrogate) for value in (ours, reference)]
+    apart = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    loop = {"fidelity": fidelity, "step": "loop over the items", **_measure(loop_step, device, max(3, runs // 4))}
+    step = {"fidelity": fidelity, "step": "reloss", **_measure(fit.learn_step, device, runs)}
+    step["times faster"] = loop["ms"] / step["ms"]
+    step["objective apart"] = f"{abs(float((ours - reference).detach() / reference.detach())):.1e}"
+    step["gradient apart"] = f"{apart:.1e}"
+    return [loop, step]
+
+
+def _gradient(value: Tensor, surrogate: ClassificationReLoss) -> Tensor:
+    return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(surrogate.parameters()))])
+
+
+def _measure(step: Callable[[], Any], device: str, runs: int) -> dict[str, Any]:
+    step()
+    times = [seconds(step, device) for _ in range(runs)]
+    return {
+        "ms": 1e3 * statistics.median(times),
+        "peak_mib": peak_bytes(step, device) / 2**20,
+        "note": f"median of {runs}",
+    }
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    return [f"{v:.1f}" if isinstance(v := row.get(name, ""), float) else str(v) for name in FIELDS]
+
+
+def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
+    """Write CSV and Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "learning.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
+    name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
+    where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    lines = [
+        f"# One learning step of {ITEMS} items of {EXAMPLES} examples with {CLASSES} classes",
+        f"{where}, commit {environment.commit()}, {date.today()}. Command: `make bench-learning`.",
+        "\n".join("| " + " | ".join(row) + " |" for row in [FIELDS, ["---"] * len(FIELDS), *map(_shown, rows)]),
+    ]
+    (out / "learning.md").write_text("\n\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for learning.{csv,md}")
+    parser.add_argument("--runs", type=int, default=20, help="warm runs of a step; a quarter of them of the loop")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with TemporaryDirectory() as folder:
+        bank = record_bank(Path(folder) / "bank")
+        rows = [row for fidelity in FIDELITIES for row in rows_of(fidelity, bank, device, arguments.runs)]
+    for row in rows:
+        print(" | ".join(_shown(row)))
+    write(rows, device, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
