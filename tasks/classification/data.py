@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from reloss.errors import RelossError, UsageError
+from reloss.progress import progress
 from tasks.classification.config import Data
 
 # Mean and standard deviation of the training images' channels: CIFAR-10's and CIFAR-100's as computed from the data,
@@ -26,12 +29,59 @@ DOWNLOADS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
 class Splits(NamedTuple):
-    """Images to train on, to draw the curve with, and to test on; and the number of classes."""
+    """Images to train on, to draw the curve with, and to test on; and the number of outputs of the network.
+
+    Of a positive class there is one output, and the targets are 0 or 1.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     classes: int
+
+
+class Pixels(Dataset):
+    """Small images in memory, augmented and normalised a batch at a time: many times faster than one by one.
+
+    Args:
+        images: [n, C, H, W], uint8.
+        targets: [n] classes.
+        name: of the data set, for its CHANNELS.
+        augmented: whether images are cropped at random after padding and flipped at random, each for itself, as He et
+            al. (2016, section 4.2) do.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, name: str, augmented: bool) -> None:
+        self.images, self.targets, self.augmented = images, targets, augmented
+        self.mean, self.deviation = (torch.tensor(values).view(-1, 1, 1) for values in CHANNELS[name])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        images = self.images[indices]
+        if self.augmented:
+            images = _flip(_crop(images, padding=images.shape[-1] // 8))
+        images = (images.float() / 255 - self.mean) / self.deviation
+        return list(zip(images, self.targets[indices], strict=True))
+
+
+def _crop(images: Tensor, padding: int) -> Tensor:
+    """Pad images [n, C, H, W] with black and cut each back to its size at a random place."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    top, left = torch.randint(2 * padding + 1, (2, n, 1))
+    rows = (top + torch.arange(height))[:, None, :, None]
+    columns = (left + torch.arange(width))[:, None, None, :]
+    channels = torch.arange(images.shape[1])[:, None, None]
+    return padded[torch.arange(n)[:, None, None, None], channels, rows, columns]
+
+
+def _flip(images: Tensor) -> Tensor:
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
 
 
 def load(config: Data, root: Path) -> Splits:
@@ -43,16 +93,83 @@ def load(config: Data, root: Path) -> Splits:
     """
     if config.format == "sklearn":
         return _digits(config)
-    varied = _open(config, root, train=True, transform=_training_transform(config))
-    plain = _open(config, root, train=True, transform=_evaluation_transform(config))
-    test = _open(config, root, train=False, transform=_evaluation_transform(config))
-    if varied.classes != test.classes:
+    if config.name == "imagenet":
+        varied = _open(config, root, train=True, transform=_training_transform(config))
+        plain = _open(config, root, train=True, transform=_evaluation_transform(config))
+        test = _open(config, root, train=False, transform=_evaluation_transform(config))
+        classes, tested_classes = varied.classes, test.classes
+        targets, test_targets = np.asarray(varied.targets), np.asarray(test.targets)
+    else:
+        images, targets, classes = _pixels(config, root, train=True)
+        varied, plain = (
+            Pixels(images, torch.from_numpy(targets), config.name, augmented) for augmented in (True, False)
+        )
+        images, test_targets, tested_classes = _pixels(config, root, train=False)
+        test = Pixels(images, torch.from_numpy(test_targets), config.name, augmented=False)
+    if classes != tested_classes:
         raise RelossError(f"training and test images of {config.name} in {root} are not of the same classes")
-    chosen = _first_of_each_class(np.asarray(varied.targets), config.per_class)
-    training, held_out = _split(chosen, config.validation_fraction)
-    tested = Subset(test, _first_of_each_class(np.asarray(test.targets), config.test_per_class).tolist())
-    validation = Subset(plain, held_out.tolist()) if len(held_out) else tested
-    return Splits(Subset(varied, training.tolist()), validation, tested, len(varied.classes))
+    training, held_out = _split(_first_of_each_class(targets, config.per_class), config.validation_fraction)
+    tested = _first_of_each_class(test_targets, config.test_per_class)
+    return _splits(config, (varied, plain, test), (targets, test_targets), (training, held_out, tested), len(classes))
+
+
+def _splits(
+    config: Data,
+    images: tuple[Dataset, Dataset, Dataset],
+    targets: tuple[np.ndarray, np.ndarray],
+    indices: tuple[np.ndarray, np.ndarray, np.ndarray],
+    classes: int,
+) -> Splits:
+    """Return the images at `indices` of the splits; `targets` are those of training and test images."""
+    train, validation, test = (
+        _chosen(config, *parts, classes)
+        for parts in zip(images, (targets[0], targets[0], targets[1]), indices, strict=True)
+    )
+    held_out = len(indices[1]) > 0
+    return Splits(train, validation if held_out else test, test, classes if config.positive_class is None else 1)
+
+
+def _chosen(config: Data, images: Dataset, targets: np.ndarray, indices: np.ndarray, classes: int) -> Subset:
+    if config.positive_class is None:
+        return Subset(images, indices.tolist())
+    if config.positive_class >= classes:
+        raise UsageError(f"data.positive_class={config.positive_class}: {config.name} has classes 0 to {classes - 1}")
+    positive = targets == config.positive_class
+    kept = _thinned(config, positive, indices)
+    return OneAgainstRest(images, kept.tolist(), config.positive_class, positives=int(positive[kept].sum()))
+
+
+class OneAgainstRest(Subset):
+    """A subset with targets 1 for the positive class and 0 for the rest; `positives` counts the former."""
+
+    def __init__(self, images: Dataset, indices: list[int], positive_class: int, positives: int) -> None:
+        super().__init__(images, indices)
+        self.positive_class, self.positives = positive_class, positives
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, target = super().__getitem__(index)
+        return image, int(target == self.positive_class)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        return [(image, int(target == self.positive_class)) for image, target in super().__getitems__(indices)]
+
+
+def _thinned(config: Data, positive: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Leave out positives until there are `negatives_per_positive` for each: the same ones for every seed of a run.
+
+    Raises:
+        RelossError: a split keeps no positive, or has no negative.
+    """
+    positives, negatives = indices[positive[indices]], indices[~positive[indices]]
+    if config.negatives_per_positive is not None:
+        kept = len(negatives) // config.negatives_per_positive
+        positives = np.random.default_rng(0).permutation(positives)[:kept]
+    if len(indices) and not (len(positives) and len(negatives)):
+        raise RelossError(
+            f"of {len(indices)} images of {config.name}, {len(positives)} are of class {config.positive_class} and "
+            f"{len(negatives)} are not: too few for data.negatives_per_positive={config.negatives_per_positive}"
+        )
+    return np.sort(np.concatenate((positives, negatives)))
 
 
 def describe(config: Data, root: Path) -> str:
@@ -112,7 +229,7 @@ def _folder(config: Data, root: Path) -> Path:
     )
 
 
-def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform) -> datasets.VisionDataset:
+def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform | None) -> datasets.VisionDataset:
     if config.format == "folder":
         folder = _folder(config, root)
         split = "train" if train else "test" if (folder / "test").is_dir() else "val"
@@ -136,18 +253,29 @@ def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:
     return DOWNLOADS[config.name]
 
 
+def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarray, list[str]]:
+    """Return all images of one split [n, 3, size, size] in uint8, their classes [n], and the names of the classes."""
+    found = _open(config, root, train=train, transform=None)
+    resize = v2.Resize(config.image_size)
+    if isinstance(found, datasets.CIFAR10):
+        images = resize(torch.from_numpy(found.data).permute(0, 3, 1, 2))
+    else:
+        images = torch.empty(len(found), 3, config.image_size, config.image_size, dtype=torch.uint8)
+        with progress(len(found), f"reading {config.name}") as advance:
+            for index in range(len(found)):
+                images[index] = resize(v2.functional.pil_to_tensor(found[index][0]))
+                advance()
+    return images.contiguous(), np.asarray(found.targets), found.classes
+
+
 def _training_transform(config: Data) -> v2.Transform:
-    size = config.image_size
-    if config.name == "imagenet":
-        crop: list[v2.Transform] = [v2.RandomResizedCrop(size)]
-    else:  # He et al. 2016, section 4.2
-        crop = [v2.RandomCrop(size, padding=size // 8)]
-    return v2.Compose([v2.ToImage(), *crop, v2.RandomHorizontalFlip(), *_to_normal(config)])
+    crop = v2.RandomResizedCrop(config.image_size)
+    return v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip(), *_to_normal(config)])
 
 
 def _evaluation_transform(config: Data) -> v2.Transform:
     size = config.image_size
-    crop = [v2.Resize(size * 256 // 224), v2.CenterCrop(size)] if config.name == "imagenet" else [v2.Resize(size)]
+    crop = (v2.Resize(size * 256 // 224), v2.CenterCrop(size))
     return v2.Compose([v2.ToImage(), *crop, *_to_normal(config)])
 
 
@@ -182,7 +310,6 @@ def _digits(config: Data) -> Splits:
     whole = TensorDataset(images, torch.from_numpy(targets))
     rest, test = _split(np.arange(len(images)), 0.25)
     rest = rest[_first_of_each_class(targets[rest], config.per_class)]
-    training, held_out = _split(rest, config.validation_fraction)
-    tested = Subset(whole, test.tolist())
-    validation = Subset(whole, held_out.tolist()) if len(held_out) else tested
-    return Splits(Subset(whole, training.tolist()), validation, tested, 10)
+    return _splits(
+        config, (whole, whole, whole), (targets, targets), (*_split(rest, config.validation_fraction), test), 10
+    )

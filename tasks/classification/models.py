@@ -1,4 +1,4 @@
-"""Networks: torchvision's, the three-stage ResNets of CIFAR, and a small CNN for the digits."""
+"""Networks: torchvision's, the three-stage ResNets of CIFAR, and two small CNNs."""
 
 from itertools import pairwise
 
@@ -15,16 +15,23 @@ CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # 6n + 2 layers
 def build(name: str, classes: int) -> nn.Module:
     """Return a freshly initialised network, images [B, 3, H, W] ([B, 1, 8, 8] for digits_cnn) -> logits [B, classes].
 
+    With one class, the logits are [B].
+
     Raises:
         UsageError: there is no network of that name.
     """
-    if name == "digits_cnn":
-        return digits_cnn(classes)
+    network = _build(name, classes)
+    return nn.Sequential(network, nn.Flatten(0)) if classes == 1 else network
+
+
+def _build(name: str, classes: int) -> nn.Module:
+    if name in SMALL:
+        return SMALL[name](classes)
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise unknown("model", name, ["digits_cnn", *CIFAR_DEPTHS, *known])
+        raise unknown("model", name, [*SMALL, *CIFAR_DEPTHS, *known])
     return torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
@@ -41,6 +48,17 @@ def digits_cnn(classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(64, classes),
     )
+
+
+def cifar_cnn(classes: int) -> nn.Module:
+    """Return three convolutions and a linear layer for 32x32 images: for ablations, not for records."""
+    layers: list[nn.Module] = []
+    for narrow, wide in pairwise((3, 16, 32, 64)):
+        layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+SMALL = {"digits_cnn": digits_cnn, "cifar_cnn": cifar_cnn}
 
 
 class CifarResNet(nn.Module):

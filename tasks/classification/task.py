@@ -29,10 +29,11 @@ class ClassificationTask(Task):
         return Path(__file__).parent
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh classification surrogate, shaped as the options of the fit say."""
-        from reloss.surrogates import ClassificationReLoss
+        """Return a fresh surrogate, shaped as the options of the fit say: of a positive class, a set network."""
+        from reloss.surrogates import ClassificationReLoss, SetReLoss
 
-        return ClassificationReLoss.for_fit(config.learn)
+        kind = ClassificationReLoss if config.data.positive_class is None else SetReLoss
+        return kind.for_fit(config.learn)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images."""
@@ -63,7 +64,7 @@ class ClassificationTask(Task):
         train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
-        """Return accuracy, error and top-5 accuracy on the test images."""
+        """Return the scores on the test images and on held-out ones."""
         from tasks.classification.training import evaluate
 
         return evaluate(run)

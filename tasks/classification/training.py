@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,17 +14,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
+from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
 from tasks.classification import data, models
 from tasks.classification.config import ClassificationExperiment, Train
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
+from tasks.classification.criteria import make_criterion
 
 
 def train(run: Run) -> None:
@@ -39,15 +38,37 @@ def train(run: Run) -> None:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Return accuracy, error and (with more than five classes) top-5 accuracy on the test images."""
+    """Return the scores on the test images and, named `validation_*`, on held-out training images if there are any."""
     config: ClassificationExperiment = run.config
     splits = data.load(config.data, run.data)
     with _accelerator(config.train.precision) as accelerator:
         model = models.build(config.model.name, splits.classes)
         model.load_state_dict(_read_weights(run.record.weights))
         model = accelerator.prepare(model)
-        loader = accelerator.prepare(_loader(splits.test, config, accelerator, train=False))
-        return _test(accelerator, model, loader)
+
+        def measure(images: Dataset) -> dict[str, float]:
+            loader = accelerator.prepare(_loader(images, config, accelerator, train=False))
+            return scores(*_predict(accelerator, model, loader))
+
+        found = measure(splits.test)
+        if splits.validation is not splits.test:
+            found |= {f"validation_{name}": value for name, value in measure(splits.validation).items()}
+        return found
+
+
+def scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return all scores of the predictions for one set of images: logits [E, C], or [E] of a positive class.
+
+    Raises:
+        RelossError: the logits are not finite.
+    """
+    if not torch.isfinite(outputs).all():
+        raise RelossError("the network's outputs are not finite: training diverged; try a smaller train.lr")
+    chosen = (accuracy, top5_accuracy) if outputs.dim() == 2 else (average_precision, binary_f1, auroc)
+    found = {metric.__name__: float(metric(outputs[None], targets[None])) for metric in chosen}
+    if outputs.dim() == 1:
+        found["accuracy"] = float(((outputs > 0) == targets).float().mean())
+    return {**found, "error": 1 - found["accuracy"]}
 
 
 class _Training:
@@ -81,8 +102,14 @@ class _Training:
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, validation_loader
         )
-        self.criterion = make_criterion(self.run, accelerator.device)
+        self.criterion = make_criterion(self.run, accelerator.device, self._negatives_per_positive())
         self.steps_per_epoch = len(self.train_loader)
+
+    def _negatives_per_positive(self) -> float | None:
+        images = self.splits.train
+        if not isinstance(images, data.OneAgainstRest):
+            return None
+        return len(images) / images.positives - 1
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the epoch to begin with."""
@@ -120,21 +147,25 @@ class _Training:
                 advance()
         self._check_finite(totals, epoch)
         loss, right, examples = self.accelerator.reduce(totals, reduction="sum").tolist()
-        scores = _test(self.accelerator, self.model, self.validation_loader)
+        outputs, predicted = _predict(self.accelerator, self.model, self.validation_loader)
         if self.accelerator.is_main_process:
+            score = self.config.score
+            reached = scores(outputs, predicted)[score]
             seconds = time.monotonic() - began
             self.run.record.log(
                 (epoch + 1) * self.steps_per_epoch,
                 epoch=epoch + 1,
                 train_loss=loss / examples,
                 train_accuracy=right / examples,
-                validation_accuracy=scores["accuracy"],
                 lr=learning_rate(recipe, epoch),
                 seconds=round(seconds, 2),
+                **{f"validation_{score}": reached},
             )
+            kept = self.config.recording.examples
+            self.run.record.save_predictions(epoch + 1, outputs[:kept], predicted[:kept])
             say(
                 f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, "
-                f"accuracy {right / examples:.4f} training, {scores['accuracy']:.4f} validation, {seconds:.0f} s"
+                f"accuracy {right / examples:.4f} training, {score} {reached:.4f} validation, {seconds:.0f} s"
             )
             self._save(epoch + 1)
 
@@ -149,7 +180,7 @@ class _Training:
         self.optimizer.step()
         if self.run.bank is not None and self.accelerator.is_main_process:
             self.run.bank.append(outputs, targets, step)
-        right = (outputs.argmax(-1) == targets).sum()
+        right = ((outputs.argmax(-1) if outputs.dim() == 2 else outputs > 0) == targets).sum()
         return torch.stack([loss.detach() * len(targets), right, torch.tensor(len(targets), device=loss.device)])
 
     def _check_finite(self, totals: Tensor, epoch: int) -> None:
@@ -175,21 +206,6 @@ class _Training:
         )
 
 
-def make_criterion(run: Run, device: torch.device | str = "cpu") -> Criterion:
-    """Return the loss of a run: (logits [B, C], targets [B]) -> scalar."""
-    recipe: Train = run.config.train
-    if run.loss == "ce":
-        return F.cross_entropy
-    if run.loss == "label_smoothing":
-        return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if run.surrogate is None:
-        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
-    surrogate, weight = run.surrogate.to(device), recipe.ordinary_weight
-    if weight == 0:
-        return surrogate
-    return lambda outputs, targets: surrogate(outputs, targets) + weight * F.cross_entropy(outputs, targets)
-
-
 def learning_rate(recipe: Train, epoch: float) -> float:
     """Return the learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or steps."""
     if epoch < recipe.warmup_epochs:
@@ -201,17 +217,12 @@ def learning_rate(recipe: Train, epoch: float) -> float:
 
 
 @torch.inference_mode()
-def _test(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> dict[str, float]:
+def _predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Return the logits and targets of all images, in float32 on the CPU."""
     model.eval()
-    right, right5, count = 0, 0, 0
-    for images, targets in loader:
-        outputs, targets = accelerator.gather_for_metrics((model(images), targets))
-        best = outputs.topk(min(5, outputs.shape[-1]), dim=-1).indices == targets[:, None]
-        right += int(best[:, 0].sum())
-        right5 += int(best.sum())
-        count += len(targets)
-    accuracy = right / count
-    return {"accuracy": accuracy, "error": 1 - accuracy, "top5_accuracy": right5 / count}
+    batches = [accelerator.gather_for_metrics((model(images), targets)) for images, targets in loader]
+    outputs, targets = (torch.cat([part.cpu() for part in parts]) for parts in zip(*batches, strict=True))
+    return outputs.float(), targets
 
 
 def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool) -> DataLoader:

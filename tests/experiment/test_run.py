@@ -32,7 +32,8 @@ def test_all_goes_through_every_stage(run_digits, tmp_path):
     assert found["status"] == "finished"
     assert found["surrogate"]["folder"] == f"surrogates/{surrogate.name}"
     assert found["surrogate"]["validation_items"] == 6  # a fifth of 16 batches of 2 items
-    assert found["scores"].keys() == {"accuracy", "error", "top5_accuracy"}
+    names = {"accuracy", "error", "top5_accuracy"}
+    assert found["scores"].keys() == names | {f"validation_{name}" for name in names}
     assert found["scores"]["accuracy"] + found["scores"]["error"] == pytest.approx(1)
     assert ClassificationReLoss.from_pretrained(surrogate)(torch.randn(4, 10), torch.arange(4)).isfinite()
 

@@ -25,6 +25,7 @@ class Recording(Section):
 
     seed: int = Field(0, description="of the baseline that is recorded; its bank serves all seeds")
     item_size: int = Field(128, ge=1, description="examples scored together")
+    examples: int = Field(1024, ge=1, description="validation examples whose outputs every epoch leaves in the record")
     max_bytes: int = Field(1 << 30, ge=1, description="of the bank on disk, kept by reservoir sampling")
 
 

@@ -18,6 +18,7 @@ from reloss.experiment import distributed, environment
 from reloss.experiment.config import Experiment, to_yaml
 from reloss.experiment.tracking import MetricsFile, Track, WandbMirror
 from reloss.files import atomic, read_json, write_json, write_text
+from reloss.learning.bank import compact
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 
@@ -126,6 +127,13 @@ class Record:
             return
         with atomic(self.weights) as temporary:
             save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+
+    def save_predictions(self, epoch: int, outputs: Tensor, targets: Tensor) -> None:
+        """Keep an epoch's predictions of validation examples, outputs [E, ...] (in float16) and targets [E, ...]."""
+        if not self._writes:
+            return
+        with atomic(self.path / "predictions" / f"{epoch:04d}.safetensors") as temporary:
+            save_file({"outputs": compact(outputs), "targets": compact(targets)}, temporary)
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""

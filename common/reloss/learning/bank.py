@@ -34,7 +34,7 @@ class PredictionBank:
     """Recorded (outputs, targets), as items. Make one with `create`, or read one with `open`.
 
     Attributes:
-        path: the folder, which holds `bank.json` and `shards/`.
+        path: the folder, which holds `bank.json` and `shards/` (and `metrics/`, the values that fits kept).
         meta: item_size, seed, max_bytes, level, complete, and `origin`, what the recorder said of itself.
         position: the number of items offered so far, kept or not, since the start of the recording.
     """
@@ -106,7 +106,7 @@ class PredictionBank:
             raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
         if outputs.isnan().any():
             raise ValueError(f"the outputs of step {step} hold NaN: the recorded training has diverged")
-        self._partial.append((_compact(outputs), _compact(targets), step))
+        self._partial.append((compact(outputs), compact(targets), step))
         size = self.meta["item_size"]
         while sum(len(part[1]) for part in self._partial) >= size:
             outputs = torch.cat([part[0] for part in self._partial])
@@ -221,7 +221,8 @@ class PredictionBank:
         return self._shards
 
 
-def _compact(values: Tensor) -> Tensor:
+def compact(values: Tensor) -> Tensor:
+    """Return a copy on the CPU to keep: in float16, clamped to its range, if of a floating type."""
     values = values.detach().cpu()
     return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).half() if values.is_floating_point() else values.clone()
 

@@ -3,8 +3,9 @@
 from reloss.errors import unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
+from reloss.surrogates.sets import SetReLoss
 
-SURROGATES: dict[str, type[SurrogateLoss]] = {"classification": ClassificationReLoss}
+SURROGATES: dict[str, type[SurrogateLoss]] = {"classification": ClassificationReLoss, "set": SetReLoss}
 
 
 def get_surrogate(kind: str) -> type[SurrogateLoss]:
@@ -18,4 +19,4 @@ def get_surrogate(kind: str) -> type[SurrogateLoss]:
     return SURROGATES[kind]
 
 
-__all__ = ["SURROGATES", "ClassificationReLoss", "SurrogateLoss", "get_surrogate"]
+__all__ = ["SURROGATES", "ClassificationReLoss", "SetReLoss", "SurrogateLoss", "get_surrogate"]

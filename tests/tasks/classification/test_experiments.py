@@ -17,8 +17,16 @@ from reloss.experiment.tracking import read_metrics
 from tasks.classification import models
 
 TASK = tasks()["classification"]
-ONE_STEP = ("train.epochs=1", "train.batch_size=4", "train.precision=no", "data.workers=0", "data.per_class=1")
+ONE_STEP = (
+    *("train.epochs=1", "train.batch_size=4", "train.lr=0.01", "train.precision=no"),
+    *("data.workers=0", "data.per_class=1"),
+)
 FOLDER = ("data.format=folder", "data.image_size=32")
+RARE = ("data.negatives_per_positive=5", "data.per_class=5", "data.validation_fraction=0")
+STEPS = {  # of 8 and 6 training images in batches of 4, the last dropped; and of 50 and 30
+    **{(True, False): 2, (False, False): 1},
+    **{(True, True): 12, (False, True): 7},
+}
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
@@ -40,7 +48,8 @@ def test_config_survives_yaml_and_json(name):
     assert type(config).model_validate(json.loads(config.model_dump_json())) == config
     assert override(config, []) == config
     assert config.ordinary_loss in config.losses
-    assert {"ce", "label_smoothing", "approx", "reloss"} == set(config.losses)
+    own = {"label_smoothing"} if config.data.positive_class is None else {"weighted_ce", "focal", "smooth_ap"}
+    assert {"ce", "approx", "reloss"} | own == set(config.losses)
 
 
 @pytest.mark.parametrize("name", [name for name in TASK.experiments if "digits" not in name])
@@ -58,17 +67,18 @@ def initial(name, classes):
 def test_one_real_training_step(images, tmp_path, name):
     config = TASK.experiments[name]()
     own = config.data.name == "digits"
-    settings = ONE_STEP if own else (*ONE_STEP, *FOLDER)
+    rare = config.data.positive_class is not None
+    settings = (*ONE_STEP, *(() if own else FOLDER), *(RARE if rare else ()))
     record = run(Request(name, "ce", 0, settings=settings, data=images, runs=tmp_path, track="off"))
     (summary,) = read_summaries(tmp_path)
     assert summary["status"] == "finished"
     assert all(math.isfinite(value) for value in summary["scores"].values())
     (metrics,) = read_metrics(record / "metrics.jsonl")
-    assert metrics["step"] == (2 if own else 1)  # 8 and 6 training images in batches of 4, the last dropped
+    assert metrics["step"] == STEPS[own, rare]
     assert all(math.isfinite(value) for value in metrics.values())
     weights = load_file(record / "checkpoint" / "weights.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
-    before = initial(config.model.name, 10 if own else 6)
+    before = initial(config.model.name, 1 if rare else 10 if own else 6)
     changed = {parameter for parameter, value in before.items() if not torch.equal(weights[parameter], value)}
     matrices = {parameter for parameter, value in before.items() if value.dim() > 1}
     assert matrices <= changed

@@ -15,7 +15,8 @@ from reloss.experiment.tracking import read_metrics
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
 from tasks.classification.config import Train
-from tasks.classification.training import learning_rate, make_criterion
+from tasks.classification.criteria import make_criterion
+from tasks.classification.training import learning_rate
 
 RECIPE = {"epochs": 100, "batch_size": 1, "lr": 0.4, "weight_decay": 0}
 
