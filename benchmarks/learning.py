@@ -34,6 +34,7 @@ from reloss.learning.items import Items
 from reloss.learning.measure import Measure
 from reloss.learning.objective import correlate, rank_objective
 from reloss.metrics import accuracy
+from reloss.surrogates import SurrogateLoss
 
 ITEMS, EXAMPLES, CLASSES = 256, 128, 100
 RECORDED_ITEMS = 640
@@ -53,7 +54,7 @@ def record_bank(folder: Path) -> PredictionBank:
     return bank
 
 
-def loop_objective(surrogate: ClassificationReLoss, items: Items, options: LearnOptions) -> Tensor:
+def loop_objective(surrogate: SurrogateLoss, items: Items, options: LearnOptions) -> Tensor:
     """Return the objective, computed item by item: the plain reference."""
     losses, penalties, values = [], [], []
     for outputs, targets in zip(items.outputs, items.targets, strict=True):
@@ -93,7 +94,7 @@ def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list
     return [loop, step]
 
 
-def _gradient(value: Tensor, surrogate: ClassificationReLoss) -> Tensor:
+def _gradient(value: Tensor, surrogate: SurrogateLoss) -> Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(surrogate.parameters()))])
 
 

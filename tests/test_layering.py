@@ -16,6 +16,8 @@ LAYERS = (
     {"cli", "demo", "doctor"},
 )
 LIBRARIES = {
+    "cloudpickle",
+    "joblib",
     "matplotlib",
     "numpy",
     "pydantic",
@@ -32,6 +34,7 @@ HEAVY = {
     "torch",
     "torchvision",
     "accelerate",
+    "joblib",
     "numpy",
     "sacrebleu",
     "scipy",

@@ -127,11 +127,13 @@ class Learn:
     bank: Path
     """Folder of a prediction bank."""
     metric: str
-    """Name of the metric to rank as."""
+    """Name of the metric to rank as, or where to import it from, such as my_metrics:kappa."""
     out: Path
     """Folder for the surrogate; an interrupted fit in it goes on."""
     kind: str = "classification"
-    """Kind of predictions."""
+    """Kind of surrogate: classification (class logits, example by example) or set (of a whole batch)."""
+    lower_is_better: bool = False
+    """Whether a smaller value of the metric is a better prediction."""
     set: Settings = ()
     """Options of the fit, such as fidelity=released steps=200."""
 
@@ -149,7 +151,8 @@ class Learn:
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
         seed_everything(options.seed)
         surrogate = get_surrogate(self.kind).for_fit(options)
-        print(json.dumps(learn(surrogate, PredictionBank.open(self.bank), self.metric, options, self.out), indent=2))
+        bank = PredictionBank.open(self.bank)
+        print(json.dumps(learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better), indent=2))
 
 
 @dataclass

@@ -6,12 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch.testing import assert_close
+from torchmetrics.classification import MulticlassAccuracy
 
 from reloss import ClassificationReLoss
 from reloss.errors import RelossError, UsageError
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
-from reloss.metrics import Metric, accuracy, average_precision, bleu
+from reloss.learning.options import MIXTURES
+from reloss.metrics import Metric, PerItem, accuracy, average_precision, bleu
 from reloss.ranking import spearman
 from reloss.surrogates.base import gradient_norms
 
@@ -114,6 +116,29 @@ def test_without_monotonicity_a_network_that_starts_backwards_stays_so(improving
 @pytest.mark.parametrize("method", ["odd_even", "laplace", "pairwise"])
 def test_every_soft_rank_teaches(improving_bank, method):
     assert fit(improving_bank(), method=method).spearman > 0.9
+
+
+@pytest.mark.parametrize("correlation", ["kendall", "pearson"])
+def test_every_correlation_teaches(improving_bank, correlation):
+    result = fit(improving_bank(), correlation=correlation)
+    assert result.spearman > 0.9
+    assert result.history != fit(improving_bank(name="again")).history
+
+
+@pytest.mark.parametrize("penalty", ["one_sided", "off"])
+def test_fits_with_other_penalties(improving_bank, penalty):
+    result = fit(improving_bank(), penalty=penalty)
+    assert result.spearman > 0.9
+    if penalty == "off":
+        assert [entry["penalty"] for entry in result.history] == [0, 0, 0]
+        assert all(entry["objective"] == pytest.approx(-entry["correlation"]) for entry in result.history)
+    else:
+        assert result.history[-1]["penalty"] < 0.1
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_every_mixture_teaches(improving_bank, mixture):
+    assert fit(improving_bank(), mixture=mixture).spearman > 0.9
 
 
 def test_history_has_an_entry_each_validation(improving_bank):
@@ -228,6 +253,8 @@ def per_example(outputs, targets):
     [
         (not_finite, "metric not_finite gave nan for item 0"),
         (per_example, r"metric per_example gave \[120, 32\] for 120"),
+        (lambda o, t: 0.5, "metric <lambda> gave a float for 120 items"),
+        (PerItem(lambda o, t: float("nan"), name="undefined"), "metric undefined gave nan for item 0"),
     ],
 )
 def test_a_metric_that_is_not_one_finite_value_an_item_is_named(improving_bank, metric, message):
@@ -239,6 +266,111 @@ def test_a_metric_that_is_not_one_finite_value_an_item_is_named(improving_bank, 
 def test_a_metric_of_other_predictions_is_named(improving_bank, metric):
     with pytest.raises(RelossError, match=f"metric {metric.__name__} cannot measure the bank's predictions"):
         fit(improving_bank(), metric)
+
+
+def share_right(outputs, targets):
+    return (outputs.argmax(-1) == targets).float().mean()
+
+
+def test_a_metric_by_item_gives_the_fit_of_the_vectorised_one(improving_bank):
+    bank = improving_bank()
+    vectorised = fit(bank, pool=1024)
+    assert_same_fit(fit(bank, PerItem(share_right)), vectorised)
+    assert_same_fit(fit(bank, MulticlassAccuracy(5, average="micro")), vectorised)
+    assert len(list((bank.path / "metrics").iterdir())) == 2
+
+
+def test_another_fit_computes_no_value_again(improving_bank, tmp_path):
+    calls = tmp_path / "calls"
+
+    def counted(outputs, targets):
+        with calls.open("a") as file:
+            file.write("x")
+        return share_right(outputs, targets)
+
+    bank = improving_bank()
+    first = fit(bank, PerItem(counted, workers=1))
+    made = 24 + 1024  # of the held-out items, and the pool
+    assert calls.stat().st_size == 120 + made
+    assert_same_fit(fit(bank, PerItem(counted, workers=1), higher_is_better=True), first)
+    assert calls.stat().st_size == 120 + made + 2
+    fit(bank, PerItem(counted, workers=1), seed=1, steps=2)
+    assert calls.stat().st_size == 120 + made + 2 + made + 2
+
+
+def test_what_a_torchmetrics_object_says_is_not_contradicted(improving_bank):
+    with pytest.raises(UsageError, match="metric MulticlassAccuracy says that higher is better"):
+        fit(improving_bank(), MulticlassAccuracy(5), higher_is_better=False)
+
+
+def constant(outputs, targets):
+    return torch.full((len(outputs),), 0.25)
+
+
+@pytest.mark.parametrize("mixture", ["half", "recorded", "relabelled"])
+def test_a_constant_metric_is_refused(improving_bank, mixture):
+    with pytest.raises(
+        RelossError, match=r"metric constant gives the same value for every item, 0\.25: .*nothing to rank"
+    ):
+        fit(improving_bank(), constant, mixture=mixture)
+
+
+def test_a_metric_that_is_constant_on_held_out_recorded_items_alone(improving_bank, capsys):
+    bank = improving_bank()
+    held, _ = held_out(bank)
+
+    def metric(outputs, targets):
+        is_held = (outputs[:, None] == held).flatten(2).all(-1).any(-1)
+        return torch.where(is_held, 0.5, accuracy(outputs, targets))
+
+    result = fit(bank, metric)
+    assert result.spearman == 0
+    assert result.spearman_synthetic > 0.8
+    assert "warning: metric metric is 0.5 for all held-out recorded items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fidelity", "tries"), [("corrected", "output=monotone"), ("released", "mixture=half")])
+def test_a_surrogate_that_ranks_backwards_is_warned_of(improving_bank, capsys, fidelity, tries):
+    result = fit(improving_bank(), fidelity=fidelity, output="identity", backwards=True)
+    assert result.spearman < 0
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert "warning: the surrogate does not rank held-out recorded items as accuracy does" in warning
+    assert tries in warning
+    fit(improving_bank(name="again"))
+    assert "warning" not in capsys.readouterr().err
+
+
+def bank_of(path: Path, outputs: torch.Tensor, targets: torch.Tensor) -> PredictionBank:
+    bank = PredictionBank.create(path / "other", item_size=8)
+    bank.append(outputs, targets, 0)
+    bank.finish()
+    return bank
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "shapes"),
+    [
+        ((160,), (160,), r"outputs \[N, 8\] and targets \[N, 8\]"),
+        ((160, 3, 4, 4), (160, 3, 4, 4), r"outputs \[N, 8, 3, 4, 4\] and targets \[N, 8, 3, 4, 4\]"),
+        ((160, 5), (160, 5), r"outputs \[N, 8, 5\] and targets \[N, 8, 5\]"),
+    ],
+)
+def test_a_bank_of_other_predictions_is_named(tmp_path, outputs, targets, shapes):
+    bank = bank_of(tmp_path, torch.randn(outputs), torch.randint(2, targets))
+    with pytest.raises(RelossError, match=f"ClassificationReLoss cannot learn from the bank {bank.path}.*{shapes}"):
+        fit(bank)
+
+
+def test_targets_beyond_the_classes_are_named(tmp_path):
+    bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 7))
+    with pytest.raises(RelossError, match=r"ClassificationReLoss cannot learn .*outputs \[N, 8, 5\]"):
+        fit(bank)
+
+
+def test_a_bank_of_one_class_is_refused(tmp_path):
+    bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 3))
+    with pytest.raises(RelossError, match=f"all targets in the bank {bank.path} are 3: nothing can be ranked"):
+        fit(bank)
 
 
 @pytest.mark.parametrize("items", [0, 1, 5])

@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import reloss.metrics
 from reloss.errors import UsageError
-from reloss.metrics import METRICS, accuracy, bleu, get_metric
+from reloss.metrics import METRICS, PerItem, accuracy, bleu, get_metric
 
 
 def test_metrics_by_name():
@@ -14,6 +15,60 @@ def test_metrics_by_name():
     assert get_metric("bleu") is bleu
     with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean accuracy"):
         get_metric("acuracy")
+
+
+@pytest.fixture
+def my_metrics(tmp_path, monkeypatch):
+    """Writes a module into the current folder, and forgets it after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_metrics", raising=False)
+    text = (
+        "import torch\n"
+        "from reloss.metrics import PerItem\n"
+        "from torchmetrics.classification import MulticlassAccuracy\n"
+        "def kappa(outputs, targets): return torch.zeros(len(outputs))\n"
+        "@PerItem\n"
+        "def first(outputs, targets): return outputs[0]\n"
+        "torchmetrics_object = MulticlassAccuracy(3)\n"
+        "number = 3\n"
+    )
+    (tmp_path / "my_metrics.py").write_text(text)
+    yield
+    sys.modules.pop("my_metrics", None)
+
+
+def test_metrics_by_import_path(my_metrics):
+    outputs, targets = torch.arange(4.0).view(2, 2), torch.zeros(2, 2)
+    assert get_metric("my_metrics:kappa")(outputs, targets).tolist() == [0, 0]
+    assert get_metric("my_metrics:first")(outputs, targets).tolist() == [0, 2]
+    assert isinstance(get_metric("my_metrics:torchmetrics_object"), PerItem)
+    assert get_metric("reloss.metrics:accuracy") is accuracy
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "no_metrics:kappa",
+            "module 'no_metrics' of metric 'no_metrics:kappa' cannot be imported: ModuleNotFoundError",
+        ),
+        (":kappa", "module '' of metric ':kappa' cannot be imported"),
+        ("my_metrics:kapa", "unknown metric of my_metrics 'kapa'; did you mean kappa"),
+        ("my_metrics:", "unknown metric of my_metrics ''"),
+        ("my_metrics:number", "3 is not a metric"),
+        ("my_metrics:MulticlassAccuracy", "MulticlassAccuracy is a class, not a metric"),
+    ],
+)
+def test_import_paths_of_no_metric(my_metrics, name, message):
+    with pytest.raises(UsageError, match=message):
+        get_metric(name)
+
+
+def test_a_module_that_fails_is_named(my_metrics, tmp_path):
+    (tmp_path / "my_metrics.py").write_text("1 / 0")
+    with pytest.raises(UsageError, match=r"'my_metrics' .* cannot be imported: ZeroDivisionError: division by zero"):
+        get_metric("my_metrics:kappa")
 
 
 def test_names():
@@ -37,7 +92,17 @@ def test_a_metric_is_documented_and_takes_outputs_and_targets(name):
 
 
 def test_importing_the_metrics_imports_no_library_that_only_some_of_them_need():
-    heavy = {"sacrebleu", "sklearn", "scipy", "torchmetrics", "xtcocotools", "matplotlib", "torchvision"}
+    heavy = {
+        "sacrebleu",
+        "joblib",
+        "cloudpickle",
+        "sklearn",
+        "scipy",
+        "torchmetrics",
+        "xtcocotools",
+        "matplotlib",
+        "torchvision",
+    }
     code = f"import sys, reloss.metrics; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -273,14 +273,12 @@ def fit(bank: PredictionBank, metric: Metric, **settings) -> FitResult:
 def test_a_fit_ranks_held_out_items_of_scores(tmp_path, metric, ahead):
     """Better than the binary cross-entropy does."""
     result = fit(scores_bank(tmp_path), metric)
-    print(result.summary())
     assert result.spearman > 0.88
     assert result.spearman > result.spearman_ordinary + ahead
 
 
 def test_a_fit_ranks_held_out_items_of_classes(improving_bank):
     result = fit(improving_bank(), macro_f1)
-    print(result.summary())
     assert result.spearman > 0.9
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -271,6 +272,7 @@ def learn(
     higher_is_better: bool = True,
 ) -> dict[str, float]:
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
+    began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
     result = fit_surrogate(
@@ -283,7 +285,13 @@ def learn(
         checkpoint=checkpoint,
     )
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
-    card = {"metric": metric, "learn": options.model_dump(), "bank": bank.fingerprint(), "fit": result.summary()}
+    card = {
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "learn": options.model_dump(),
+        "bank": bank.fingerprint(),
+        "fit": {**result.summary(), "seconds": round(time.monotonic() - began, 1)},
+    }
     result.surrogate.save_pretrained(folder, card)
     checkpoint.unlink(missing_ok=True)
     say(

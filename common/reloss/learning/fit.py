@@ -27,6 +27,7 @@ from reloss.surrogates.base import gradient_norms
 
 MAX_VALIDATION_ITEMS = 1024
 CHUNK = 256
+POOL = 1024  # items made beforehand for a metric that is computed item by item
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def fit_surrogate(
     Args:
         surrogate: to be learned, in place.
         bank: recorded predictions; a share of its items is held out for validation.
-        metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N].
+        metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N]; or `reloss.metrics.PerItem(function)` of a function
+            of one item, or a torchmetrics object, whose values are kept in the bank's folder.
         higher_is_better: whether a larger metric is a better prediction.
         options: how; `settings` are single options, such as fidelity="released" or steps=200.
         device: where to learn.
@@ -82,14 +84,18 @@ def fit_surrogate(
         on_validation: called with each entry of the history.
 
     Raises:
-        UsageError: options and settings are both given.
-        RelossError: too few items in the bank, a metric that is not one finite value an item, or a checkpoint that
-            cannot be read or belongs to another fit.
+        UsageError: options and settings are both given, or the metric says itself that it is better the other way.
+        RelossError: a bank that is not of the surrogate's kind of predictions, has too few items or one target alone; a
+            metric that is not one finite value an item, or the same for all; or a checkpoint that cannot be read or
+            belongs to another fit.
     """
     if options is not None and settings:
         raise UsageError("give fit_surrogate either options or single settings, not both")
-    measure = Measure(metric, higher_is_better)
-    fit = _Fit(surrogate, bank, measure, options or LearnOptions(**settings), device)
+    measure = Measure(metric, higher_is_better, bank.path / "metrics")
+    try:
+        fit = Fit(surrogate, bank, measure, options or LearnOptions(**settings), device)
+    finally:
+        measure.close()
     if checkpoint is not None and checkpoint.exists():
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
@@ -103,7 +109,10 @@ def fit_surrogate(
                     fit.save(checkpoint)
                 if on_validation is not None:
                     on_validation(entry)
-    return fit.result()
+    result = fit.result()
+    if result.spearman <= 0:
+        say(fit.warning())
+    return result
 
 
 def split_items(total: int, options: LearnOptions, where: str = "") -> tuple[Tensor, Tensor]:
@@ -122,8 +131,12 @@ def split_items(total: int, options: LearnOptions, where: str = "") -> tuple[Ten
     return order[held:], order[:held].sort().values
 
 
-class _Fit:
-    """The state of one fit: everything that a checkpoint holds, and the held-out items."""
+class Fit:
+    """The state of one fit: everything that a checkpoint holds, and the held-out items.
+
+    Raises:
+        RelossError: see `fit_surrogate`.
+    """
 
     def __init__(
         self,
@@ -148,25 +161,60 @@ class _Fit:
             "weights": copy.deepcopy(surrogate.state_dict()),
         }
         generator = torch.Generator().manual_seed(options.seed + 1)
+        self._check_kind()
         self._read_bank()
         real = self._recorded(self.held_out)
         self.validation = {"spearman": real, "spearman_synthetic": synthetic(real, generator)}
         self.validation_metric = {
             "spearman": self.metric[self.held_out.to(device)],
-            "spearman_synthetic": measure(self.validation["spearman_synthetic"]),
+            "spearman_synthetic": measure(self.validation["spearman_synthetic"], "synthetic item"),
         }
-        self.pool = self._make_pool(options.pool, generator) if options.pool else None
+        self._check_varied()
+        pool = options.pool or (POOL if measure.by_item else None)
+        self.pool = self._make_pool(pool, generator) if pool else None
+
+    def _check_kind(self) -> None:
+        outputs, targets = self.bank.items(torch.tensor([0]), self.device)
+        try:
+            with torch.no_grad():
+                self.surrogate.per_item(outputs, targets)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            shapes = f"outputs [N, {_sizes(outputs)}] and targets [N, {_sizes(targets)}]"
+            raise RelossError(
+                f"{type(self.surrogate).__name__} cannot learn from the bank {self.bank.path}, which holds {shapes}: "
+                f"{error}"
+            ) from error
+
+    def _check_varied(self) -> None:
+        """Raise RelossError if the metric of all that is learned from is the same."""
+        shares = self.options.shares()
+        learned_from = [self.metric] if "recorded" in shares else []
+        learned_from += [self.validation_metric["spearman_synthetic"]] if shares.keys() - {"recorded"} else []
+        values = torch.cat(learned_from)
+        if (values == values[0]).all():
+            raise RelossError(
+                f"metric {self.measure.name} gives the same value for every item, {self.measure.sign * values[0]:g}: "
+                "there is nothing to rank; record predictions of all qualities, early ones too, or items of another "
+                "item_size"
+            )
 
     def _read_bank(self) -> None:
         """Compute the metric of every recorded item, and what the surrogate needs of it, once: [len(bank), ...]."""
         metric, statistics = [], []
+        extremes: list[Tensor] = []
         chunks = torch.arange(len(self.bank)).split(CHUNK)
         with progress(len(chunks), "reading the bank") as advance, torch.no_grad():
             for indices in chunks:
                 items = Items(*self.bank.items(indices, self.device))
-                metric.append(self.measure(items))
+                metric.append(self.measure(items, first=int(indices[0])))
                 statistics.append(self.surrogate.statistics(items.outputs))
+                extremes += items.targets.aminmax()
                 advance()
+        if items.targets.dim() == 2 and min(extremes) == max(extremes):
+            raise RelossError(
+                f"all targets in the bank {self.bank.path} are {extremes[0].item()}: nothing can be ranked by what is "
+                "right; record predictions for targets of all classes"
+            )
         self.metric = torch.cat(metric)
         self.statistics = None if statistics[0] is None else torch.cat(statistics)  # type: ignore[arg-type]
 
@@ -183,7 +231,8 @@ class _Fit:
         items = SOURCES[name](self._recorded(indices), generator)
         if items.statistics is None and self.statistics is not None:
             items = items._replace(statistics=self.surrogate.statistics(items.outputs))
-        return items, self.metric[indices.to(self.device)] if name == "recorded" else self.measure(items)
+        recorded = name == "recorded"
+        return items, self.metric[indices.to(self.device)] if recorded else self.measure(items, f"{name} item")
 
     def _make_pool(self, size: int, generator: torch.Generator) -> dict[str, tuple[Items, Tensor]]:
         """Return the items from which those that are not recorded are drawn, by source."""
@@ -203,6 +252,7 @@ class _Fit:
         return Items.concatenate([items for items, _ in parts]), torch.cat([metric for _, metric in parts])
 
     def learn_step(self) -> dict[str, Tensor]:
+        """Take one step of the optimiser; returns the parts of the objective."""
         items, metric = self.sample()
         if self.options.objective == "rank":
             parts = rank_objective(self.surrogate, items, metric, self.options)
@@ -246,6 +296,7 @@ class _Fit:
         return entry
 
     def result(self) -> FitResult:
+        """Return the surrogate with its best weights, frozen and calibrated, and its figures."""
         self.surrogate.load_state_dict(self.best["weights"])
         self.surrogate.freeze()
         outputs, targets, _ = self.validation["spearman"]
@@ -264,12 +315,31 @@ class _Fit:
             step=self.best["step"],
         )
 
+    def warning(self) -> str:
+        """Return what to say of a surrogate that does not rank the held-out recorded items as the metric does."""
+        metric = self.validation_metric["spearman"]
+        if (metric == metric[0]).all():
+            return (
+                f"warning: metric {self.measure.name} is {self.measure.sign * metric[0]:g} for all held-out recorded "
+                "items, so they do not tell how well the surrogate ranks; record predictions of all qualities"
+            )
+        tries = ["higher_is_better the other way", "a longer recording, with early predictions"]
+        if "recorded" not in self.options.shares():
+            tries.insert(1, "mixture=half")
+        if self.surrogate.options().get("output", "monotone") != "monotone":
+            tries.insert(1, "output=monotone")
+        return (
+            f"warning: the surrogate does not rank held-out recorded items as {self.measure.name} does (Spearman "
+            f"<= 0); try {', '.join(tries[:-1])} or {tries[-1]}"
+        )
+
     def _identity(self) -> str:
         metric = [round(value, 5) for value in self.validation_metric["spearman"].tolist()]  # a name can mislead
         described = [self.options.model_dump_json(), self.bank.fingerprint(), str(self.surrogate.options()), metric]
         return hashlib.sha256(repr(described).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
+        """Write the state to `path`."""
         state = {
             "identity": self._identity(),
             "step": self.step,
@@ -283,6 +353,11 @@ class _Fit:
             torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
+        """Go on from the state in `path`.
+
+        Raises:
+            RelossError: it cannot be read, or belongs to another fit.
+        """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
@@ -303,6 +378,10 @@ def _calibration(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> 
     learned = gradient_norms(surrogate.per_item(outputs, targets), outputs).mean()
     ordinary = gradient_norms(surrogate.ordinary_loss(outputs, targets), outputs).mean()
     return float(ordinary / learned.clamp_min(1e-12))
+
+
+def _sizes(values: Tensor) -> str:
+    return ", ".join(map(str, values.shape[1:]))
 
 
 def split_counts(total: int, shares: dict[str, float]) -> dict[str, int]:

@@ -69,19 +69,20 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
     device = items.outputs.device
     items = items.examples(torch.randperm(n * b, generator=generator).view(n, b).to(device))
     kept = torch.randint(b + 1, (n, 1), generator=generator)
-    suffix = (torch.arange(b) >= kept).to(device)
     outputs, targets = items.outputs, items.targets
     if _are_scores(items):
         positives = targets.sum(-1, keepdim=True)
         best = (outputs.argsort(-1, descending=True).argsort(-1) < positives).to(targets.dtype)
-        shuffled = best.gather(-1, torch.rand(n, b, generator=generator).argsort(-1).to(device))
-        return items._replace(targets=torch.where(suffix, shuffled, best))
+        place = torch.arange(b).expand(n, b)
+        order = torch.where(place < kept, place, b + torch.rand(n, b, generator=generator)).argsort(-1)
+        return items._replace(targets=best.gather(-1, order.to(device)))
     if outputs.dim() != 3 or targets.dim() != 2 or targets.is_floating_point():
         raise UsageError(
             f"outputs {list(outputs.shape)} with targets {list(targets.shape)} are neither class logits nor scores of "
             "two classes, so they cannot be relabelled; choose mixture=recorded or mixture=perturbed"
         )
     random = torch.randint(outputs.shape[-1], (n, b), generator=generator).to(device)
+    suffix = (torch.arange(b) >= kept).to(device)
     return items._replace(targets=torch.where(suffix, random, outputs.argmax(-1)).to(targets.dtype))
 
 

@@ -1,14 +1,15 @@
 """Evaluation metrics, vectorised over items: (outputs [N, B, ...], targets [N, B, ...]) -> [N], higher is better."""
 
-from collections.abc import Callable
+import importlib
+import os
+import sys
 from typing import Any
 
-from torch import Tensor
-
-from reloss.errors import unknown
+from reloss.errors import UsageError, unknown
 from reloss.metrics.binary import auroc, average_precision, binary_f1
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_pck, oks, pck
+from reloss.metrics.per_item import Metric, PerItem, as_metric
 from reloss.metrics.ranking import ndcg, ndcg10
 from reloss.metrics.text import (
     NO_ANSWER,
@@ -20,7 +21,6 @@ from reloss.metrics.text import (
     token_f1,
 )
 
-Metric = Callable[[Any, Any], Tensor]  # of two tensors; bleu alone takes lists of strings
 METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
@@ -34,14 +34,33 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-    """Return the metric called `name`.
+    """Return the metric called `name`, or the one at the import path `name`, such as "my_metrics:kappa".
+
+    A module is looked for in the current folder too, as `python -m` does.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or what is there is not a metric.
     """
+    if ":" in name:
+        return as_metric(_imported(*name.split(":", 1)))
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
     return METRICS[name]
+
+
+def _imported(module: str, attribute: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()  # the file may be newer than the folder's listing
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise UsageError(
+            f"module '{module}' of metric '{module}:{attribute}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(found, attribute):
+        raise unknown(f"metric of {module}", attribute, (name for name in vars(found) if callable(vars(found)[name])))
+    return getattr(found, attribute)
 
 
 __all__ = [
@@ -50,7 +69,9 @@ __all__ = [
     "NO_ANSWER",
     "SPAN_PADDING",
     "Metric",
+    "PerItem",
     "accuracy",
+    "as_metric",
     "auroc",
     "average_precision",
     "balanced_accuracy",

@@ -1,0 +1,64 @@
+"""The ablation of image classification: one factor at a time around the centre. Imports no torch.
+
+The centre is loss `reloss` with the experiment's own settings, which is fidelity=corrected.
+"""
+
+from reloss.experiment.ablation import Ablation, Variant
+
+CENTRE = Variant("centre", "fidelity=corrected", "reloss")
+
+FACTORS = {
+    "correlation": {
+        "odd-even Spearman": "learn.method=odd_even",
+        "laplace Spearman": "learn.method=laplace",
+        "pairwise Spearman": "learn.method=pairwise",
+        "Kendall": "learn.correlation=kendall",
+        "Pearson": "learn.correlation=pearson",
+    },
+    "penalty": {
+        "released (item)": "learn.penalty=item",
+        "one-sided": "learn.penalty=one_sided",
+        "off": "learn.penalty=off",
+        "example, weight 0.1": "learn.penalty_weight=0.1",
+        "example, weight 1": "learn.penalty_weight=1",
+    },
+    "input": {"p": "learn.input=probability"},
+    "output": {"absolute": "learn.output=absolute", "identity": "learn.output=identity"},
+    "calibration": {"off": "learn.calibrate=false"},
+    "mixing": {
+        "+ 0.5 cross-entropy": "train.ordinary_weight=0.5",
+        "+ 1 cross-entropy": "train.ordinary_weight=1",
+    },
+    "fidelity": {
+        "released": "learn.fidelity=released",
+        "released, calibrated": "learn.fidelity=released learn.calibrate=true",
+    },
+    "data source": {
+        "recorded": "learn.mixture=recorded",
+        "relabelled (released)": "learn.mixture=relabelled",
+        "perturbed": "learn.mixture=perturbed",
+        "random": "learn.mixture=random",
+        "all": "learn.mixture=all",
+    },
+}
+
+RATES = {"half": 0.025, "double": 0.1}  # about the 0.05 of both experiments
+
+ABLATION = Ablation(
+    experiments={"classification/digits_cnn": 0.3, "classification/cifar10_cnn": 1.0},
+    variants=(
+        Variant("baseline", "cross-entropy", "ce"),
+        CENTRE,
+        Variant("objective", "value (approx)", "approx"),
+        *(
+            Variant(factor, value, "reloss", tuple(settings.split()))
+            for factor, values in FACTORS.items()
+            for value, settings in values.items()
+        ),
+        *(
+            Variant("learning rate", f"{loss}, {size}", loss, (f"train.lr={rate}",))
+            for loss in ("ce", "reloss")
+            for size, rate in RATES.items()
+        ),
+    ),
+)

@@ -1,0 +1,204 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from torchmetrics import MeanAbsoluteError
+from torchmetrics.classification import MulticlassAccuracy
+
+from reloss.errors import RelossError, UsageError
+from reloss.learning import PredictionBank
+from reloss.learning.items import Items
+from reloss.learning.measure import KeptValues, Measure
+from reloss.metrics import PerItem, accuracy
+
+
+class Counted:
+    """A metric of one item that counts its calls. `more` stands for what it calls in another module: not its code."""
+
+    calls = 0
+    more = 0.0
+
+    def metric(self) -> PerItem:
+        def share_right(outputs, targets):
+            Counted.calls += 1
+            return (outputs.argmax(-1) == targets).float().mean() + Counted.more
+
+        return PerItem(share_right)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> type[Counted]:
+    monkeypatch.setattr(Counted, "calls", 0)
+    monkeypatch.setattr(Counted, "more", 0.0)
+    return Counted
+
+
+def some_items(n: int = 20, seed: int = 0) -> Items:
+    generator = torch.Generator().manual_seed(seed)
+    return Items(torch.randn(n, 16, 4, generator=generator), torch.randint(4, (n, 16), generator=generator))
+
+
+def measure(counted: type[Counted], folder: Path | None, higher_is_better: bool = True) -> Measure:
+    return Measure(counted().metric(), higher_is_better, folder)
+
+
+def test_a_metric_by_item_equals_the_vectorised_one(counted):
+    items = some_items()
+    assert_close(measure(counted, None)(items), Measure(accuracy, True)(items))
+    assert_close(measure(counted, None, higher_is_better=False)(items), -accuracy(*items[:2]))
+    assert measure(counted, None).by_item
+    assert not Measure(accuracy, True).by_item
+    assert measure(counted, None)(items).dtype == torch.float32
+
+
+def test_no_value_is_computed_twice(counted, tmp_path):
+    items, others = some_items(20), some_items(10, seed=1)
+    first = measure(counted, tmp_path)
+    values = first(items)
+    assert counted.calls == 20
+    assert torch.equal(first(items.select(torch.tensor([3, 3, 1]))), values[[3, 3, 1]])
+    assert counted.calls == 20
+    first(Items.concatenate([others, others]))
+    assert counted.calls == 30
+
+    again = measure(counted, tmp_path)
+    assert torch.equal(again(items), values)
+    assert counted.calls == 32  # two are computed again, to see whether the metric is the same
+    again(others)
+    assert counted.calls == 32
+
+
+def test_outputs_and_targets_both_name_an_item(counted, tmp_path):
+    items = some_items(4)
+    kept = measure(counted, tmp_path)
+    kept(items)
+    kept(items._replace(targets=(items.targets + 1) % 4))
+    kept(items._replace(outputs=items.outputs + 1))
+    assert counted.calls == 12
+
+
+def test_other_code_has_its_own_values(tmp_path):
+    items = some_items(4)
+    for factor in (1, 2):  # a closure's value is code too
+        metric = PerItem(lambda outputs, targets, by=factor: by * outputs.mean(), name="mean/of outputs")
+        assert_close(Measure(metric, True, tmp_path)(items), factor * items.outputs.mean((1, 2)))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name[: len("mean_of_outputs-")] for name in names] == ["mean_of_outputs-"] * 2
+
+
+def test_values_are_dropped_if_something_that_the_metric_calls_has_changed(counted, tmp_path, capsys):
+    items = some_items(20)
+    before = measure(counted, tmp_path)(items)
+    counted.more = 1.0
+    assert_close(measure(counted, tmp_path)(items), before + 1)
+    assert counted.calls == 20 + 2 + 20
+    assert "metric share_right has changed: its values in" in capsys.readouterr().err
+    assert_close(measure(counted, tmp_path)(items), before + 1)
+    assert counted.calls == 42 + 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"nothing of the kind", None])
+def test_a_damaged_file_is_dropped(counted, tmp_path, capsys, damage):
+    items = some_items(20)
+    before = measure(counted, tmp_path)(items)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-7] if damage is None else damage)
+    assert_close(measure(counted, tmp_path)(items), before)
+    assert counted.calls == 40
+    assert f"{file} cannot be read" in capsys.readouterr().err
+    assert load_file(file)["values"].tolist() == before.double().tolist()
+
+
+def test_a_file_that_cannot_be_written_is_said_once(counted, tmp_path, capsys):
+    kept = KeptValues(counted().metric(), tmp_path)
+    kept.path.mkdir()
+    for seed in (0, 1):
+        assert len(kept(*some_items(4, seed)[:2], labels=["item"] * 4)) == 4
+    assert capsys.readouterr().err.count("the values of metric share_right are not kept") == 1
+
+
+def test_a_kill_loses_no_value_that_was_saved(tmp_path):
+    script = (
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from reloss.learning import measure\n"
+        "from reloss.learning.items import Items\n"
+        "from reloss.metrics import PerItem\n"
+        "measure.SAVE_SECONDS = -1\n"
+        "def metric(outputs, targets):\n"
+        "    with open('calls', 'a') as file: file.write('x')\n"
+        "    if os.path.getsize('calls') == 31: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return outputs[0]\n"
+        "items = Items(torch.arange(50.)[:, None], torch.zeros(50, 1))\n"
+        "print(measure.Measure(PerItem(metric), True, Path('metrics'))(items).sum().item())\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+
+    def run() -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run().returncode == -9
+    again = run()
+    assert again.stdout.strip() == str(sum(range(50)) * 1.0), again.stderr
+    assert (tmp_path / "calls").stat().st_size == 31 + 2 + 20
+
+
+def test_an_interrupt_loses_nothing(tmp_path):
+    calls = []
+
+    def interrupted(outputs, targets):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return outputs.mean()
+
+    with pytest.raises(KeyboardInterrupt):
+        Measure(PerItem(interrupted), True, tmp_path)(some_items())
+    (file,) = tmp_path.iterdir()
+    assert len(load_file(file)["values"]) == 7
+
+
+def test_the_banks_fingerprint_stays(improving_bank, counted):
+    bank = improving_bank()
+    before = bank.fingerprint()
+    measure(counted, bank.path / "metrics")(Items(*bank.items(torch.arange(10))))
+    assert len(list((bank.path / "metrics").iterdir())) == 1
+    assert PredictionBank.open(bank.path).fingerprint() == before
+
+
+def test_what_the_metric_says_of_itself_is_not_contradicted():
+    for metric, higher in ((MeanAbsoluteError(), False), (MulticlassAccuracy(4), True)):
+        assert Measure(metric, higher).sign == (1 if higher else -1)
+        word = "higher" if higher else "lower"
+        name = type(metric).__name__
+        with pytest.raises(
+            UsageError, match=f"metric {name} says that {word} is better; give higher_is_better={higher}"
+        ):
+            Measure(metric, not higher)
+
+
+def nan_at_two(outputs, targets):
+    return torch.where(torch.arange(len(outputs)) == 2, float("nan"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (nan_at_two, "metric nan_at_two gave nan for item 42; it must be finite"),
+        (PerItem(lambda o, t: float("inf"), name="endless"), "metric endless gave inf for item 40; it must be finite"),
+        (PerItem(lambda o, t: 1 // 0, name="broken"), "metric broken failed for item 40: ZeroDivisionError"),
+        (lambda o, t: 0.5, r"metric <lambda> gave a float for 4 items; expected a tensor .*PerItem"),
+        (lambda o, t: [0.5] * len(o), "metric <lambda> gave a list for 4 items; expected a tensor"),
+        (lambda o, t: torch.zeros(3), r"metric <lambda> gave \[3\] for 4 items; expected one value each"),
+        (lambda o, t: torch.zeros(()), r"metric <lambda> gave \[\] for 4 items"),
+        (lambda o, t: {}["key"], "metric <lambda> cannot measure the bank's predictions: KeyError: 'key'"),
+    ],
+)
+def test_what_is_not_one_finite_value_an_item_is_named(tmp_path, metric, message):
+    with pytest.raises(RelossError, match=message):
+        Measure(metric, True, tmp_path)(some_items(4), first=40)
+    assert not any(tmp_path.iterdir())
