@@ -175,7 +175,7 @@ class Table:
 
 @dataclass
 class Sweep:
-    """Run a table or an experiment over losses and seeds, in parallel; finished runs are skipped.
+    """Run a table, an experiment or the ablation over losses and seeds, in parallel; finished runs are skipped.
 
     Example: reloss sweep classification/digits_cnn --losses ce,reloss --seeds 0-4 --slots 2
     """
@@ -202,7 +202,6 @@ class Sweep:
             raise UsageError("--slots must be at least 1")
         options = ["--data", str(self.data), "--runs", str(self.runs), "--track", self.track]
         settings = _flat(self.set)
-        options += ["--set", *settings] if settings else []
         losses = [loss for loss in self.losses.split(",") if loss]
         sweep(self.name, losses, parse_seeds(self.seeds), options, self.runs, settings, self.slots, self.launcher)
 

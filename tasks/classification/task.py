@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reloss.experiment.ablation import Ablation
 from reloss.experiment.task import Run, Task
+from tasks.classification.ablation import ABLATION
 from tasks.classification.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ class ClassificationTask(Task):
     def folder(self) -> Path:
         """Return this folder."""
         return Path(__file__).parent
+
+    @property
+    def ablation(self) -> Ablation:
+        """Return the grid of one factor at a time."""
+        return ABLATION
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
         """Return a fresh surrogate, shaped as the options of the fit say: of a positive class, a set network."""

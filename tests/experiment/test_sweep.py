@@ -4,6 +4,7 @@ import pytest
 from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
+from reloss.experiment.config import variant
 from reloss.experiment.sweep import Cell, command, parse_seeds, phases
 from reloss.experiment.task import tasks
 
@@ -65,7 +66,7 @@ def test_phases_name_the_nearest(name, losses, message):
 
 
 def test_command():
-    assert " ".join(command(Cell(DIGITS, "reloss", 2), ["--set", "train.epochs=1"])) == (
+    assert " ".join(command(Cell(DIGITS, "reloss", 2, settings=("train.epochs=1",)), [])) == (
         "reloss run classification/digits_cnn --loss reloss --seed 2 --set train.epochs=1"
     )
     assert command(Cell(DIGITS, "reloss", 2, "learn"), [])[-2:] == ["--stage", "learn"]
@@ -103,13 +104,16 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     )  # fmt: skip
     assert code == 1
     assert "1 of 3 runs failed" in err
-    assert "skip      classification/digits_cnn ce seed 0 (finished)" in err
-    assert "FAILED 2  classification/digits_cnn ce seed 1" in err
+    assert f"skip      classification/digits_cnn ce@{variant(SMALL)} seed 0 (finished)" in err
+    assert f"FAILED 2  classification/digits_cnn ce@{variant(SMALL)} seed 1" in err
     assert summary.stat().st_mtime_ns == before
     assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
     logs = tmp_path / "runs" / "sweep"
     assert sorted(path.name[-9:-4] for path in logs.iterdir()) == ["seed1", "seed2"]
-    assert "was made by another config" in (logs / "classification_digits_cnn-ce-all-seed1.log").read_text()
+    assert (
+        "was made by another config"
+        in (logs / f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed1.log").read_text()
+    )
 
 
 def test_slots_are_positive(cli):

@@ -6,6 +6,7 @@ config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt,
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed, environment
-from reloss.experiment.config import Experiment, to_yaml
+from reloss.experiment.config import Experiment, to_yaml, variant
 from reloss.experiment.tracking import MetricsFile, Track, WandbMirror
 from reloss.files import atomic, read_json, write_json, write_text
 from reloss.learning.bank import compact
@@ -65,8 +66,7 @@ class Record:
         else:
             write_text(path / "config.yaml", text)
         write_json(path / "environment.json", {**environment.describe(), "data": facts.get("data")})
-        before = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
-        self._seconds_before = before.get("wall_seconds", 0.0)
+        self._seconds_before = read_summary(path).get("wall_seconds", 0.0)
         self._mirror = WandbMirror(
             track,
             path,
@@ -149,6 +149,22 @@ class Record:
         self._mirror.finish(scores or {}, failed=status != "finished")
 
 
+def record_folder(runs: Path, experiment: str, loss: str, settings: Sequence[str], seed: int) -> Path:
+    """Return where the record of a run lies: RUNS/<experiment>/<loss>[@<variant>]/seed<N>."""
+    changed = variant(settings)
+    return runs / experiment / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
+
+
+def read_summary(record: Path) -> dict[str, Any]:
+    """Return the summary of a record, empty if there is none.
+
+    Raises:
+        RelossError: it is damaged.
+    """
+    path = record / "summary.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
 def read_summaries(runs: Path) -> list[dict[str, Any]]:
     """Return the summaries of all records below `runs`, each with its relative folder, `record`, and its environment.
 
@@ -159,5 +175,5 @@ def read_summaries(runs: Path) -> list[dict[str, Any]]:
     for path in sorted(runs.glob("*/*/*/seed*/summary.json")):
         folder = path.parent
         env = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        found.append({**read_json(path), "record": str(folder.relative_to(runs)), "environment": env})
+        found.append({**read_summary(folder), "record": str(folder.relative_to(runs)), "environment": env})
     return found

@@ -22,7 +22,7 @@ import torch
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
-from reloss.experiment.record import Record
+from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, find_experiment
 from reloss.experiment.tracking import Track
@@ -85,8 +85,7 @@ class _Job:
         return self.request.runs / self.config.name
 
     def record_folder(self, loss: str, seed: int) -> Path:
-        changed = variant(self.request.settings)
-        return self.home / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
+        return record_folder(self.request.runs, self.config.name, loss, self.request.settings, seed)
 
     def _is_baseline(self, loss: str, seed: int) -> bool:
         return loss == self.config.ordinary_loss and seed == self.config.recording.seed
@@ -146,7 +145,7 @@ class _Job:
     def _train(self, seed: int) -> Path:
         loss, stage = self.request.loss, self.request.stage
         folder = self.record_folder(loss, seed)
-        summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
+        summary = read_summary(folder)
         records_bank = self._is_baseline(loss, seed) and self._bank() is None
         if summary.get("status") == "finished" and stage != "evaluate" and not records_bank:
             say(f"finished already: {folder}")
@@ -285,12 +284,13 @@ def learn(
         checkpoint=checkpoint,
     )
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
+    fit = {**result.summary(), "seconds": round(time.monotonic() - began, 1)}
     card = {
         "metric": metric,
         "higher_is_better": higher_is_better,
         "learn": options.model_dump(),
         "bank": bank.fingerprint(),
-        "fit": {**result.summary(), "seconds": round(time.monotonic() - began, 1)},
+        "fit": fit,
     }
     result.surrogate.save_pretrained(folder, card)
     checkpoint.unlink(missing_ok=True)
@@ -298,7 +298,7 @@ def learn(
         f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
         f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
     )
-    return result.summary()
+    return fit
 
 
 @contextmanager

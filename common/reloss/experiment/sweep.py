@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,9 +14,12 @@ from pathlib import Path
 
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment.config import LEARNED_LOSSES, variant
-from reloss.experiment.task import find_experiment, tasks
-from reloss.files import read_json
+from reloss.experiment.record import read_summary, record_folder
+from reloss.experiment.task import ablations, find_experiment, tasks
 from reloss.progress import progress, say
+
+ABLATION = "ablation"
+START_SECONDS = 6.0  # of a process, before the run's own clock
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Cell:
     loss: str
     seed: int
     stage: str = "all"
+    settings: tuple[str, ...] = ()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -44,57 +50,104 @@ def parse_seeds(text: str) -> list[int]:
     return sorted(set(seeds))
 
 
-def phases(name: str, losses: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
-    """Return the cells of table or experiment `name`, in phases that can each run in parallel.
+def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> list[list[Cell]]:
+    """Return the cells of a table, an experiment or the `ablation`, in phases that can each run in parallel.
 
-    The recorded baselines come first, then one fit for each learned loss, then all the rest.
+    The recorded baselines come first, then one fit for each surrogate, then all the rest.
 
     Raises:
         UsageError: an unknown table, experiment or loss.
     """
+    baselines: list[Cell] = []
+    fits: list[Cell] = []
+    rest: list[Cell] = []
+    for experiment, variants in _variants(name, losses).items():
+        config = find_experiment(experiment)[1]
+        baseline = Cell(experiment, config.ordinary_loss, config.recording.seed, settings=tuple(settings))
+        mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
+        learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
+        if baseline in mine:
+            baselines.append(baseline)
+        elif learned:
+            baselines.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
+        fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
+        rest += [cell for cell in mine if cell != baseline]
+    return [baselines, fits, rest]
+
+
+def _fit(cell: Cell, common: Sequence[str]) -> Cell:
+    """Return the fit of a run's surrogate, which those share that differ in how they train alone."""
+    own = tuple(setting for setting in cell.settings[len(common) :] if setting.startswith("learn."))
+    return replace(cell, stage="learn", settings=(*common, *own))
+
+
+def _variants(name: str, losses: Sequence[str]) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """Return the losses and their own settings, by experiment.
+
+    Raises:
+        UsageError: an unknown table, experiment or loss, or losses chosen for an ablation.
+    """
+    if name == ABLATION:
+        if losses:
+            raise UsageError("the ablation says itself which losses it compares; drop --losses")
+        return {
+            experiment: [(variant.loss, variant.settings) for variant in ablation.variants]
+            for ablation in ablations()
+            for experiment in ablation.experiments
+        }
     if name in tasks():
         names = list(tasks()[name].experiments)
     else:
         try:
             names = [find_experiment(name)[1].name]
         except UsageError:
-            everything = [*tasks(), *(full for task in tasks().values() for full in task.experiments)]
+            everything = [ABLATION, *tasks(), *(full for task in tasks().values() for full in task.experiments)]
             raise unknown("table or experiment", name, everything) from None
-    baselines, fits, rest = [], [], []
+    chosen: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for experiment in names:
         config = find_experiment(experiment)[1]
-        for loss in losses or config.losses:
+        for loss in losses:
             if loss not in config.losses:
                 raise unknown(f"loss of {experiment}", loss, config.losses)
-            if loss in LEARNED_LOSSES:
-                fits.append(Cell(experiment, loss, seeds[0], "learn"))
-            rest += [Cell(experiment, loss, seed) for seed in seeds]
-        baseline = Cell(experiment, config.ordinary_loss, config.recording.seed)
-        learned = [fit for fit in fits if fit.experiment == experiment]
-        if baseline in rest:
-            baselines.append(baseline)
-        elif learned:
-            baselines.append(replace(learned[0], stage="baseline"))
-    return [baselines, fits, [cell for cell in rest if cell not in baselines]]
+        chosen[experiment] = [(loss, ()) for loss in losses or config.losses]
+    return chosen
 
 
 def command(cell: Cell, options: Sequence[str]) -> list[str]:
     """Return the words of the `reloss run` command of a cell."""
     words = ["reloss", "run", cell.experiment, "--loss", cell.loss, "--seed", str(cell.seed)]
-    return [*words, *(["--stage", cell.stage] if cell.stage != "all" else []), *options]
+    words += ["--stage", cell.stage] if cell.stage != "all" else []
+    return [*words, *options, *(["--set", *cell.settings] if cell.settings else [])]
 
 
-def is_finished(cell: Cell, runs: Path, settings: Sequence[str]) -> bool:
+def is_finished(cell: Cell, runs: Path) -> bool:
     """Return whether the record of a cell says `finished`; other stages find out themselves, quickly."""
-    changed = variant(settings)
-    loss = f"{cell.loss}@{changed}" if changed else cell.loss
-    path = runs / cell.experiment / loss / f"seed{cell.seed}" / "summary.json"
-    return cell.stage == "all" and path.exists() and read_json(path)["status"] == "finished"
+    folder = record_folder(runs, cell.experiment, cell.loss, cell.settings, cell.seed)
+    return cell.stage == "all" and read_summary(folder).get("status") == "finished"
 
 
-def run_local(
-    plan: list[list[Cell]], options: Sequence[str], runs: Path, settings: Sequence[str], slots: int
-) -> list[Cell]:
+def estimate(plan: list[list[Cell]], runs: Path, slots: int) -> str:
+    """Return one line: the runs of a plan, how many are finished, and about how long the rest takes where known.
+
+    An experiment's time is the median of its finished records, else what the ablation states.
+    """
+    cells = [cell for phase in plan for cell in phase if cell.stage == "all"]
+    left = [cell for cell in cells if not is_finished(cell, runs)]
+    stated = {name: 60 * minutes for ablation in ablations() for name, minutes in ablation.experiments.items()}
+    measured: dict[str, list[float]] = defaultdict(list)
+    for cell in cells:
+        if cell not in left:
+            folder = record_folder(runs, cell.experiment, cell.loss, cell.settings, cell.seed)
+            measured[cell.experiment].append(read_summary(folder)["wall_seconds"] + START_SECONDS)
+    known = stated | {name: statistics.median(seconds) for name, seconds in measured.items()}
+    line = f"{len(cells)} runs, {len(cells) - len(left)} finished"
+    if all(cell.experiment in known for cell in left):
+        minutes = sum(known[cell.experiment] for cell in left) / slots / 60
+        return f"{line}; the rest takes about {minutes:.0f} minutes in {slots} processes"
+    return line
+
+
+def run_local(plan: list[list[Cell]], options: Sequence[str], runs: Path, slots: int) -> list[Cell]:
     """Run the cells of each phase in `slots` parallel processes, skipping finished ones; returns those that failed.
 
     Each process gets its share of the cores, and its output goes to RUNS/sweep/. A failing run leaves the others be.
@@ -106,13 +159,15 @@ def run_local(
     failed: list[Cell] = []
 
     def start(cell: Cell) -> None:
-        label = f"{cell.experiment} {cell.loss} " + (f"seed {cell.seed}" if cell.stage == "all" else cell.stage)
-        if is_finished(cell, runs, settings):
+        changed = variant(cell.settings)
+        loss = f"{cell.loss}@{changed}" if changed else cell.loss
+        label = f"{cell.experiment} {loss} " + (f"seed {cell.seed}" if cell.stage == "all" else cell.stage)
+        if is_finished(cell, runs):
             say(f"skip      {label} (finished)")
             advance()
             return
         say(f"start     {label}")
-        log = logs / f"{cell.experiment.replace('/', '_')}-{cell.loss}-{cell.stage}-seed{cell.seed}.log"
+        log = logs / f"{cell.experiment.replace('/', '_')}-{loss}-{cell.stage}-seed{cell.seed}.log"
         words = [sys.executable, "-m", "reloss.cli", *command(cell, options)[1:]]
         with log.open("w") as output:
             code = subprocess.run(
@@ -146,13 +201,14 @@ def sweep(
         UsageError: an unknown name.
         RelossError: some runs failed; the message names their number, the logs their reasons.
     """
-    plan = phases(name, losses, seeds)
+    plan = phases(name, losses, seeds, settings)
     if launcher == "print":
         for phase in plan:
             for cell in phase:
                 print(" ".join(command(cell, options)))
         return
-    failed = run_local(plan, options, runs, settings, slots)
+    say(estimate(plan, runs, slots))
+    failed = run_local(plan, options, runs, slots)
     if failed:
         raise RelossError(
             f"{len(failed)} of {sum(map(len, plan))} runs failed; see {runs / 'sweep'}; the rest is recorded"

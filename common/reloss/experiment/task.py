@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reloss.errors import RelossError, unknown
+from reloss.experiment.ablation import Ablation
 from reloss.experiment.config import Experiment
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class Task(ABC):
     def folder(self) -> Path:
         """Return the task's folder, where `published.yaml` lies."""
 
+    @property
+    def ablation(self) -> Ablation | None:
+        """Return the task's part of the ablation, if it has one."""
+        return None
+
     @abstractmethod
     def new_surrogate(self, config: Any) -> SurrogateLoss:
         """Return a fresh surrogate for the experiment's predictions."""
@@ -108,6 +114,11 @@ def tasks() -> dict[str, Task]:
     if not found:
         raise RelossError("no task is installed: run `make setup`, or `pip install --no-deps -e .` in the checkout")
     return found
+
+
+def ablations() -> list[Ablation]:
+    """Return the ablations of all tasks that have one."""
+    return [task.ablation for task in tasks().values() if task.ablation is not None]
 
 
 def find_experiment(name: str) -> tuple[Task, Experiment]:
