@@ -91,7 +91,7 @@ def load(config: Data, root: Path) -> Splits:
         RelossError: the images are missing; the message names the expected path.
         UsageError: the data set does not come in this format.
     """
-    if config.format == "sklearn":
+    if config.name == "digits":
         return _digits(config)
     if config.name == "imagenet":
         varied = _open(config, root, train=True, transform=_training_transform(config))
@@ -208,7 +208,7 @@ def fetch(config: Data, root: Path) -> None:
 def fingerprint(config: Data, root: Path) -> str:
     """Return a hash over the names and sizes of the image files (of the digits, over the pixels)."""
     digest = hashlib.sha256()
-    if config.format == "sklearn":
+    if config.name == "digits":
         digest.update(_digits_arrays()[0].tobytes())
     else:
         folder = _folder(config, root) if config.format == "folder" else root
