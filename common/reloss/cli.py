@@ -174,6 +174,28 @@ class Table:
 
 
 @dataclass
+class Diagnose:
+    """Rank the checkpoints of all finished runs of an experiment with its ordinary loss and every learned one.
+
+    Example: reloss diagnose classification/digits_cnn
+    """
+
+    experiment: Experiment
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    out: Path | None = None
+    """Folder for diagnostics.json, curves.png and checkpoints.png; RUNS/EXPERIMENT/diagnostics by default."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.report.diagnostics import write
+
+        text, entries = write(self.experiment, self.runs, self.out or self.runs / self.experiment / "diagnostics")
+        print(json.dumps(entries, indent=2) if self.json else text)
+
+
+@dataclass
 class Sweep:
     """Run a table, an experiment or the ablation over losses and seeds, in parallel; finished runs are skipped.
 
@@ -279,7 +301,8 @@ class Demo:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (List, Show, Run, Learn, Table, Sweep, Data, Doctor, Demo)
+    command.__name__.lower(): command
+    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Doctor, Demo)
 }
 
 

@@ -9,7 +9,7 @@ from reloss.files import read_json, write_text
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.metrics import get_metric
 from reloss.progress import say
-from reloss.report.figures import loss_against_metric, loss_curve, training_curves
+from reloss.report.figures import loss_against_metric, loss_curves, training_curves
 from reloss.report.tables import render, table
 from reloss.surrogates import ClassificationReLoss
 
@@ -44,7 +44,7 @@ def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
     card = read_json(folder / "surrogate.json")
     options = LearnOptions.model_validate(card["learn"])
     training_curves(records, "validation_accuracy", figures / "training_curves.png")
-    loss_curve(surrogate, figures / "loss_curve.png")
+    loss_curves({"surrogate": surrogate}, figures / "loss_curve.png")
     bank = PredictionBank.open(runs / EXPERIMENT / "bank")
     loss_against_metric(surrogate, bank, get_metric(card["metric"]), options, figures / "loss_against_metric.png")
 

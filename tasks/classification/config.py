@@ -14,7 +14,7 @@ class Data(Section):
 
     name: Literal["digits", "cifar10", "cifar100", "imagenet"]
     format: Literal["sklearn", "torchvision", "folder"] = Field(
-        description="torchvision: as it downloads them; folder: NAME/{train,test or val}/<class>/*; sklearn: its digits, which come no other way"
+        description="torchvision: as it downloads them; folder: NAME/{train,test or val}/<class>/*; sklearn: the digits"
     )
     image_size: int = Field(ge=8, description="pixels a side, after cropping")
     per_class: int | None = Field(None, ge=1, description="training images a class; all by default")

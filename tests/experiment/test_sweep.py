@@ -110,10 +110,8 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
     logs = tmp_path / "runs" / "sweep"
     assert sorted(path.name[-9:-4] for path in logs.iterdir()) == ["seed1", "seed2"]
-    assert (
-        "was made by another config"
-        in (logs / f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed1.log").read_text()
-    )
+    log = logs / f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed1.log"
+    assert "was made by another config" in log.read_text()
 
 
 def test_slots_are_positive(cli):

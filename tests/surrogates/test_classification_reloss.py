@@ -178,7 +178,7 @@ def test_analytic_norms_are_those_of_autograd(input, output, n):
     losses, norms = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
     expected_losses, expected_norms = SurrogateLoss.losses_and_norms(surrogate, outputs, targets)
     assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
-    assert_close(norms, expected_norms, rtol=1e-3, atol=1e-3 * float(expected_norms.max()))
+    assert_close(norms, expected_norms, rtol=1e-3, atol=5e-3 * float(expected_norms.detach().max()))
     weights = torch.linspace(-1, 1, n)
     for ours, theirs in ((losses, expected_losses), (norms.square().mean(-1), expected_norms.square().mean(-1))):
         gradients = [

@@ -22,6 +22,7 @@ import torch
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
+from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions
 from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, find_experiment
@@ -182,7 +183,7 @@ class _Job:
             if stage != "evaluate":
                 self.task.train(run)
             scores = self.task.evaluate(run)
-            record.close("finished", scores)
+            record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
             if bank is not None:
                 bank.finish()
             distributed.barrier()
@@ -192,6 +193,19 @@ class _Job:
             + f" ({folder})"
         )
         return folder
+
+    def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
+        """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""
+        own = read_predictions(folder)
+        if own is None or (surrogate is None and self.request.loss != self.config.ordinary_loss):
+            return {}
+        runs = {**finished_runs(self.home, like=own[1][0]), str(folder.relative_to(self.home)): own}
+        return diagnose_loss(
+            surrogate or self.task.new_surrogate(self.config),
+            self.config.metric,
+            list(runs.values()),
+            surrogate is not None,
+        )
 
     # What the stages hand to each other
 

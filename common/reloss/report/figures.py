@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from reloss.experiment.tracking import read_metrics
 from reloss.files import atomic
 from reloss.learning import PredictionBank
+from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints
 from reloss.learning.fit import split_items
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
@@ -45,25 +48,57 @@ def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) ->
     _save(figure, path)
 
 
-def loss_curve(surrogate: ClassificationReLoss, path: Path) -> None:
-    """Draw the learned loss, and its slope in the logit, against the target's probability, beside cross-entropy's.
+def loss_curves(surrogates: Mapping[str, ClassificationReLoss], path: Path) -> None:
+    """Draw learned losses, and their slopes in the logit, against the target's probability, beside cross-entropy's.
 
-    The slope is that for two classes, where dp/dz = p(1 - p) and cross-entropy's is p - 1. Both losses are shown less
+    The slope is that for two classes, where dp/dz = p(1 - p) and cross-entropy's is p - 1. All losses are shown less
     their value at p = 1, since a constant changes no ranking.
     """
-    logits = torch.linspace(-9, 9, 400, requires_grad=True)
-    log_p = torch.nn.functional.logsigmoid(logits)
-    p = log_p.exp()
+    logits = torch.linspace(-9, 9, 400)
+    p = logits.sigmoid()
+    curves = {"cross-entropy": (p, -torch.nn.functional.logsigmoid(logits), p - 1)}
+    curves |= {name: loss_curve(surrogate, logits) for name, surrogate in surrogates.items()}
     figure, axes = _figure(2)
-    learned = surrogate.curve(log_p if surrogate.input == "log_probability" else p)
-    for color, (name, loss) in zip(COLORS, {"cross-entropy": -log_p, "surrogate": learned}.items(), strict=False):
-        (slope,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
-        axes[0].plot(p.detach(), (loss - loss[-1]).detach(), color=color, label=name)
-        axes[1].plot(p.detach(), slope, color=color, label=name)
+    for color, (name, (p, losses, slopes)) in zip(COLORS, curves.items(), strict=False):
+        axes[0].plot(p, losses - losses[-1], color=color, label=name)
+        axes[1].plot(p, slopes, color=color, label=name)
     axes[0].set(xlabel="probability of the target", ylabel="loss, less its value at p = 1")
     axes[1].set(xlabel="probability of the target", ylabel="slope in the target's logit (two classes)")
     axes[1].axhline(0, color="grey", linewidth=0.5)
-    axes[0].legend()
+    _legend_below(figure, axes[0])
+    _save(figure, path)
+
+
+def checkpoints(
+    per_item: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    metric: Metric,
+    runs: Mapping[str, Checkpoints],
+    path: Path,
+) -> None:
+    """Draw each loss of the checkpoints of training runs against their metric, a panel a loss, a colour a kind of run.
+
+    Args:
+        per_item: losses of N items, by name.
+        metric: of N items.
+        runs: predictions of the checkpoints, by the record's name `<loss>[@<variant>]/seed<N>`.
+        path: of the PNG file.
+    """
+    figure, axes = _figure(len(per_item))
+    values = {name: measure_checkpoints(metric, run) for name, run in runs.items()}
+    kinds = list(dict.fromkeys(name.partition("@")[0].partition("/")[0] for name in runs))
+    for axis, (loss, measure) in zip(axes, per_item.items(), strict=True):
+        for kind, color in zip(kinds, COLORS, strict=False):
+            mine = [name for name in runs if name.partition("@")[0].partition("/")[0] == kind]
+            losses = torch.cat([measure_checkpoints(measure, runs[name]) for name in mine])
+            axis.scatter(
+                torch.cat([values[name] for name in mine]), losses, s=10, alpha=0.6, color=color, linewidths=0,
+                label=f"trained with {kind} ({len(mine)} runs)",
+            )  # fmt: skip
+        every = torch.cat([measure_checkpoints(measure, run) for run in runs.values()])
+        correlation = float(spearman(-every, torch.cat(list(values.values()))))
+        axis.set(xlabel=f"{getattr(metric, '__name__', 'metric')} of a checkpoint", ylabel=loss)
+        axis.set_title(f"Spearman of minus the loss: {correlation:.3f}", fontsize=10)
+    _legend_below(figure, axes[0])
     _save(figure, path)
 
 
@@ -92,6 +127,11 @@ def _figure(panels: int) -> tuple[Figure, list[Any]]:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
+
+
+def _legend_below(figure: Figure, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=8, frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> None:

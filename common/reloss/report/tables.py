@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,10 @@ HEADERS = (
     "status",
 )
 PROVENANCE = ("command", "commit", "record")
+NOTE = (
+    "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
+    "protocol, with its 95 % t interval. Spearman: of minus the loss with the metric, on held-out recorded items."
+)
 
 
 def cells(row: Row) -> list[str]:
@@ -224,24 +229,21 @@ def render(rows: list[Row], format: str) -> str:
         csv.writer(out, lineterminator="\n").writerows([headers, *texts])
         return out.getvalue().rstrip("\n")
     if format == "md":
-        return _markdown(headers, texts)
+        return markdown(headers, texts, NOTE)
     if format == "tex":
-        return _latex(list(HEADERS), [text[: len(HEADERS)] for text in texts])
+        return latex(list(HEADERS), [text[: len(HEADERS)] for text in texts])
     raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
 
 
-def _markdown(headers: list[str], texts: list[list[str]]) -> str:
-    note = (
-        "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the "
-        "same protocol, with its 95 % t interval. Spearman: of minus the loss with the metric, on held-out recorded "
-        "items."
-    )
+def markdown(headers: Sequence[str], texts: Sequence[Sequence[str]], note: str) -> str:
+    """Return a Markdown table with a note below it."""
     lines = ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in text) + " |" for text in texts]
     return "\n".join([*lines, "", note])
 
 
-def _latex(headers: list[str], texts: list[list[str]]) -> str:
+def latex(headers: Sequence[str], texts: Sequence[Sequence[str]]) -> str:
+    """Return a LaTeX table with booktabs' rules."""
     special: dict[str, str] = {character: f"\\{character}" for character in "_%&#${}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reloss.errors import RelossError, UsageError
 from reloss.files import atomic, read_json, write_json
+from reloss.surrogates.pretrained import find_pretrained, read_weights
 
 if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions
@@ -88,26 +87,29 @@ class SurrogateLoss(nn.Module, ABC):
         """Load a surrogate, frozen.
 
         Args:
-            name_or_path: a folder written by `save_pretrained`, or a file of weights alone: safetensors, or a plain
-                state dict such as the authors released (`.ckpt`, read with `weights_only`).
+            name_or_path: a folder written by `save_pretrained`; a file of weights alone: safetensors, or a plain state
+                dict such as the authors released (`.ckpt`, read with `weights_only`); or, where no such path exists, a
+                name in `pretrained_names()`: of a surrogate that ships with the package, such as
+                "classification/cifar10", or of the authors' weights, such as "released/cls", downloaded the first time.
             options: constructor arguments for a file of weights; by default those of the release.
 
         Raises:
-            UsageError: nothing is there, or options were given for a folder, which has its own.
-            RelossError: the file is damaged, of another class, or its parameters do not fit.
+            UsageError: nothing is there and no surrogate for this class has that name, or options were given for a
+                folder, which has its own.
+            RelossError: the file cannot be downloaded, is damaged, of another class, or its parameters do not fit.
         """
         path = Path(name_or_path)
+        if not path.exists():
+            path = find_pretrained(str(name_or_path), cls.__name__)
         if path.is_dir():
             if options:
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
-            surrogate, weights = cls._from_card(path / "surrogate.json"), _read_weights(path / "surrogate.safetensors")
-        elif path.is_file():
+            surrogate, weights = cls._from_card(path / "surrogate.json"), read_weights(path / "surrogate.safetensors")
+        else:
             try:
-                surrogate, weights = cls(**options), _read_weights(path)
+                surrogate, weights = cls(**options), read_weights(path)
             except (TypeError, ValueError) as error:
                 raise UsageError(f"no {cls.__name__} with {options}: {error}") from error
-        else:
-            raise UsageError(f"no surrogate at {path}: expected a folder with surrogate.json, or a file of weights")
         try:
             surrogate.load_state_dict(weights)
         except RuntimeError as error:
@@ -132,17 +134,3 @@ def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) 
     """Return the norm of each example's gradient of its item's loss: losses [N], outputs [N, B, ...] -> [N, B]."""
     (gradients,) = torch.autograd.grad(losses.sum(), outputs, create_graph=create_graph)
     return torch.linalg.vector_norm(gradients[..., None].flatten(2), dim=-1)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, pickle.UnpicklingError) as error:  # whose message advises to run the code in the file
-        raise RelossError(f"cannot read weights from {path}: it is not a file of tensors alone") from error
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RelossError(f"cannot read weights from {path}: {str(error).partition(chr(10))[0]}") from error
-    if not isinstance(weights, dict):
-        raise RelossError(f"cannot read weights from {path}: it holds a {type(weights).__name__}, not a state dict")
-    return weights

@@ -32,9 +32,6 @@ class SetReLoss(SurrogateLoss):
     by average precision a little better (which no such change alters), but train worse: the gradient is then largest
     where the scores are all alike, at the start. So do units that may also bend the other way.
 
-    An item without positives has zeros in place of their mean, and a weight of its own that says so; one without
-    negatives likewise. Its loss and gradient are finite, and it still falls as the scores that are there get better.
-
     Args:
         output: `monotone` uses the absolute values of the weights, but for those of the counts, so that the loss falls
             as a positive's score rises, rises as a negative's does, and is convex in the scores, by construction: an

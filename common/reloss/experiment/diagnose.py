@@ -1,0 +1,95 @@
+"""Diagnostics of an experiment's losses over the recorded predictions of its finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.record import read_summary
+from reloss.experiment.task import find_experiment
+from reloss.files import read_json, write_json
+from reloss.learning.diagnostics import Checkpoints, rank_checkpoints
+from reloss.metrics import get_metric
+from reloss.progress import progress
+from reloss.surrogates import SurrogateLoss
+
+
+def read_predictions(record: Path) -> Checkpoints | None:
+    """Return the predictions of a record's epochs, outputs [T, E, ...] in float32 and targets [T, E, ...], or None.
+
+    Raises:
+        RelossError: a file is damaged.
+    """
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    for path in sorted((record / "predictions").glob("[0-9]*.safetensors")):
+        try:
+            epoch = load_file(path)
+            outputs.append(epoch["outputs"].float())
+            targets.append(epoch["targets"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RelossError(f"the predictions {path} cannot be read ({error}); remove them") from error
+    return (torch.stack(outputs), torch.stack(targets)) if outputs else None
+
+
+def finished_runs(home: Path, like: Tensor | None = None) -> dict[str, Checkpoints]:
+    """Return the predictions of the finished records in an experiment's folder, by the records' names.
+
+    Only of those on the same examples, which have equal targets: `like` [E], else those of the first record.
+    """
+    found: dict[str, Checkpoints] = {}
+    for path in sorted(home.glob("*/seed*/summary.json")):
+        if read_summary(path.parent)["status"] == "finished" and (run := read_predictions(path.parent)) is not None:
+            like = run[1][0] if like is None else like
+            if torch.equal(run[1][0], like):
+                found[str(path.parent.relative_to(home))] = run
+    return found
+
+
+def diagnose_loss(
+    surrogate: SurrogateLoss, metric: str, runs: Sequence[Checkpoints], learned: bool = True
+) -> dict[str, float]:
+    """Return how the surrogate, or the ordinary loss for its predictions, ranks the checkpoints of `runs`."""
+    per_item = surrogate.per_item if learned else surrogate.ordinary_loss
+    return rank_checkpoints(per_item, get_metric(metric), runs).summary()
+
+
+def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
+    """Rank the checkpoints of all finished runs with the ordinary loss and with every surrogate of an experiment.
+
+    Writes each surrogate's figures into its folder, `diagnostics.json`.
+
+    Returns:
+        One entry a loss: its name, folder (of a surrogate), metric, the figures of its fit, and those of checkpoints.
+
+    Raises:
+        UsageError: an unknown experiment, or no finished run with recorded predictions.
+    """
+    task, config = find_experiment(experiment)
+    home = runs / config.name
+    recorded = list(finished_runs(home).values())
+    if not recorded:
+        raise UsageError(f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`")
+    fresh = task.new_surrogate(config)
+    entries = [
+        {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, recorded, False)}
+    ]
+    cards = sorted(home.glob("surrogates/*/surrogate.json"))
+    with progress(len(cards), "surrogates") as advance:
+        for path in cards:
+            card = read_json(path)
+            surrogate = type(fresh).from_pretrained(path.parent)
+            figures = diagnose_loss(surrogate, card["metric"], recorded)
+            write_json(path.parent / "diagnostics.json", figures)
+            folder = str(path.parent.relative_to(home))
+            name = "approx" if card["learn"]["objective"] == "value" else "reloss"
+            entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
+            advance()
+    return entries
