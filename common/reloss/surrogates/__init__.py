@@ -3,6 +3,7 @@
 from reloss.errors import unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
+from reloss.surrogates.pretrained import pretrained_names
 from reloss.surrogates.sets import SetReLoss
 
 SURROGATES: dict[str, type[SurrogateLoss]] = {"classification": ClassificationReLoss, "set": SetReLoss}
@@ -19,4 +20,4 @@ def get_surrogate(kind: str) -> type[SurrogateLoss]:
     return SURROGATES[kind]
 
 
-__all__ = ["SURROGATES", "ClassificationReLoss", "SetReLoss", "SurrogateLoss", "get_surrogate"]
+__all__ = ["SURROGATES", "ClassificationReLoss", "SetReLoss", "SurrogateLoss", "get_surrogate", "pretrained_names"]
