@@ -3,7 +3,7 @@ PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results bench-ranking
+.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning
 
 setup: .venv/.installed
 
@@ -35,6 +35,17 @@ results: setup
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup
 	$(BIN)/python -m benchmarks.ranking --out results/benchmarks/$(or $(DEVICE),cpu)
+
+# One learning step side by side with a loop over the items.
+bench-learning: setup
+	$(BIN)/python -m benchmarks.learning --out results/benchmarks/$(or $(DEVICE),cpu)
+
+# One factor at a time, 3 seeds; finished runs are skipped. CIFAR-10 lies in data/ (or RELOSS_DATA); class folders:
+# make ablation SET="--set data.format=folder".
+ablation: setup
+	$(BIN)/reloss sweep ablation --seeds 0-2 --slots 2 --runs runs/ablation $(SET)
+	for name in digits_cnn cifar10_cnn; do $(BIN)/reloss diagnose classification/$$name --runs runs/ablation; done
+	$(BIN)/reloss table ablation --runs runs/ablation
 
 .venv/.installed: requirements/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "make: needs Python 3.11, \

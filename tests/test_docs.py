@@ -21,7 +21,7 @@ def test_a_loss_for_your_own_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         else:
             exec(compile(code, "your-own-metric.md", "exec"), names)
     assert names["result"].spearman > 0.9
-    assert names["result_of_set"].spearman > 0.9
+    assert names["result_of_set"].spearman > 0.7
     assert min(names["learned"]) > 0.9
     assert abs(sum(names["learned"]) - sum(names["ordinary"])) / 3 < 0.03
     assert names["again"].options() == names["result"].surrogate.options()

@@ -157,7 +157,7 @@ class Learn:
 
 @dataclass
 class Table:
-    """Print a results table: published, ours (mean and std over n seeds), paired difference, command, record.
+    """Print the results table of a task, or the `ablation`: means over n seeds, paired differences, commands, records.
 
     Example: reloss table classification --format md
     """
@@ -168,9 +168,14 @@ class Table:
     format: Literal["md", "csv", "tex", "json"] = "md"
 
     def __call__(self) -> None:
+        from reloss.experiment.sweep import ABLATION
+        from reloss.report.ablation import ablation_rows, render_ablation
         from reloss.report.tables import render, table
 
-        print(render(table(self.name, self.runs), self.format))
+        if self.name == ABLATION:
+            print(render_ablation(ablation_rows(self.runs), self.format))
+        else:
+            print(render(table(self.name, self.runs), self.format))
 
 
 @dataclass

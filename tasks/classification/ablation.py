@@ -42,7 +42,8 @@ FACTORS = {
     },
 }
 
-RATES = {"half": 0.025, "double": 0.1}  # about the 0.05 of both experiments
+RATES = {"half": 0.025, "double": 0.1, "fourfold": 0.2}  # about the 0.05 of both experiments
+TUNED = {"ce": ("ce", ()), "reloss": ("reloss", ()), "reloss + 1 ce": ("reloss", ("train.ordinary_weight=1",))}
 
 ABLATION = Ablation(
     experiments={"classification/digits_cnn": 0.3, "classification/cifar10_cnn": 1.0},
@@ -56,8 +57,8 @@ ABLATION = Ablation(
             for value, settings in values.items()
         ),
         *(
-            Variant("learning rate", f"{loss}, {size}", loss, (f"train.lr={rate}",))
-            for loss in ("ce", "reloss")
+            Variant("learning rate", f"{name}, {size}", loss, (f"train.lr={rate}", *settings))
+            for name, (loss, settings) in TUNED.items()
             for size, rate in RATES.items()
         ),
     ),

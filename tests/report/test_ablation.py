@@ -1,0 +1,80 @@
+import csv
+import io
+import json
+
+import pytest
+
+from reloss.files import write_json
+from reloss.report.ablation import HEADERS, ablation_rows, recommended, render_ablation
+
+DIGITS = "classification/digits_cnn"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Records of the baseline, the centre and one variant, which failed once, as a sweep with data.format=folder."""
+
+    def record(loss, own, seed, validation, status="finished", **more):
+        settings = ["data.format=folder", *own]
+        folder = tmp_path / DIGITS / f"{loss}@{','.join(settings)}" / f"seed{seed}"
+        scores = {"accuracy": validation - 0.1, "validation_accuracy": validation} if validation else {}
+        facts = {"experiment": DIGITS, "loss": loss, "settings": settings, "seed": seed, "protocol": "p", **more}
+        write_json(folder / "summary.json", {"status": status, "scores": scores, **facts})
+        write_json(folder / "environment.json", {"commit": "abc"})
+
+    fit = {"folder": "surrogates/one", "spearman": 0.9, "spearman_synthetic": 0.8, "seconds": 4.0}
+    for seed, (ordinary, centre) in enumerate([(0.50, 0.53), (0.60, 0.61), (0.55, 0.57)]):
+        record("ce", [], seed, ordinary)
+        record("reloss", [], seed, centre, surrogate=fit)
+    other = {**fit, "folder": "surrogates/two", "seconds": 6.0}
+    record("reloss", ["learn.penalty=off"], 0, 0.40, surrogate=other)
+    record("reloss", ["learn.penalty=off"], 1, None, "failed", cause="diverged", surrogate=other)
+    figures = {"spearman_checkpoints": 0.7, "kendall_checkpoints": 0.6, "spearman_late": 0.5}
+    write_json(tmp_path / DIGITS / "diagnostics" / "diagnostics.json", [{"folder": "surrogates/one", **figures}])
+    return tmp_path
+
+
+def row_of(rows, value):
+    (row,) = [row for row in rows if row.experiment == DIGITS and row.value == value]
+    return row
+
+
+def test_rows(runs):
+    rows = ablation_rows(runs)
+    centre = row_of(rows, "fidelity=corrected")
+    assert centre.validation.mean == pytest.approx(57)
+    assert centre.test.mean == pytest.approx(47)
+    assert centre.difference.mean == pytest.approx(2)
+    assert centre.rankings["spearman_checkpoints"] == 0.7
+    assert (centre.rankings["spearman"], centre.seconds, centre.status) == (0.9, 4.0, "finished")
+    assert row_of(rows, "cross-entropy").difference is None
+    (off,) = [row for row in rows if (row.experiment, row.factor, row.value) == (DIGITS, "penalty", "off")]
+    assert (off.validation.n, off.difference.mean) == (1, pytest.approx(-10))
+    assert off.status == "seed 1 failed: diverged"
+    assert row_of(rows, "Kendall").status == "not run (no record)"
+
+
+def test_the_best_paired_difference_is_recommended(runs, tmp_path):
+    assert recommended(ablation_rows(runs)).value == "fidelity=corrected"
+    (tmp_path / "empty").mkdir()
+    assert recommended(ablation_rows(tmp_path / "empty")) is None
+
+
+def test_formats(runs, cli):
+    code, out, _ = cli("table", "ablation", "--runs", runs)
+    assert code == 0
+    assert f"| {DIGITS} | baseline | cross-entropy |" in out
+    assert "+2.00 [" in out
+    assert "not run" in out
+    assert out.rstrip().endswith("Commits: abc.")
+    rows = list(csv.reader(io.StringIO(render_ablation(ablation_rows(runs), "csv"))))
+    assert tuple(rows[0]) == HEADERS
+    assert {len(row) for row in rows} == {len(HEADERS)}
+    assert len(json.loads(render_ablation(ablation_rows(runs), "json"))) == len(rows) - 1
+    assert r"\midrule" in render_ablation(ablation_rows(runs), "tex")
+
+
+def test_no_folder(cli, tmp_path):
+    code, _, err = cli("table", "ablation", "--runs", tmp_path / "none")
+    assert code == 2
+    assert "begin with `reloss sweep ablation`" in err
