@@ -166,13 +166,18 @@ class Table:
     runs: Path = RUNS
     """Folder of the records (RELOSS_RUNS)."""
     format: Literal["md", "csv", "tex", "json"] = "md"
+    tuned: str = ""
+    """A score such as accuracy: compare each loss at the learning rate that is best for it on the validation split."""
 
     def __call__(self) -> None:
         from reloss.experiment.sweep import ABLATION
         from reloss.report.ablation import ablation_rows, render_ablation
         from reloss.report.tables import render, table
+        from reloss.report.tuned import render_tuned, tuned_rows
 
-        if self.name == ABLATION:
+        if self.tuned:
+            print(render_tuned(tuned_rows(self.name, self.runs, self.tuned), self.tuned, self.format))
+        elif self.name == ABLATION:
             print(render_ablation(ablation_rows(self.runs), self.format))
         else:
             print(render(table(self.name, self.runs), self.format))

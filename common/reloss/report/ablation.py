@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from reloss.experiment.record import read_summaries
 from reloss.experiment.task import ablations, find_experiment
 from reloss.files import read_json
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
-from reloss.report.tables import latex, markdown
+from reloss.report.tables import written
 
 RANKINGS = ("spearman_synthetic", "spearman", "spearman_checkpoints", "kendall_checkpoints", "spearman_late")
 HEADERS = (
@@ -149,16 +146,13 @@ def cells(row: AblationRow) -> list[str]:
 
 
 def _sample(sample: Sample | None, missing: str) -> str:
-    if sample is None:
-        return missing
-    return f"{sample.mean:.2f}" + (f" ± {sample.std:.2f}" if sample.std is not None else "")
+    return sample.shown() if sample is not None else missing
 
 
 def _difference(row: AblationRow, missing: str) -> str:
     if row.difference is None:
         return "is the baseline" if row.factor == "baseline" else missing
-    average, low, high, _ = row.difference
-    return f"{average:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else " (one seed)")
+    return row.difference.shown()
 
 
 def render_ablation(rows: Sequence[AblationRow], format: str) -> str:
@@ -167,16 +161,6 @@ def render_ablation(rows: Sequence[AblationRow], format: str) -> str:
     Raises:
         UsageError: another format.
     """
-    texts = [cells(row) for row in rows]
-    if format == "json":
-        return json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
-    if format == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([HEADERS, *texts])
-        return out.getvalue().rstrip("\n")
-    if format == "tex":
-        return latex(HEADERS, texts)
-    if format != "md":
-        raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
     commits = sorted({commit for row in rows for commit in row.commits})
-    return markdown(HEADERS, texts, f"{NOTE} Commits: {', '.join(commits) or 'none'}.")
+    note = f"{NOTE} Commits: {', '.join(commits) or 'none'}."
+    return written(format, HEADERS, [cells(row) for row in rows], note, [asdict(row) for row in rows])

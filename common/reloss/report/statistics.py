@@ -16,6 +16,10 @@ class Sample(NamedTuple):
     std: float | None
     n: int
 
+    def shown(self) -> str:
+        """Return the mean ± the standard deviation, to two places."""
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
+
 
 class Difference(NamedTuple):
     """Mean of paired differences over n common seeds, with its 95 % t interval (None for one seed)."""
@@ -24,6 +28,12 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
     n: int
+
+    def shown(self) -> str:
+        """Return the mean and its interval, to two places."""
+        return f"{self.mean:+.2f}" + (
+            f" [{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else " (one seed)"
+        )
 
 
 def describe(values: Sequence[float]) -> Sample:

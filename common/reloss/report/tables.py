@@ -184,8 +184,7 @@ def cells(row: Row) -> list[str]:
     """Return the texts of a row, in the order of HEADERS and PROVENANCE."""
     ours = error = _without_score(row)
     if row.ours is not None:
-        spread = f" ± {row.ours.std:.2f}" if row.ours.std is not None else ""
-        ours, error = f"{row.ours.mean:.2f}{spread}", f"{100 - row.ours.mean:.2f}{spread}"
+        ours, error = row.ours.shown(), row.ours._replace(mean=100 - row.ours.mean).shown()
     spearman = f"{row.spearman:.3f}" if row.spearman is not None else "not measured"
     return [
         row.experiment,
@@ -210,8 +209,7 @@ def _without_score(row: Row) -> str:
 def _shown_difference(row: Row) -> str:
     if row.difference is None:
         return _without_score(row) if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
-    mean, low, high, _ = row.difference
-    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else " (one seed)")
+    return row.difference.shown()
 
 
 def render(rows: list[Row], format: str) -> str:
@@ -220,18 +218,30 @@ def render(rows: list[Row], format: str) -> str:
     Raises:
         UsageError: another format.
     """
-    if format == "json":
-        return json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
     texts = [cells(row) for row in rows]
-    headers = [*HEADERS, *PROVENANCE]
+    if format == "tex":  # no room for commands and records
+        return written("tex", HEADERS, [text[: len(HEADERS)] for text in texts], NOTE, [])
+    return written(format, [*HEADERS, *PROVENANCE], texts, NOTE, [asdict(row) for row in rows])
+
+
+def written(
+    format: str, headers: Sequence[str], texts: Sequence[Sequence[str]], note: str, objects: Sequence[dict[str, Any]]
+) -> str:
+    """Return a table as `md` with a note, `csv`, `tex` (booktabs) or, of its rows as objects, `json`.
+
+    Raises:
+        UsageError: another format.
+    """
+    if format == "json":
+        return json.dumps(objects, indent=2, ensure_ascii=False)
     if format == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([headers, *texts])
         return out.getvalue().rstrip("\n")
     if format == "md":
-        return markdown(headers, texts, NOTE)
+        return markdown(headers, texts, note)
     if format == "tex":
-        return latex(list(HEADERS), [text[: len(HEADERS)] for text in texts])
+        return latex(headers, texts)
     raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
 
 

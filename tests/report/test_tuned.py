@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from reloss.files import write_json
+from reloss.report.tuned import HEADERS, render_tuned, tuned_rows
+
+DIGITS = "classification/digits_cnn"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two losses at two learning rates: validation prefers another rate for each, and than the test set would."""
+
+    def record(loss, settings, seed, validation, test, status="finished"):
+        folder = tmp_path / DIGITS / f"{loss}@{','.join(settings)}" / f"seed{seed}"
+        scores = {"accuracy": test, "validation_accuracy": validation}
+        facts = {"experiment": DIGITS, "loss": loss, "settings": settings, "seed": seed, "protocol": "p"}
+        write_json(folder / "summary.json", {"status": status, "scores": scores, **facts})
+
+    for seed in (0, 1):
+        record("ce", [], seed, 0.50, 0.70)
+        record("ce", ["train.lr=0.2"], seed, 0.60, 0.50 + 0.1 * seed)
+        record("reloss", [], seed, 0.65, 0.56 + 0.1 * seed)
+        record("reloss", ["train.lr=0.2"], seed, 0.55, 0.90)
+        record("reloss", ["train.ordinary_weight=1", "train.lr=0.1"], seed, 0.40, 0.40)
+    record("reloss", ["train.lr=0.4"], 0, 0.99, 0.99, status="failed")
+    return tmp_path
+
+
+def test_each_loss_at_its_best_rate_on_the_validation_split(runs):
+    ce, reloss, mixed = tuned_rows("classification", runs, "accuracy")
+    assert (ce.best, reloss.best, mixed.best) == (0.2, 0.05, 0.1)
+    assert (ce.rates, reloss.rates) == ((0.05, 0.2), (0.05, 0.2))
+    assert (ce.test.mean, reloss.validation.mean) == (pytest.approx(55), pytest.approx(65))
+    assert ce.difference is None
+    assert reloss.difference.mean == pytest.approx(6)
+    assert mixed.settings == ("train.ordinary_weight=1",)
+    assert mixed.difference.mean == pytest.approx(-15)
+
+
+def test_formats(runs, cli):
+    code, out, _ = cli("table", "classification", "--tuned", "accuracy", "--runs", runs)
+    assert code == 0
+    assert (
+        f"| {DIGITS} | reloss | none | 0.05, 0.2 | 0.05 | 65.00 ± 0.00 | 61.00 ± 7.07 | +6.00 [+6.00, +6.00] | 2 |"
+        in out
+    )
+    rows = tuned_rows("classification", runs, "accuracy")
+    assert render_tuned(rows, "accuracy", "csv").splitlines()[0].startswith(",".join(HEADERS[:4]))
+    assert json.loads(render_tuned(rows, "accuracy", "json"))[1]["best"] == 0.05
+
+
+@pytest.mark.parametrize("words", [("classification", "--tuned", "acuracy"), ("classificaton", "--tuned", "accuracy")])
+def test_unknown_names(runs, cli, words):
+    code, _, err = cli("table", *words, "--runs", runs)
+    assert code == 2
+    assert "acuracy" in err or "classification" in err
