@@ -1,7 +1,8 @@
-"""Render results/<task>.md and the README's table from the records in results/runs: `make results`.
+"""Render the tables of results/ and of the README from the committed records: `make results`.
 
-`python -m results.render --add RUNS` first copies the finished records below RUNS into results/runs: configs,
-summaries, environments and metrics, no weights and no data; so too the cards and histories of surrogates.
+`python -m results.render --add RUNS [rare|ablation]` first copies the ended records below RUNS into results/runs, or
+into results/rare/runs or results/ablation/runs: configs, summaries and environments, no weights and no data; so too
+the cards of surrogates and, of the ablation, the diagnostics.
 """
 
 import shutil
@@ -10,25 +11,30 @@ from pathlib import Path
 
 from reloss.experiment.task import tasks
 from reloss.files import read_json, write_text
+from reloss.report.ablation import ablation_rows, render_ablation
 from reloss.report.tables import HEADERS, Row, cells, render, table
+from reloss.report.tuned import render_tuned, tuned_rows
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin, written by `make results` -->", "<!-- results: end -->"
-KEPT = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json")
+KEPT = ("config.yaml", "environment.json", "summary.json")
+RARE = ("classification/digits8_cnn", "classification/cifar10cat_cnn")  # have a page of their own
 
 
-def add(runs: Path) -> None:
-    """Copy the finished records below `runs`, and the cards of surrogates, into results/runs."""
+def add(runs: Path, into: Path) -> None:
+    """Copy the ended records below `runs`, the cards of surrogates and the diagnostics into the folder `into`."""
     for summary in runs.glob("*/*/*/seed*/summary.json"):
-        if read_json(summary)["status"] == "finished":
-            _copy(summary.parent, runs, KEPT)
+        if read_json(summary)["status"] in ("finished", "failed"):
+            _copy(summary.parent, runs, into, KEPT)
     for card in runs.glob("*/*/surrogates/*/surrogate.json"):
-        _copy(card.parent, runs, ("surrogate.json", "history.jsonl"))
+        _copy(card.parent, runs, into, ("surrogate.json",))
+    for path in runs.glob("*/*/diagnostics/diagnostics.json"):
+        _copy(path.parent, runs, into, ("diagnostics.json",))
 
 
-def _copy(folder: Path, runs: Path, names: tuple[str, ...]) -> None:
-    target = HERE / "runs" / folder.relative_to(runs)
+def _copy(folder: Path, runs: Path, into: Path, names: tuple[str, ...]) -> None:
+    target = into / folder.relative_to(runs)
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(folder / name, target / name)
@@ -38,13 +44,25 @@ def rendered() -> dict[Path, str]:
     """Return what each rendered file must hold."""
     files, summary = {}, []
     for name in tasks():
-        rows = table(name, HERE / "runs")
+        rows = [row for row in table(name, HERE / "runs") if row.experiment not in RARE]
         files[HERE / f"{name}.md"] = f"# {name}: results\n\n{render(rows, 'md')}\n"
         summary += [row for row in rows if row.records]
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    files[README] = f"{before}{BEGIN}\n{_short(summary)}\n{END}{after}"
+    files[README] = _between(README, _short(summary))
+    rare, ablation = HERE / "rare" / "README.md", HERE / "ablation" / "README.md"
+    files[rare] = _between(rare, "\n\n".join(_tuned(rare, score) for score in ("average_precision", "binary_f1")))
+    found = render_ablation(ablation_rows(ablation.parent / "runs"), "md")
+    files[ablation] = _between(ablation, f"{_tuned(ablation, 'accuracy')}\n\n{found}")
     return files
+
+
+def _tuned(page: Path, score: str) -> str:
+    return render_tuned(tuned_rows("classification", page.parent / "runs", score), score, "md")
+
+
+def _between(page: Path, text: str) -> str:
+    """Return the page with `text` between its markers."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
 
 
 def _short(rows: list[Row]) -> str:
@@ -58,7 +76,7 @@ def _short(rows: list[Row]) -> str:
 def main(arguments: list[str]) -> None:
     """Add records if asked, then write the rendered files."""
     if arguments[:1] == ["--add"]:
-        add(Path(arguments[1]))
+        add(Path(arguments[1]), HERE.joinpath(*arguments[2:3], "runs"))
     for path, text in rendered().items():
         write_text(path, text)
         print(path.relative_to(HERE.parent))
