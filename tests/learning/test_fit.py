@@ -55,7 +55,7 @@ def fit(
 
 
 def assert_same_fit(one: FitResult, other: FitResult) -> None:
-    assert one.summary() == other.summary()
+    assert {**one.summary(), "seconds": None} == {**other.summary(), "seconds": None}
     assert one.history == other.history
     assert one.surrogate.scale == other.surrogate.scale
     for name, weight in one.surrogate.state_dict().items():
@@ -184,6 +184,14 @@ def test_an_interrupted_fit_goes_on_exactly(improving_bank, tmp_path, fidelity):
     assert [entry["step"] for entry in entries] == [40, 60]
     assert_same_fit(resumed, fit(bank, fidelity=fidelity))
     assert_same_fit(fit(bank, fidelity=fidelity, checkpoint=checkpoint), resumed)
+
+
+def test_the_seconds_of_an_interrupted_fit_are_of_all_its_sessions(improving_bank, tmp_path):
+    bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
+    assert 0 < fit(bank, checkpoint=checkpoint).seconds < 100
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "seconds": 100.0}, checkpoint)
+    assert 100 <= fit(bank, checkpoint=checkpoint).seconds < 200
 
 
 def test_a_checkpoint_of_another_fit_is_refused(improving_bank, tmp_path):

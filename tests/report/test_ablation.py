@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reloss.files import write_json
-from reloss.report.ablation import HEADERS, ablation_rows, recommended, render_ablation
+from reloss.report.ablation import HEADERS, ablation_rows, best_variants, render_ablation
 
 DIGITS = "classification/digits_cnn"
 
@@ -54,10 +54,12 @@ def test_rows(runs):
     assert row_of(rows, "Kendall").status == "not run (no record)"
 
 
-def test_the_best_paired_difference_is_recommended(runs, tmp_path):
-    assert recommended(ablation_rows(runs)).value == "fidelity=corrected"
+def test_the_best_paired_difference_is_named(runs, tmp_path):
+    assert {name: row.value for name, row in best_variants(ablation_rows(runs)).items()} == {
+        DIGITS: "fidelity=corrected"
+    }
     (tmp_path / "empty").mkdir()
-    assert recommended(ablation_rows(tmp_path / "empty")) is None
+    assert best_variants(ablation_rows(tmp_path / "empty")) == {}
 
 
 def test_formats(runs, cli):
@@ -66,7 +68,8 @@ def test_formats(runs, cli):
     assert f"| {DIGITS} | baseline | cross-entropy |" in out
     assert "+2.00 [" in out
     assert "not run" in out
-    assert out.rstrip().endswith("Commits: abc.")
+    assert out.rstrip().endswith(" Commits: abc.")
+    assert f"Best differences: {DIGITS}: centre fidelity=corrected, +2.00 [" in out
     rows = list(csv.reader(io.StringIO(render_ablation(ablation_rows(runs), "csv"))))
     assert tuple(rows[0]) == HEADERS
     assert {len(row) for row in rows} == {len(HEADERS)}

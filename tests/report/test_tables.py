@@ -122,7 +122,7 @@ def test_unfinished_runs_do_not_count(tmp_path, write_summary):
     write_summary("reloss", 0, status="interrupted")
     baseline, ours = row_of(tmp_path, "ce"), row_of(tmp_path, "reloss")
     assert (baseline["ours, %"], baseline["n"]) == ("70.00", "1")
-    assert baseline["status"] == "not in the paper; seed 1 failed"
+    assert baseline["status"] == "not in the paper; seed 1 failed: no disk"
     assert ours["ours, %"] == ours["difference to baseline"] == "not finished"
     assert ours["status"].endswith("seed 0 interrupted")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,7 +137,6 @@ class _Job:
         """Train and evaluate with the loss, after the stages that it needs if all were asked for."""
         if self.request.stage == "all" and self.request.loss in LEARNED_LOSSES:
             self.baseline()
-            self.learn()
         if self.request.stage == "all" and self.task.fine_tunes(self.config) and not self._baseline_weights():
             self._baseline_job()._train(self.request.seed)
         return self._train(self.request.seed)
@@ -285,7 +283,6 @@ def learn(
     higher_is_better: bool = True,
 ) -> dict[str, float]:
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
-    began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
     result = fit_surrogate(
@@ -298,7 +295,7 @@ def learn(
         checkpoint=checkpoint,
     )
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
-    fit = {**result.summary(), "seconds": round(time.monotonic() - began, 1)}
+    fit = result.summary()
     card = {
         "metric": metric,
         "higher_is_better": higher_is_better,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class FitResult:
         spearman_ordinary: of the ordinary loss, on the same recorded items.
         validation_items: how many held-out items these figures rest on.
         step: at which the best weights were found.
+        seconds: that the fit took, of all its sessions if it was interrupted.
     """
 
     surrogate: SurrogateLoss
@@ -51,10 +53,11 @@ class FitResult:
     spearman_ordinary: float
     validation_items: int
     step: int
+    seconds: float
 
     def summary(self) -> dict[str, float]:
         """Return the figures without surrogate and history, for a record."""
-        names = ("spearman", "spearman_synthetic", "spearman_ordinary", "validation_items", "step")
+        names = ("spearman", "spearman_synthetic", "spearman_ordinary", "validation_items", "step", "seconds")
         return {name: getattr(self, name) for name in names}
 
 
@@ -146,6 +149,7 @@ class Fit:
         options: LearnOptions,
         device: str | torch.device,
     ) -> None:
+        self.began, self.seconds_before = time.monotonic(), 0.0
         self.surrogate = surrogate.to(device).requires_grad_().train()  # one that was loaded comes frozen
         self.bank, self.measure, self.options, self.device = bank, measure, options, device
         self.optimizer = torch.optim.Adam(
@@ -313,6 +317,7 @@ class Fit:
             spearman_ordinary=float(ordinary),
             validation_items=len(self.held_out),
             step=self.best["step"],
+            seconds=round(self._seconds(), 1),
         )
 
     def warning(self) -> str:
@@ -333,6 +338,9 @@ class Fit:
             f"<= 0); try {', '.join(tries[:-1])} or {tries[-1]}"
         )
 
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
     def _identity(self) -> str:
         metric = [round(value, 5) for value in self.validation_metric["spearman"].tolist()]  # a name can mislead
         described = [self.options.model_dump_json(), self.bank.fingerprint(), str(self.surrogate.options()), metric]
@@ -345,6 +353,7 @@ class Fit:
             "step": self.step,
             "history": self.history,
             "best": self.best,
+            "seconds": self._seconds(),
             "weights": self.surrogate.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -370,6 +379,7 @@ class Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
+        self.seconds_before = state["seconds"]
 
 
 def _calibration(surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> float:

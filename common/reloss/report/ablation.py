@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,6 +14,7 @@ from reloss.experiment.ablation import Variant
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import ablations, find_experiment
 from reloss.files import read_json
+from reloss.report.groups import Summary, commits, group, key_of, scores, unfinished
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import written
 
@@ -64,73 +66,57 @@ def ablation_rows(runs: Path) -> list[AblationRow]:
     return rows
 
 
-def recommended(rows: Sequence[AblationRow]) -> AblationRow | None:
-    """Return the variant whose paired difference to the baseline is best on the validation split, if any was run."""
-    compared = [row for row in rows if row.difference is not None]
-    return max(compared, key=lambda row: row.difference.mean) if compared else None  # type: ignore[union-attr]
+def best_variants(rows: Sequence[AblationRow]) -> dict[str, AblationRow]:
+    """Return the variant with the best paired difference to the baseline on the validation split, by experiment."""
+    compared = sorted(((row.difference.mean, row) for row in rows if row.difference), key=itemgetter(0))
+    return {row.experiment: row for _, row in compared}
 
 
-def _rows(
-    experiment: str, variants: Sequence[Variant], summaries: Sequence[dict[str, Any]], runs: Path
-) -> list[AblationRow]:
+def _rows(experiment: str, variants: Sequence[Variant], summaries: Sequence[Summary], runs: Path) -> list[AblationRow]:
     config = find_experiment(experiment)[1]
-    ordinary = [summary["settings"] for summary in summaries if summary["loss"] == config.ordinary_loss]
-    common: list[str] = min(ordinary, key=len, default=[])  # what the sweep set for all, such as data.format=folder
-    groups = [_matching(summaries, variant.loss, (*common, *variant.settings)) for variant in variants]
-    baseline = _scores(_matching(summaries, config.ordinary_loss, tuple(common)), f"validation_{config.score}")
+    groups = group(summaries)
+    ordinary = [settings for loss, settings in groups if loss == config.ordinary_loss]
+    common = min(ordinary, key=len, default=())  # what the sweep set for all, such as data.format=folder
+    reference = scores(groups.get((config.ordinary_loss, common), []), f"validation_{config.score}")
     path = runs / experiment / "diagnostics" / "diagnostics.json"
     diagnosed = {entry.get("folder"): entry for entry in (read_json(path) if path.exists() else [])}
     return [
-        _row(experiment, variant, group, config.score, baseline, diagnosed)
-        for variant, group in zip(variants, groups, strict=True)
+        _row(
+            experiment,
+            variant,
+            groups.get(key_of(variant.loss, (*common, *variant.settings)), []),
+            config.score,
+            reference,
+            diagnosed,
+        )
+        for variant in variants
     ]
-
-
-def _matching(summaries: Sequence[dict[str, Any]], loss: str, settings: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [s for s in summaries if s["loss"] == loss and sorted(s["settings"]) == sorted(settings)]
 
 
 def _row(
     experiment: str,
     variant: Variant,
-    mine: Sequence[dict[str, Any]],
+    mine: Sequence[Summary],
     score: str,
-    baseline: dict[int, float],
+    reference: dict[int, float],
     diagnosed: dict[str | None, dict[str, Any]],
 ) -> AblationRow:
-    validation, test = _scores(mine, f"validation_{score}"), _scores(mine, score)
+    validation, test = scores(mine, f"validation_{score}"), scores(mine, score)
     fits = [summary["surrogate"] for summary in mine if "surrogate" in summary]
     entry = diagnosed.get(fits[0]["folder"] if fits else None, {}) if mine else {}
     found = {**(fits[0] if fits else {}), **entry}
-    is_baseline = variant.factor == "baseline"
     return AblationRow(
         experiment=experiment,
         factor=variant.factor,
         value=variant.value,
         rankings={name: found[name] for name in RANKINGS if name in found},
         validation=describe(list(validation.values())) if validation else None,
-        difference=paired_difference(validation, baseline) if validation and baseline and not is_baseline else None,
+        difference=paired_difference(validation, reference) if variant.factor != "baseline" else None,
         test=describe(list(test.values())) if test else None,
         seconds=mean(fit["seconds"] for fit in fits) if fits else None,
-        status=_status(mine),
-        commits=tuple(sorted({summary["environment"].get("commit", "unknown") for summary in mine})),
+        status=("; ".join(unfinished(mine)) or "finished") if mine else "not run (no record)",
+        commits=commits(mine),
     )
-
-
-def _scores(summaries: Sequence[dict[str, Any]], score: str) -> dict[int, float]:
-    """Return a score in percent by seed, of finished runs that have it."""
-    return {s["seed"]: 100 * s["scores"][score] for s in summaries if score in s["scores"]}
-
-
-def _status(summaries: Sequence[dict[str, Any]]) -> str:
-    if not summaries:
-        return "not run (no record)"
-    unfinished = [
-        f"seed {s['seed']} {s['status']}" + (f": {s['cause']}" if "cause" in s else "")
-        for s in summaries
-        if s["status"] != "finished"
-    ]
-    return "; ".join(unfinished) or "finished"
 
 
 def cells(row: AblationRow) -> list[str]:
@@ -161,6 +147,10 @@ def render_ablation(rows: Sequence[AblationRow], format: str) -> str:
     Raises:
         UsageError: another format.
     """
-    commits = sorted({commit for row in rows for commit in row.commits})
-    note = f"{NOTE} Commits: {', '.join(commits) or 'none'}."
+    made_at = sorted({commit for row in rows for commit in row.commits})
+    best = [
+        f"{experiment}: {row.factor} {row.value}, {_difference(row, 'none')}"
+        for experiment, row in best_variants(rows).items()
+    ]
+    note = f"{NOTE} Best differences: {'; '.join(best) or 'none'}. Commits: {', '.join(made_at) or 'none'}."
     return written(format, HEADERS, [cells(row) for row in rows], note, [asdict(row) for row in rows])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from reloss.errors import UsageError, unknown
 from reloss.experiment.config import Experiment
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import Task, tasks
+from reloss.report.groups import Key, Summary, baseline, commits, group, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 
@@ -58,49 +58,36 @@ def table(name: str, runs: Path) -> list[Row]:
 
 
 def _rows(
-    task: Task, config: Experiment, summaries: list[dict[str, Any]], published: dict[tuple[str, str], Published]
+    task: Task, config: Experiment, summaries: list[Summary], published: dict[tuple[str, str], Published]
 ) -> list[Row]:
-    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
-    for summary in summaries:
-        if summary["experiment"] == config.name:
-            groups[summary["loss"], tuple(summary["settings"])].append(summary)
+    groups = group([summary for summary in summaries if summary["experiment"] == config.name])
     rows = []
     for loss in config.losses:
         entry = published.get((config.name, loss))
         shown = entry.shown() if entry else "none"
-        variants = sorted(settings for name, settings in groups if name == loss)
-        for settings in variants:
-            rows.append(_row(config, loss, settings, shown, groups))
-        if not variants:
-            rows.append(_not_run(config, loss, shown))
+        variants = [groups[key] for key in sorted(groups) if key[0] == loss]
+        rows += [_row(config, loss, mine, shown, groups) for mine in variants] or [_not_run(config, loss, shown)]
     return rows
 
 
 def _row(
-    config: Experiment,
-    loss: str,
-    settings: tuple[str, ...],
-    published: str,
-    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]],
+    config: Experiment, loss: str, mine: list[Summary], published: str, groups: Mapping[Key, Sequence[Summary]]
 ) -> Row:
-    mine = groups[loss, settings]
-    scores = _scores(mine, config.score)
-    baseline = _baseline(config, mine, groups)
-    first = mine[0]
-    command = first["environment"].get("command", f"reloss run {config.name} --loss {loss}")
+    ours, first = scores(mine, config.score), mine[0]
+    reference = scores(baseline(groups, config.ordinary_loss, like=first), config.score)
     return Row(
         experiment=config.name,
         loss=loss,
-        settings=settings,
+        settings=tuple(first["settings"]),
         score=config.score,
         published=published,
-        ours=describe(list(scores.values())) if scores else None,
-        difference=paired_difference(scores, baseline) if baseline and loss != config.ordinary_loss else None,
+        ours=describe(list(ours.values())) if ours else None,
+        difference=paired_difference(ours, reference) if loss != config.ordinary_loss else None,
         is_baseline=loss == config.ordinary_loss,
         spearman=_spearman(config, loss, mine, groups),
-        status=_status(config, mine, settings),
-        command=command,
-        commits=tuple(sorted({summary["environment"].get("commit", "unknown") for summary in mine})),
+        status=_status(config, mine),
+        command=first["environment"].get("command", f"reloss run {config.name} --loss {loss}"),
+        commits=commits(mine),
         records=tuple(summary["record"] for summary in mine),
     )
 
@@ -123,43 +110,26 @@ def _not_run(config: Experiment, loss: str, published: str) -> Row:
     )
 
 
-def _scores(summaries: list[dict[str, Any]], score: str) -> dict[int, float]:
-    """Return the score in percent by seed, of finished runs."""
-    return {s["seed"]: 100 * s["scores"][score] for s in summaries if s["status"] == "finished"}
-
-
-def _baseline(
-    config: Experiment, mine: list[dict[str, Any]], groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
-) -> dict[int, float]:
-    """Return the ordinary loss's scores under the same protocol: of the run with the fewest settings, if several."""
-    candidates = [
-        (len(settings), settings, group)
-        for (loss, settings), group in groups.items()
-        if loss == config.ordinary_loss and group[0]["protocol"] == mine[0]["protocol"]
-    ]
-    return _scores(min(candidates)[2], config.score) if candidates else {}
-
-
 def _spearman(
     config: Experiment,
     loss: str,
-    mine: list[dict[str, Any]],
-    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]],
+    mine: list[Summary],
+    groups: Mapping[Key, Sequence[Summary]],
 ) -> float | None:
     """Return how well the loss ranked held-out items; the ordinary loss's is measured beside each surrogate."""
     if loss == config.ordinary_loss:
-        same = [s for group in groups.values() for s in group if s["protocol"] == mine[0]["protocol"]]
+        same = [s for others in groups.values() for s in others if s["protocol"] == mine[0]["protocol"]]
         measured = [s["surrogate"]["spearman_ordinary"] for s in same if "surrogate" in s]
     else:
         measured = [s["surrogate"]["spearman"] for s in mine if "surrogate" in s]
     return measured[0] if measured else None
 
 
-def _status(config: Experiment, summaries: list[dict[str, Any]], settings: tuple[str, ...]) -> str:
-    unfinished = [f"seed {s['seed']} {s['status']}" for s in summaries if s["status"] != "finished"]
+def _status(config: Experiment, mine: list[Summary]) -> str:
+    settings = mine[0]["settings"]
     kind = "not in the paper" if config.paper.startswith("none") else "full protocol"
     reduced = f"reduced: {' '.join(settings)}" if settings else kind
-    return "; ".join([reduced, *unfinished])
+    return "; ".join([reduced, *unfinished(mine)])
 
 
 HEADERS = (

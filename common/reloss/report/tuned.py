@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from reloss.errors import UsageError, unknown
 from reloss.experiment.config import Experiment
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
+from reloss.report.groups import Key, Summary, baseline, group, key_of, scores
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import written
 
@@ -22,8 +23,6 @@ NOTE = (
     "validation split. Difference: on the test set, paired by seed with {ordinary} at its own best rate, with its 95 % "
     "t interval."
 )
-
-Summaries = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,36 @@ def tuned_rows(name: str, runs: Path, score: str) -> list[TunedRow]:
     return rows
 
 
-def _rows(config: Experiment, summaries: Summaries, score: str) -> list[TunedRow]:
-    groups: dict[tuple[str, tuple[str, ...]], dict[float, Summaries]] = defaultdict(lambda: defaultdict(list))
-    for summary in summaries:
-        settings = tuple(setting for setting in summary["settings"] if not setting.startswith(RATE))
-        rate = next((s.removeprefix(RATE) for s in summary["settings"] if s.startswith(RATE)), config.train.lr)  # type: ignore[attr-defined]
-        groups[summary["loss"], settings][float(rate)].append(summary)
-    best = {
-        key: max(rates, key=lambda rate, rates=rates: mean(_scores(rates[rate], f"validation_{score}").values()))  # type: ignore[misc]
-        for key, rates in groups.items()
-    }
-    chosen = {key: rates[best[key]] for key, rates in groups.items()}
+def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[TunedRow]:
+    tried: dict[Key, dict[float, list[Summary]]] = defaultdict(lambda: defaultdict(list))
+    for (loss, settings), mine in group(summaries).items():
+        rates = [setting.removeprefix(RATE) for setting in settings if setting.startswith(RATE)]
+        others = [setting for setting in settings if not setting.startswith(RATE)]
+        tried[key_of(loss, others)][float(rates[0] if rates else config.model_dump()["train"]["lr"])] += mine
+    best = {key: _best(rates, score) for key, rates in tried.items()}
+    chosen = {key: rates[best[key]] for key, rates in tried.items()}
     rows = []
     for key in sorted(chosen, key=lambda key: (config.losses.index(key[0]), len(key[1]), key[1])):
-        loss, settings = key
-        test, validation = _scores(chosen[key], score), _scores(chosen[key], f"validation_{score}")
-        baselines = [
-            (len(other), other)
-            for name, other in groups
-            if name == config.ordinary_loss and chosen[name, other][0]["protocol"] == chosen[key][0]["protocol"]
-        ]
-        baseline = _scores(chosen[config.ordinary_loss, min(baselines)[1]], score) if baselines else {}
+        (loss, settings), mine = key, chosen[key]
+        test, reference = scores(mine, score), scores(baseline(chosen, config.ordinary_loss, like=mine[0]), score)
         rows.append(
             TunedRow(
                 experiment=config.name,
                 loss=loss,
                 settings=settings,
-                rates=tuple(sorted(groups[key])),
+                rates=tuple(sorted(tried[key])),
                 best=best[key],
-                validation=describe(list(validation.values())),
+                validation=describe(list(scores(mine, f"validation_{score}").values())),
                 test=describe(list(test.values())),
-                difference=paired_difference(test, baseline) if loss != config.ordinary_loss else None,
+                difference=paired_difference(test, reference) if loss != config.ordinary_loss else None,
             )
         )
     return rows
 
 
-def _scores(summaries: Summaries, score: str) -> dict[int, float]:
-    return {summary["seed"]: 100 * summary["scores"][score] for summary in summaries}
+def _best(rates: Mapping[float, Sequence[Summary]], score: str) -> float:
+    means = {rate: mean(scores(mine, f"validation_{score}").values()) for rate, mine in rates.items()}
+    return max(means, key=lambda rate: means[rate])
 
 
 def cells(row: TunedRow, ordinary: str) -> list[str]:

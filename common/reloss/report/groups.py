@@ -1,0 +1,52 @@
+"""Records gathered for a table: those of one loss with the same settings, over seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Summary = dict[str, Any]
+Key = tuple[str, tuple[str, ...]]
+"""A loss and its settings, sorted."""
+
+
+def key_of(loss: str, settings: Iterable[str]) -> Key:
+    """Return the key of a group, whatever the order in which the settings were given."""
+    return loss, tuple(sorted(settings))
+
+
+def group(summaries: Iterable[Summary]) -> dict[Key, list[Summary]]:
+    """Return the summaries of one experiment by loss and settings."""
+    groups: dict[Key, list[Summary]] = defaultdict(list)
+    for summary in summaries:
+        groups[key_of(summary["loss"], summary["settings"])].append(summary)
+    return dict(groups)
+
+
+def scores(summaries: Iterable[Summary], score: str) -> dict[int, float]:
+    """Return a score in percent by seed, of finished runs that have it."""
+    kept = [summary for summary in summaries if summary["status"] == "finished" and score in summary["scores"]]
+    return {summary["seed"]: 100 * summary["scores"][score] for summary in kept}
+
+
+def baseline(groups: Mapping[Key, Sequence[Summary]], loss: str, like: Summary) -> Sequence[Summary]:
+    """Return the group of the ordinary `loss` under the protocol of `like`: with the fewest settings, if several."""
+    candidates = [
+        (len(key[1]), key) for key, mine in groups.items() if key[0] == loss and mine[0]["protocol"] == like["protocol"]
+    ]
+    return groups[min(candidates)[1]] if candidates else []
+
+
+def commits(summaries: Iterable[Summary]) -> tuple[str, ...]:
+    """Return the commits that the runs were made at."""
+    return tuple(sorted({summary["environment"].get("commit", "unknown") for summary in summaries}))
+
+
+def unfinished(summaries: Iterable[Summary]) -> list[str]:
+    """Return what to say of the runs that did not finish, and why."""
+    return [
+        f"seed {s['seed']} {s['status']}" + (f": {s['cause']}" if "cause" in s else "")
+        for s in summaries
+        if s["status"] != "finished"
+    ]
