@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin, written by `make results` -->", "<!-- results: end -->"
 KEPT = ("config.yaml", "environment.json", "summary.json")
-RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10ship"))  # have their own page
+RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10car"))  # have their own page
 
 
 def add(runs: Path, into: Path) -> None:

@@ -84,14 +84,14 @@ def cifar10cat_cnn() -> ClassificationExperiment:
     )
 
 
-def cifar10ship_cnn() -> ClassificationExperiment:
-    """The ships of CIFAR-10 against the rest, one to fifty, for 20 epochs: easier to tell than cats, not in the paper.
+def cifar10car_cnn() -> ClassificationExperiment:
+    """The automobiles of CIFAR-10 against the rest, one to fifty, for 20 epochs: easier to tell than cats, not in the paper.
 
     As many images as of cats. Taught by F1 with --set metric=binary_f1.
 
-        reloss run classification/cifar10ship_cnn --loss reloss --seed 0
+        reloss run classification/cifar10car_cnn --loss reloss --seed 0
     """
-    return _rare(cifar10_cnn(), "cifar10ship_cnn", positive_class=8, batch_size=256, epochs=20, steps=300)
+    return _rare(cifar10_cnn(), "cifar10car_cnn", positive_class=1, batch_size=256, epochs=20, steps=300)
 
 
 def cifar10_resnet20() -> ClassificationExperiment:
@@ -239,7 +239,7 @@ EXPERIMENTS: dict[str, Callable[[], ClassificationExperiment]] = {
         digits8_cnn,
         cifar10_cnn,
         cifar10cat_cnn,
-        cifar10ship_cnn,
+        cifar10car_cnn,
         cifar10_resnet20,
         cifar10_resnet32,
         cifar10_resnet56,
