@@ -131,7 +131,7 @@ class Learn:
     out: Path
     """Folder for the surrogate; an interrupted fit in it goes on."""
     kind: str = "classification"
-    """Kind of surrogate: classification (class logits, example by example) or set (of a whole batch)."""
+    """Kind of surrogate: classification (class logits, one by one), set (of a whole batch) or pose (heatmaps)."""
     lower_is_better: bool = False
     """Whether a smaller value of the metric is a better prediction."""
     set: Settings = ()
@@ -150,8 +150,11 @@ class Learn:
         if (self.out / "surrogate.json").exists():
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
         seed_everything(options.seed)
-        surrogate = get_surrogate(self.kind).for_fit(options)
         bank = PredictionBank.open(self.bank)
+        try:
+            surrogate = get_surrogate(self.kind).for_fit(options, bank.output_shape())
+        except ValueError as error:
+            raise RelossError(f"--kind {self.kind} does not go with the bank {self.bank}: {error}") from error
         print(json.dumps(learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better), indent=2))
 
 

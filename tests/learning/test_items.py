@@ -107,6 +107,18 @@ def test_the_generator_decides_every_source(name, start):
     assert unequal == (name != "recorded")
 
 
+def test_shuffled_items_keep_their_outputs_and_turn_a_suffix_of_targets():
+    start = class_items(n=400)._replace(targets=torch.arange(16).expand(400, 16))
+    made = items.shuffled(start, generator())
+    assert made.outputs is start.outputs
+    assert made.statistics is start.statistics
+    kept = (made.targets == torch.arange(16)).sum(-1)
+    for row, count in zip(made.targets.tolist(), kept.tolist(), strict=True):
+        assert row == [*range(count), *range(count + 1, 16), count][:16] or (count, row) == (16, list(range(16)))
+    assert {int(count) for count in kept} == {*range(15), 16}  # a suffix of one example has nothing to turn to
+    assert 7 < kept.float().mean() < 9
+
+
 def test_recorded_items_are_as_they_were():
     start = class_items()
     assert items.recorded(start, generator()) is start
@@ -191,16 +203,14 @@ def test_outputs_of_another_kind_cannot_be_relabelled_but_blurred():
     heatmaps = torch.randn(4, 3, 2, 5, 5, generator=generator())
     start = items.Items(heatmaps, heatmaps)
     for name in ("relabelled", "random"):
-        with pytest.raises(
-            UsageError, match=r"outputs \[4, 3, 2, 5, 5\] .* choose mixture=recorded or mixture=perturbed"
-        ):
+        with pytest.raises(UsageError, match=r"outputs \[4, 3, 2, 5, 5\] .* choose mixture=shuffled"):
             items.SOURCES[name](start, generator())
-    for name in LearnOptions(mixture="perturbed").shares():
+    for name in {**LearnOptions(mixture="perturbed").shares(), **LearnOptions(mixture="shuffled").shares()}:
         assert items.SOURCES[name](start, generator()).outputs.shape == heatmaps.shape
     made = items.synthetic(start, generator())
-    assert torch.equal(made.targets, start.targets)
-    sizes = (made.outputs - start.outputs).flatten(1).std(-1)
-    assert 0 < sizes.min() < sizes.max() < 2.2
+    assert made.outputs is start.outputs
+    assert not torch.equal(made.targets, start.targets)
+    assert_close(made.targets.sum(1), start.targets.sum(1))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing import assert_close
 
-from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_pck, oks, pck
+from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
 
 
 def heatmaps(seed: int, *shape: int, levels: int = 5) -> Tensor:
@@ -277,3 +278,17 @@ class TestOks:
                 oks(*wrong)
         with pytest.raises(ValueError, match=r"\[2, 4, 17, 2\], \[2, 4, 17, 3\], \[2, 4\], \[3\]"):
             oks(outputs, targets, areas, [0.1, 0.1, 0.1])
+
+
+def test_heatmap_oks_is_that_of_the_decoded_joints():
+    points = uniform(2, 3, 17, 2) * torch.tensor([44.0, 60.0]) + 2
+    outputs, targets = bumps(points + 2 * uniform(2, 3, 17, 2), 64, 48), bumps(points, 64, 48)
+    targets[0, 1, 4] = 0
+    joints = torch.cat([decode_heatmaps(targets), (targets.amax((-2, -1)) > 0)[..., None]], -1)
+    area = 0.53 * (64 / 1.25) * (48 / 1.25)
+    expected = oks(decode_heatmaps(outputs), joints, torch.full((2, 3), area))
+    assert_close(heatmap_oks(outputs, targets), expected)
+    assert (expected < 0.99).all()
+    assert heatmap_oks(targets, targets).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="17"):
+        heatmap_oks(outputs[:, :, :14], targets[:, :, :14])

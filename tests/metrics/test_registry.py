@@ -76,7 +76,7 @@ def test_names():
         *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1"),
         *("binary_f1", "average_precision", "auroc"),
         *("ndcg", "ndcg10"),
-        "heatmap_pck",
+        *("heatmap_pck", "heatmap_oks"),
         *("span_f1", "span_exact_match", "token_f1", "token_exact_match", "bleu"),
     ]
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from reloss import ClassificationReLoss
+from reloss import ClassificationReLoss, PoseReLoss
 from reloss.learning import LearnOptions
 from reloss.learning.items import Items
 from reloss.learning.objective import gradient_penalty, rank_objective
@@ -117,3 +117,15 @@ def dense_gradients(fixture: dict[str, Tensor], dense_rank) -> dict[str, Tensor]
     (slopes,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)
     (-correlation + 10 * (slopes.norm(dim=-1) - 1).square().mean()).backward()
     return {name: parameter.grad for name, parameter in surrogate.named_parameters()}
+
+
+@pytest.mark.parametrize("size", [(64, 48), (96, 72)])
+def test_pose_loss_and_its_gradient(released, size):
+    fixture = released(f"pose_{size[0]}x{size[1]}")
+    surrogate = PoseReLoss(size)
+    surrogate.load_state_dict({name[8:]: value for name, value in fixture.items() if name.startswith("weights.")})
+    outputs = fixture["outputs"].float().requires_grad_()
+    loss = surrogate(outputs, fixture["targets"].float(), fixture["mask"])
+    assert_near(loss[None], fixture["loss"], 1e-6)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert_near(gradient, fixture["grad_outputs"], 1e-5)

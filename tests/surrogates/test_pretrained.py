@@ -386,7 +386,9 @@ def test_the_file_of_each_released_name(release, cached, name):
         "released/nat": "reloss_nat.ckpt",
     }[name]
     release.files[file] = saved({"loss.bias": torch.ones(2)})
-    path = pretrained.find_pretrained(name, pretrained.RELEASED[name])
+    kind, options = pretrained.RELEASED[name]
+    path, known = pretrained.find_pretrained(name, kind)
+    assert known == options
     assert path.read_bytes() == release.files[file]
     assert cached() == [file]
 

@@ -197,6 +197,17 @@ class PredictionBank:
             targets[mine] = shards[number]["targets"][inside]
         return outputs.to(device).float(), targets.to(device)
 
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of one example's outputs.
+
+        Raises:
+            RelossError: the bank is empty.
+        """
+        shards = self._open_shards()
+        if not shards:
+            raise RelossError(f"the bank {self.path} is empty")
+        return tuple(shards[0]["outputs"].shape[2:])
+
     def steps(self) -> Tensor:
         """Return the training step at which each item was recorded, [len(bank)]."""
         shards = self._open_shards()

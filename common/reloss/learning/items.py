@@ -79,7 +79,7 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
     if outputs.dim() != 3 or targets.dim() != 2 or targets.is_floating_point():
         raise UsageError(
             f"outputs {list(outputs.shape)} with targets {list(targets.shape)} are neither class logits nor scores of "
-            "two classes, so they cannot be relabelled; choose mixture=recorded or mixture=perturbed"
+            "two classes, so they cannot be relabelled; choose mixture=shuffled"
         )
     random = torch.randint(outputs.shape[-1], (n, b), generator=generator).to(device)
     suffix = (torch.arange(b) >= kept).to(device)
@@ -116,17 +116,32 @@ def random(items: Items, generator: torch.Generator) -> Items:
     return relabelled(Items(generated, items.targets), generator)
 
 
+def shuffled(items: Items, generator: torch.Generator) -> Items:
+    """Spoil items of any kind: a suffix of each, of uniform length, gets the targets of other examples in it.
+
+    The counterpart of the release's label augmentation for predictions without classes: the metric varies from what it
+    is to chance.
+    """
+    n, b = items.outputs.shape[:2]
+    place = torch.arange(b).expand(n, b)
+    kept = torch.randint(b + 1, (n, 1), generator=generator)
+    shifted = kept + (place - kept + 1) % (b - kept).clamp(min=1)  # the suffix turned round by one
+    order = torch.where(place < kept, place, shifted)
+    index = (torch.arange(n)[:, None] * b + order).to(items.targets.device)
+    return items._replace(targets=items.targets.flatten(0, 1)[index])
+
+
 SOURCES: dict[str, Source] = {
-    source.__name__: source for source in (recorded, relabelled, noisy, tempered, blended, random)
+    source.__name__: source for source in (recorded, relabelled, shuffled, noisy, tempered, blended, random)
 }
 
 
 def synthetic(items: Items, generator: torch.Generator) -> Items:
-    """Return the items on which a surrogate is validated beside the recorded: relabelled, else noisy."""
+    """Return the items on which a surrogate is validated beside the recorded: relabelled, else shuffled."""
     try:
         return relabelled(items, generator)
     except UsageError:
-        return noisy(items, generator)
+        return shuffled(items, generator)
 
 
 def _are_scores(items: Items) -> bool:

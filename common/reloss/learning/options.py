@@ -35,6 +35,7 @@ MIXTURES: dict[str, dict[str, float]] = {
     "relabelled": {"relabelled": 1},  # the release's
     "random": {"random": 1},
     "half": {"recorded": 1, "relabelled": 1},
+    "shuffled": {"recorded": 1, "shuffled": 1},  # of any kind of predictions
     "perturbed": {"recorded": 1, "noisy": 1, "tempered": 1, "blended": 1},
     "all": {"recorded": 2, "relabelled": 2, "noisy": 1, "tempered": 1, "blended": 1, "random": 1},
 }

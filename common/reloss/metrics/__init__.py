@@ -8,7 +8,7 @@ from typing import Any
 from reloss.errors import UsageError, unknown
 from reloss.metrics.binary import auroc, average_precision, binary_f1
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
-from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_pck, oks, pck
+from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
 from reloss.metrics.per_item import Metric, PerItem, as_metric
 from reloss.metrics.ranking import ndcg, ndcg10
 from reloss.metrics.text import (
@@ -27,7 +27,7 @@ METRICS: dict[str, Metric] = {
         *(accuracy, top5_accuracy, balanced_accuracy, macro_f1),
         *(binary_f1, average_precision, auroc),
         *(ndcg, ndcg10),
-        heatmap_pck,
+        *(heatmap_pck, heatmap_oks),
         *(span_f1, span_exact_match, token_f1, token_exact_match, bleu),
     )
 }
@@ -79,6 +79,7 @@ __all__ = [
     "bleu",
     "decode_heatmaps",
     "get_metric",
+    "heatmap_oks",
     "heatmap_pck",
     "macro_f1",
     "ndcg",

@@ -3,10 +3,15 @@
 from reloss.errors import unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
+from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_names
 from reloss.surrogates.sets import SetReLoss
 
-SURROGATES: dict[str, type[SurrogateLoss]] = {"classification": ClassificationReLoss, "set": SetReLoss}
+SURROGATES: dict[str, type[SurrogateLoss]] = {
+    "classification": ClassificationReLoss,
+    "pose": PoseReLoss,
+    "set": SetReLoss,
+}
 
 
 def get_surrogate(kind: str) -> type[SurrogateLoss]:
@@ -20,4 +25,12 @@ def get_surrogate(kind: str) -> type[SurrogateLoss]:
     return SURROGATES[kind]
 
 
-__all__ = ["SURROGATES", "ClassificationReLoss", "SetReLoss", "SurrogateLoss", "get_surrogate", "pretrained_names"]
+__all__ = [
+    "SURROGATES",
+    "ClassificationReLoss",
+    "PoseReLoss",
+    "SetReLoss",
+    "SurrogateLoss",
+    "get_surrogate",
+    "pretrained_names",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,8 +42,12 @@ class SurrogateLoss(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def for_fit(cls, options: LearnOptions) -> Self:
-        """Return a fresh surrogate of the shape that the options of the fit name."""
+    def for_fit(cls, options: LearnOptions, shape: Sequence[int]) -> Self:
+        """Return a fresh surrogate as the options of the fit say, for outputs of `shape` an example.
+
+        Raises:
+            ValueError: it takes no such outputs.
+        """
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -91,7 +96,8 @@ class SurrogateLoss(nn.Module, ABC):
                 dict such as the authors released (`.ckpt`, read with `weights_only`); or, where no such path exists, a
                 name in `pretrained_names()`: of a surrogate that ships with the package, such as
                 "classification/cifar10", or of the authors' weights, such as "released/cls", downloaded the first time.
-            options: constructor arguments for a file of weights; by default those of the release.
+            options: constructor arguments for a file of weights; by default those of the release, such as the size of
+                the heatmaps of "released/pose_384x288".
 
         Raises:
             UsageError: nothing is there and no surrogate for this class has that name, or options were given for a
@@ -100,7 +106,8 @@ class SurrogateLoss(nn.Module, ABC):
         """
         path = Path(name_or_path)
         if not path.exists():
-            path = find_pretrained(str(name_or_path), cls.__name__)
+            path, known = find_pretrained(str(name_or_path), cls.__name__)
+            options = {**known, **options}
         if path.is_dir():
             if options:
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")

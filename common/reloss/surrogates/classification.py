@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
@@ -56,7 +56,7 @@ class ClassificationReLoss(SurrogateLoss):
         return [layer for layer in (*self.logits_fcs, *self.loss) if isinstance(layer, nn.Linear)]
 
     @classmethod
-    def for_fit(cls, options: LearnOptions) -> Self:
+    def for_fit(cls, options: LearnOptions, shape: Sequence[int] = ()) -> Self:
         """Return a fresh surrogate with the input and output that the options of the fit name."""
         return cls(input=options.input, output=options.output)
 

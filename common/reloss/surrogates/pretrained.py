@@ -22,12 +22,13 @@ from reloss.progress import progress, say
 
 WEIGHTS = Path(__file__).parent / "weights"
 RELEASE = "https://github.com/hunto/ReLoss/releases/download/v1.0.0"
-# The class of surrogate that the weights of each name are for. The file of released/NAME is reloss_NAME.ckpt.
-RELEASED = {
-    "released/cls": "ClassificationReLoss",
-    "released/pose_256x192": "PoseReLoss",
-    "released/pose_384x288": "PoseReLoss",
-    "released/nat": "TranslationReLoss",
+# The class of surrogate that the weights of each name are for, and its options. The file of released/NAME is
+# reloss_NAME.ckpt. Pose is named by the size of the images; heatmaps are a quarter of it.
+RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
+    "released/cls": ("ClassificationReLoss", {}),
+    "released/pose_256x192": ("PoseReLoss", {"size": (64, 48)}),
+    "released/pose_384x288": ("PoseReLoss", {"size": (96, 72)}),
+    "released/nat": ("TranslationReLoss", {}),
 }
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16
@@ -39,8 +40,10 @@ def pretrained_names() -> list[str]:
     return sorted([*shipped, *RELEASED])
 
 
-def find_pretrained(name: str, surrogate_class: str) -> Path:
-    """Return where the pretrained surrogate `name` is: its folder in the package, or the file of released weights.
+def find_pretrained(name: str, surrogate_class: str) -> tuple[Path, dict[str, Any]]:
+    """Return where the pretrained surrogate `name` is, and its options if it is a file of released weights.
+
+    It is else a folder in the package, which states its options itself.
 
     Args:
         name: one of `pretrained_names()`.
@@ -57,10 +60,10 @@ def find_pretrained(name: str, surrogate_class: str) -> Path:
             f"no surrogate at {name}: expected a folder with surrogate.json, a file of weights, or one of the names "
             f"{', '.join(names)}" + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
-    found = RELEASED.get(name) or read_json(WEIGHTS / name / "surrogate.json")["class"]
+    found, options = RELEASED.get(name) or (read_json(WEIGHTS / name / "surrogate.json")["class"], {})
     if found != surrogate_class:
         raise UsageError(f"{name} is for {found}, not for {surrogate_class}")
-    return _released_weights(name) if name in RELEASED else WEIGHTS / name
+    return _released_weights(name) if name in RELEASED else WEIGHTS / name, options
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
@@ -57,7 +58,7 @@ class SetReLoss(SurrogateLoss):
         self.loss = nn.Linear(width, 1)
 
     @classmethod
-    def for_fit(cls, options: LearnOptions) -> Self:
+    def for_fit(cls, options: LearnOptions, shape: Sequence[int] = ()) -> Self:
         """Return a fresh surrogate with the output that the options of the fit name."""
         return cls(output=options.output)
 

@@ -1,0 +1,99 @@
+"""The surrogate for heatmaps of joints: squared errors, each joint's weighted by a network that sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from reloss.metrics.shapes import check_shapes
+from reloss.surrogates.base import SurrogateLoss
+
+if TYPE_CHECKING:
+    from reloss.learning.options import LearnOptions
+
+
+class PoseReLoss(SurrogateLoss):
+    """ReLoss for pose: the mean squared error of heatmaps, each joint's times a learned weight in (0, 1).
+
+    A small network sees the squared errors of a joint's whole heatmap and gives its weight. Architecture and parameter
+    names are the release's, so that its checkpoints load. Whatever is learned, the loss is 0 where the heatmaps are
+    right and positive elsewhere. Its curve at 0 is flat, so its slope cannot be held at 1 there: learn it with penalty
+    `one_sided` or `off`.
+
+    Args:
+        size: height and width of the heatmaps. The release's are 64 x 48 and 96 x 72.
+        width: of the hidden layer.
+        scale: see `SurrogateLoss`.
+
+    Raises:
+        ValueError: the size is not two positive numbers.
+    """
+
+    def __init__(self, size: Sequence[int] = (64, 48), width: int = 8, scale: float = 1.0) -> None:
+        super().__init__(scale)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size is the height and the width of the heatmaps, not {list(size)}")
+        self.size = tuple(size)
+        self.width = width
+        self.logits_fcs = nn.Sequential(nn.Linear(size[0] * size[1], width), nn.ELU(), nn.Linear(width, 1))
+
+    @classmethod
+    def for_fit(cls, options: LearnOptions, shape: Sequence[int]) -> Self:
+        """Return a fresh surrogate for heatmaps [K, H, W] of that `shape`.
+
+        Raises:
+            ValueError: an example's outputs have another number of dimensions.
+        """
+        if len(shape) != 3:
+            raise ValueError(f"expected heatmaps [K, H, W] of an example, not {list(shape)}")
+        return cls(size=tuple(shape[1:]))
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments that make a surrogate of this shape."""
+        return {"size": list(self.size), "width": self.width, "scale": self.scale}
+
+    def per_item(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss of each item, in float32 also under autocast.
+
+        Args:
+            outputs: [N, B, K, H, W] heatmaps.
+            targets: [N, B, K, H, W] heatmaps.
+            weights: [N, B, K] of the joints, 0 for one that is not visible; by default 0 for a joint whose target has
+                no positive value, else 1. As in mmpose, an invisible joint counts in the mean, as 0.
+
+        Returns:
+            [N].
+
+        Raises:
+            ValueError: the shapes do not agree, or the heatmaps are of another size.
+        """
+        shapes = {"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets}
+        if weights is None:
+            check_shapes(shapes)
+            weights = visible(targets)
+        check_shapes({**shapes, "weights [N, B, K]": weights})
+        if outputs.shape[-2:] != self.size:
+            raise ValueError(f"this surrogate is for heatmaps of {list(self.size)}, not {list(outputs.shape[-2:])}")
+        with torch.autocast(outputs.device.type, enabled=False):
+            dtype = next(self.parameters()).dtype
+            errors = (outputs.to(dtype) - targets.to(dtype)).square().flatten(-2)
+            learned = torch.sigmoid(self.logits_fcs(errors)).squeeze(-1)
+            return self.scale * (errors.mean(-1) * learned * weights.to(dtype)).mean((-2, -1))
+
+    def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
+        return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
+
+    @staticmethod
+    def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean squared error of each item's visible joints, as mmpose's `KeypointMSELoss`: -> [N]."""
+        check_shapes({"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets})
+        return ((outputs - targets).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
+
+
+def visible(targets: Tensor) -> Tensor:
+    """Return 1 for each joint whose target heatmap has a positive value, else 0: [..., H, W] -> [...]."""
+    return (targets.amax((-2, -1)) > 0).to(targets.dtype)

@@ -1,0 +1,170 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from reloss import PoseReLoss
+from reloss.errors import RelossError
+from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.metrics import heatmap_pck
+from reloss.surrogates.pose import visible
+
+
+def heatmaps(n=2, b=4, k=3, size=(12, 8), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.rand(n, b, k, *size, generator=generator) for _ in range(2))
+
+
+def surrogate_of_seed(seed=0, **options):
+    torch.manual_seed(seed)
+    return PoseReLoss(**{"size": (12, 8), **options})
+
+
+@pytest.mark.parametrize("size", [(64, 48), (96, 72), (7, 5)])
+def test_parameters_are_the_released_ones(size):
+    assert {name: tuple(value.shape) for name, value in PoseReLoss(size).named_parameters()} == {
+        "logits_fcs.0.weight": (8, size[0] * size[1]),
+        "logits_fcs.0.bias": (8,),
+        "logits_fcs.2.weight": (1, 8),
+        "logits_fcs.2.bias": (1,),
+    }
+
+
+def test_loss_is_the_mean_squared_error_times_a_weight_for_each_joint():
+    outputs, targets = heatmaps()
+    surrogate = surrogate_of_seed(scale=3.0)
+    expected = torch.zeros(2)
+    for n in range(2):
+        for b in range(4):
+            for k in range(3):
+                errors = (outputs[n, b, k] - targets[n, b, k]).square().flatten()
+                expected[n] += 3 * errors.mean() * surrogate.logits_fcs(errors).sigmoid()[0] / 12
+    assert_close(surrogate.per_item(outputs, targets), expected)
+    assert_close(surrogate(outputs[1], targets[1]), expected[1])
+
+
+def test_invisible_joints_are_left_out_and_counted():
+    outputs, targets = heatmaps()
+    targets[:, :, 1] = 0
+    surrogate = surrogate_of_seed()
+    weights = torch.ones(2, 4, 3)
+    weights[..., 1] = 0
+    losses = surrogate.per_item(outputs, targets)
+    assert torch.equal(visible(targets), weights)
+    assert_close(losses, surrogate.per_item(outputs, targets, weights), rtol=0, atol=0)
+    others = [0, 2]
+    assert_close(losses, surrogate.per_item(outputs[:, :, others], targets[:, :, others]) * 2 / 3)
+    outputs.requires_grad_()
+    (gradient,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
+    assert gradient[:, :, 1].abs().max() == 0
+    assert gradient[:, :, others].abs().min() > 0
+
+
+def test_weights_multiply_a_joints_loss():
+    outputs, targets = heatmaps()
+    surrogate = surrogate_of_seed()
+    ones = torch.ones(2, 4, 3)
+    assert_close(surrogate.per_item(outputs, targets, ones / 2), surrogate.per_item(outputs, targets, ones) / 2)
+    assert surrogate.per_item(outputs, targets, 0 * ones).tolist() == [0, 0]
+
+
+def test_nothing_visible_is_no_loss_and_no_gradient():
+    outputs, targets = heatmaps()
+    outputs.requires_grad_()
+    losses = surrogate_of_seed().per_item(outputs, 0 * targets)
+    assert losses.tolist() == [0, 0]
+    losses.sum().backward()
+    assert outputs.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("joints", [1, 13, 14])
+def test_any_number_of_joints_and_a_perfect_prediction(joints):
+    outputs, targets = heatmaps(k=joints)
+    surrogate = surrogate_of_seed()
+    assert (surrogate.per_item(outputs, targets) > 0).all()
+    assert surrogate.per_item(targets, targets).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_under_autocast(dtype):
+    outputs, targets = heatmaps()
+    surrogate = surrogate_of_seed()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = surrogate.per_item(outputs.to(dtype), targets)
+    assert losses.dtype == torch.float32
+    assert_close(losses, surrogate.per_item(outputs.to(dtype).float(), targets), rtol=0, atol=0)
+
+
+def test_wrong_shapes_are_named():
+    outputs, targets = heatmaps()
+    surrogate = surrogate_of_seed()
+    with pytest.raises(ValueError, match=r"for heatmaps of \[12, 8\], not \[8, 12\]"):
+        surrogate.per_item(outputs.mT, targets.mT)
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, K, H, W\]"):
+        surrogate.per_item(outputs, targets[:, :, :2])
+    with pytest.raises(ValueError, match=r"weights \[N, B, K\]"):
+        surrogate.per_item(outputs, targets, torch.ones(2, 4))
+    with pytest.raises(ValueError, match="height and the width"):
+        PoseReLoss((64,))
+
+
+def test_ordinary_loss_is_the_mean_squared_error_of_visible_joints():
+    outputs, targets = heatmaps()
+    targets[0, 1, 2] = 0
+    errors = (outputs - targets).square().mean((-2, -1))
+    errors[0, 1, 2] = 0
+    assert_close(PoseReLoss.ordinary_loss(outputs, targets), errors.mean((-2, -1)))
+
+
+def moving_joints(path, size=(16, 12), items=80, b=8, k=4):
+    """A bank of heatmaps with a bump, whose predicted place comes nearer to the true one with the step."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.arange(size[0]).view(-1, 1), torch.arange(size[1])
+    bank = PredictionBank.create(path, item_size=b)
+
+    def bumps(y, x):
+        return torch.exp(-((rows - y[..., None, None]) ** 2 + (columns - x[..., None, None]) ** 2) / 4)
+
+    for step in range(items):
+        y = torch.randint(2, size[0] - 2, (b, k), generator=generator).float()
+        x = torch.randint(2, size[1] - 2, (b, k), generator=generator).float()
+        away = (2 * (1 - step / items) * torch.randn(2, b, k, generator=generator)).round()
+        bank.append(bumps(y + away[0], x + away[1]), bumps(y, x), step)
+    bank.finish()
+    return bank
+
+
+def test_learns_to_rank_as_pck_and_is_kept(tmp_path):
+    bank = moving_joints(tmp_path / "bank")
+    options = LearnOptions(steps=80, items=32, penalty="off", mixture="shuffled", validate_every=20)
+    fit = fit_surrogate(PoseReLoss.for_fit(options, bank.output_shape()), bank, heatmap_pck, options=options)
+    assert fit.spearman > max(0.9, fit.spearman_ordinary)
+    assert fit.spearman_synthetic > 0.8
+    fit.surrogate.save_pretrained(tmp_path / "kept")
+    again = PoseReLoss.from_pretrained(tmp_path / "kept")
+    outputs, targets = bank.items(torch.arange(3))
+    assert again.size == (16, 12)
+    assert_close(again.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
+
+
+def test_learn_command(tmp_path, cli):
+    moving_joints(tmp_path / "bank")
+    words = ("learn", "--bank", tmp_path / "bank", "--metric", "heatmap_pck", "--out", tmp_path / "surrogate")
+    fast = ("--set", "steps=20", "items=8", "penalty=off", "mixture=shuffled")
+    assert cli(*words, "--kind", "pose", *fast)[0] == 0
+    assert load_file(tmp_path / "surrogate" / "surrogate.safetensors")["logits_fcs.0.weight"].shape == (8, 16 * 12)
+    code, _, err = cli(*words[:-1], tmp_path / "other", "--kind", "classification", *fast)
+    assert code == 1
+    assert "ClassificationReLoss cannot learn from the bank" in err
+
+
+def test_a_bank_of_another_kind_is_refused(tmp_path, improving_bank, cli):
+    bank = improving_bank()
+    with pytest.raises(ValueError, match=r"expected heatmaps \[K, H, W\] of an example, not \[5\]"):
+        PoseReLoss.for_fit(LearnOptions(), bank.output_shape())
+    words = ("learn", "--bank", bank.path, "--metric", "heatmap_pck", "--out", tmp_path / "out", "--kind", "pose")
+    code, _, err = cli(*words)
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"--kind pose does not go with the bank {bank.path}" in err
+    with pytest.raises(RelossError, match="is empty"):
+        PredictionBank.create(tmp_path / "empty").output_shape()
