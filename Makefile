@@ -25,7 +25,7 @@ format: setup
 # Writes what requirements/*.in mean as exact versions with hashes; `make lock UPGRADE=--upgrade` takes newer ones.
 lock: setup
 	$(BIN)/uv pip compile --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --only-binary :all: --no-emit-index-url --no-emit-build-options \
+	  --python-platform x86_64-manylinux_2_28 --excludes requirements/excludes.txt --only-binary :all: --no-emit-index-url --no-emit-build-options \
 	  $(UPGRADE) requirements/*.in --output-file requirements/lock.txt
 
 # Renders the tables of results/ and the README from the records in results/runs.

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("reloss", "torch", "torchvision", "accelerate", "numpy", "scipy", "safetensors", "wandb")
+PACKAGES = (
+    *("reloss", "torch", "torchvision", "accelerate", "mmpose", "mmengine", "mmcv-lite", "xtcocotools"),
+    *("numpy", "scipy", "safetensors", "wandb"),
+)
 
 
 def commit() -> str:

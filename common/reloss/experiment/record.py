@@ -103,13 +103,13 @@ class Record:
         """
         path = self.path / "checkpoint" / "last.pt"
         if not path.exists():
-            self._cut(0)
+            self.rewind(0)
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise RelossError(f"checkpoint {path} is damaged; remove it to train this run anew") from error
-        self._cut(state.pop("metrics_lines"))
+        self.rewind(state.pop("metrics_lines"))
         return state
 
     def discard_checkpoint(self) -> None:
@@ -117,7 +117,8 @@ class Record:
         if self._writes:
             (self.path / "checkpoint" / "last.pt").unlink(missing_ok=True)
 
-    def _cut(self, lines: int) -> None:
+    def rewind(self, lines: int) -> None:
+        """Drop what was logged after the first `lines` lines of metrics: it will come again."""
         if self._writes:
             self.metrics.cut(lines)
 

@@ -174,6 +174,9 @@ class Fit:
             "spearman_synthetic": measure(self.validation["spearman_synthetic"], "synthetic item"),
         }
         self._check_varied()
+        if options.objective == "value" and not surrogate.reaches_any_value:
+            with torch.no_grad():
+                self.surrogate.scale *= float((1 - self.metric).mean() / self.surrogate.per_item(*real[:2]).mean())
         pool = options.pool or (POOL if measure.by_item else None)
         self.pool = self._make_pool(pool, generator) if pool else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +26,9 @@ class SurrogateLoss(nn.Module, ABC):
         scale: a constant by which the loss is multiplied. It leaves every ranking as it is and sets the size of the
             gradient; `fit_surrogate(calibrate=True)` chooses it.
     """
+
+    reaches_any_value: ClassVar[bool] = True
+    """Whether the network can give losses of any size; if not, one that learns a metric's value is scaled first."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()

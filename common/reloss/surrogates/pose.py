@@ -32,6 +32,8 @@ class PoseReLoss(SurrogateLoss):
         ValueError: the size is not two positive numbers.
     """
 
+    reaches_any_value = False  # at most the mean squared error
+
     def __init__(self, size: Sequence[int] = (64, 48), width: int = 8, scale: float = 1.0) -> None:
         super().__init__(scale)
         if len(size) != 2 or min(size) < 1:

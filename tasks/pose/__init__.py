@@ -1,0 +1,5 @@
+"""Human pose estimation through mmpose."""
+
+from tasks.pose.task import PoseTask
+
+TASK = PoseTask()

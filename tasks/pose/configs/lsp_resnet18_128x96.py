@@ -1,0 +1,76 @@
+"""SimpleBaseline on Leeds Sports Pose: mmpose's ResNet-50 for COCO, cut down: ResNet-18, 128x96, 64 channels, 14 joints."""
+
+_base_ = ["mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py"]
+
+names = [
+    *["right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle"],
+    *["right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist"],
+    *["neck", "head_top"],
+]
+mirror = {"right": "left", "left": "right"}
+limbs = [(0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (10, 11), (2, 3), (8, 9), (12, 13)]
+metainfo = dict(
+    dataset_name="lsp",
+    paper_info=dict(author="S. Johnson and M. Everingham", title="LSP extended", year="2011"),
+    keypoint_info={
+        number: dict(
+            name=name,
+            id=number,
+            color=[255, 128, 0] if name.startswith("right") else [0, 255, 0],
+            type="lower" if number < 6 else "upper",
+            swap=f"{mirror[name.split('_')[0]]}_{name.split('_')[1]}" if name.split("_")[0] in mirror else "",
+        )
+        for number, name in enumerate(names)
+    },
+    skeleton_info={
+        number: dict(link=(names[first], names[second]), id=number, color=[0, 128, 255])
+        for number, (first, second) in enumerate(limbs)
+    },
+    joint_weights=[1.0] * 14,
+    sigmas=[0.05] * 14,  # of OKS, which is not used: nobody has measured LSP's annotators
+)
+
+codec = dict(type="MSRAHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1)
+
+model = dict(
+    backbone=dict(depth=18, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")),
+    head=dict(in_channels=512, out_channels=14, deconv_out_channels=(64, 64, 64), decoder=codec),
+)
+
+train_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="GetBBoxCenterScale"),
+    dict(type="RandomFlip", direction="horizontal"),
+    dict(type="RandomBBoxTransform"),
+    dict(type="TopdownAffine", input_size=codec["input_size"]),
+    dict(type="GenerateTarget", encoder=codec),
+    dict(type="PackPoseInputs"),
+]
+val_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="GetBBoxCenterScale"),
+    dict(type="TopdownAffine", input_size=codec["input_size"]),
+    dict(type="PackPoseInputs"),
+]
+
+data_root = "data/lsp/"
+dataset = dict(type="CocoDataset", metainfo=metainfo, data_root=data_root, data_prefix=dict(img="images/"))
+train_dataloader = dict(dataset=dict(**dataset, ann_file="annotations/lsp_train.json", pipeline=train_pipeline))
+val_dataloader = dict(
+    dataset=dict(
+        **dataset,
+        data_mode="topdown",
+        ann_file="annotations/lsp_val.json",
+        bbox_file=None,
+        test_mode=True,
+        pipeline=val_pipeline,
+    )
+)
+test_dataloader = val_dataloader
+
+# The shoulder and the hip across the torso, by which the distances of PCK are divided.
+val_evaluator = dict(_delete_=True, type="TorsoPCK", threshold=0.2, torso=(8, 3))
+test_evaluator = val_evaluator
+
+default_hooks = dict(checkpoint=dict(save_best=None))
+custom_imports = dict(imports=["tasks.pose.metrics", "tasks.pose.losses"], allow_failed_imports=False)

@@ -1,0 +1,71 @@
+"""The adapter that the core sees; imports torch and mmpose only when a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reloss.errors import UsageError
+from reloss.experiment.task import Run, Task
+from tasks.pose.experiments import EXPERIMENTS
+
+if TYPE_CHECKING:
+    from reloss.surrogates import SurrogateLoss
+
+
+class PoseTask(Task):
+    """Pose estimation: mmpose's data sets, models and evaluation, mmengine's training loop."""
+
+    name = "pose"
+
+    @property
+    def experiments(self) -> Mapping[str, Callable[[], Any]]:
+        """Return the functions that make the experiments, by name."""
+        return EXPERIMENTS
+
+    @property
+    def folder(self) -> Path:
+        """Return this folder."""
+        return Path(__file__).parent
+
+    def new_surrogate(self, config: Any) -> SurrogateLoss:
+        """Return a fresh surrogate for heatmaps of the size that the mmpose config says."""
+        from reloss.surrogates import PoseReLoss
+        from tasks.pose.training import heatmap_size
+
+        return PoseReLoss(size=heatmap_size(config))
+
+    def check_data(self, config: Any, data: Path) -> str:
+        """Return what was found of the experiment's images and annotations."""
+        from tasks.pose.data import describe
+
+        return describe(config.data, data)
+
+    def fetch_data(self, config: Any, data: Path) -> None:
+        """Say where the data come from: they are not fetched yet."""
+        from tasks.pose.data import SOURCES
+
+        raise UsageError(f"{config.data.name} is not fetched: {SOURCES[config.data.name]}; put it in {data}")
+
+    def data_fingerprint(self, config: Any, data: Path) -> str:
+        """Return a hash over the annotations."""
+        from tasks.pose.data import fingerprint
+
+        return fingerprint(config.data, data)
+
+    def fine_tunes(self, config: Any) -> bool:
+        """Return whether training starts from the baseline's weights."""
+        return bool(config.train.init == "baseline")
+
+    def train(self, run: Run) -> None:
+        """Train with mmengine."""
+        from tasks.pose.training import train
+
+        train(run)
+
+    def evaluate(self, run: Run) -> dict[str, float]:
+        """Return mmpose's scores on the persons to test on, and on held-out ones."""
+        from tasks.pose.training import evaluate
+
+        return evaluate(run)

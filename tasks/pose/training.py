@@ -1,0 +1,205 @@
+"""Training and evaluation by mmengine's runner."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
+from mmpose.utils import register_all_modules
+from safetensors.torch import load_file
+from torch import nn
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.seeds import derive_seed
+from reloss.experiment.task import Run
+from reloss.files import read_json
+from reloss.surrogates import PoseReLoss
+from tasks.pose import data
+from tasks.pose.config import PoseExperiment
+from tasks.pose.hooks import RecordHook, plain_model, scores
+from tasks.pose.losses import KeypointReLoss
+
+CONFIGS = Path(__file__).parent / "configs"
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@contextmanager
+def _on_standard_error() -> Iterator[None]:
+    """Let what libraries print, such as COCO's evaluation, not mix with what the command prints."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*pkg_resources is deprecated.*")
+        warnings.filterwarnings("ignore", ".*should not accept any other arguments")
+        warnings.filterwarnings("ignore", ".*MultiScaleDeformableAttention.*")
+        yield
+
+
+@_on_standard_error()
+def train(run: Run) -> None:
+    """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
+
+    Raises:
+        RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
+    """
+    data.describe(run.config.data, run.data)
+    runner = make_runner(run, resume=True)
+    model = plain_model(runner)
+    model.head.loss_module = make_loss(run)
+    if run.initial_weights is not None:
+        model.load_state_dict(_read_weights(run.initial_weights))
+    hook = RecordHook(run, _recorded_loader(runner, run.config))
+    runner.register_hook(hook)
+    with closing(hook):
+        runner.train()
+    run.record.save_weights(model.state_dict())
+
+
+@_on_standard_error()
+def evaluate(run: Run) -> dict[str, float]:
+    """Return the test scores of the weights in the record and, named `validation_*`, those on held-out persons."""
+    runner = make_runner(run, resume=False)
+    plain_model(runner).load_state_dict(_read_weights(run.record.weights))
+    found = scores(runner.test())
+    if run.config.data.held_out:
+        found |= {f"validation_{name}": value for name, value in scores(runner.val()).items()}
+    return found
+
+
+def make_loss(run: Run) -> nn.Module:
+    """Return the keypoint loss of the run."""
+    if run.loss == "mse":
+        return KeypointMSELoss(use_target_weight=True)
+    if run.loss == "ohkm":
+        return KeypointOHKMMSELoss(use_target_weight=True)
+    assert isinstance(run.surrogate, PoseReLoss)
+    return KeypointReLoss(run.surrogate, ordinary_weight=run.config.train.ordinary_weight)
+
+
+def make_config(config: PoseExperiment, folder: Path) -> Config:
+    """Return mmpose's config with what the experiment says in it.
+
+    Args:
+        config: the experiment.
+        folder: of the data sets.
+
+    Raises:
+        UsageError: there is no such mmpose config.
+    """
+    register_all_modules(init_default_scope=True)
+    made = _read_config(config.model.config)
+    root = str(folder / config.data.name) + os.sep
+    for name in LOADERS:
+        loader = made[name]
+        loader.update(num_workers=config.data.workers, persistent_workers=config.data.workers > 0)
+        loader.dataset.data_root = root
+    made.train_dataloader.batch_size = max(config.train.batch_size // _processes(), 1)
+    for name in LOADERS[1:]:
+        boxes = str(data.box_file(config.data, folder)) if config.data.boxes == "detector" else None
+        made[name].dataset.bbox_file = boxes
+    for name in ("val_evaluator", "test_evaluator"):
+        if "ann_file" in made[name]:
+            made[name].ann_file = root + made.test_dataloader.dataset.ann_file
+    if config.data.held_out:
+        _hold_out(made, config.data.held_out)
+    if not config.model.pretrained:
+        made.model.backbone.init_cfg = None
+    _set_recipe(made, config)
+    return made
+
+
+def heatmap_size(config: PoseExperiment) -> tuple[int, int]:
+    """Return the height and the width of the heatmaps."""
+    width, height = _read_config(config.model.config).codec.heatmap_size
+    return height, width
+
+
+def _read_config(name: str) -> Config:
+    path = name if name.startswith("mmpose::") else str(CONFIGS / name)
+    try:
+        if path.startswith("mmpose::"):
+            from mmengine.hub import get_config
+
+            return get_config(path)
+        return Config.fromfile(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no mmpose config {name}: {error}") from error
+
+
+def _hold_out(made: Config, count: int) -> None:
+    """Validate on the last `count` training persons, which are then not trained on."""
+    trained, validated = made.train_dataloader.dataset, made.val_dataloader.dataset
+    validated.update(ann_file=trained.ann_file, data_prefix=trained.data_prefix)
+    persons = len(read_json(Path(trained.data_root) / trained.ann_file)["annotations"])
+    if persons <= count:
+        raise UsageError(f"data.held_out={count} leaves none of {persons} persons to train on")
+    trained.indices = list(range(persons - count))
+    validated.indices = list(range(persons - count, persons))
+
+
+def _set_recipe(made: Config, config: PoseExperiment) -> None:
+    recipe = config.train
+    share = recipe.epochs / made.train_cfg.max_epochs
+    made.train_cfg.update(max_epochs=recipe.epochs, val_interval=recipe.validate_every)
+    for scheduler in made.param_scheduler:
+        if scheduler.get("by_epoch", True):
+            scheduler.end = recipe.epochs
+            scheduler.milestones = [max(round(milestone * share), 1) for milestone in scheduler.milestones]
+    made.optim_wrapper.optimizer.lr = recipe.lr
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("train.precision=fp16 needs a GPU; choose bf16 or no")
+    if recipe.precision != "no":
+        dtype = {"fp16": "float16", "bf16": "bfloat16"}[recipe.precision]
+        made.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype)
+
+
+def make_runner(run: Run, resume: bool) -> Runner:
+    """Return mmengine's runner for the run; to `resume`, it goes on from the last checkpoint in the record."""
+    made = make_config(run.config, run.data)
+    folder = run.record.path
+    made.work_dir = str(folder / "mmengine")
+    made.experiment_name = f"{run.config.name}-{run.loss}-{run.seed}-{time.time_ns()}"
+    made.launcher = "pytorch" if _processes() > 1 else "none"
+    made.randomness = {"seed": derive_seed(run.seed, "initialisation") % 2**32}
+    made.default_hooks.checkpoint = {
+        "type": "CheckpointHook",
+        "interval": 1,
+        "max_keep_ckpts": 2,  # the last one stays whole while the next is written
+        "out_dir": str(folder / "checkpoint"),
+    }
+    made.resume = resume
+    made.log_level = logging.WARNING
+    return Runner.from_cfg(made)
+
+
+def _recorded_loader(runner: Runner, config: PoseExperiment) -> Any:
+    """Return the first validation persons with target heatmaps: the training pipeline without its randomness."""
+    made = copy.deepcopy(runner.cfg)
+    loader = made.val_dataloader
+    plain = [step for step in made.train_dataloader.dataset.pipeline if not step["type"].startswith("Random")]
+    first = config.recording.examples
+    indices = loader.dataset.get("indices")
+    kept = indices[:first] if isinstance(indices, list) else first
+    loader.dataset.update(pipeline=plain, bbox_file=None, test_mode=True, indices=kept)
+    return Runner.build_dataloader(loader)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error
