@@ -1,4 +1,4 @@
-"""SimpleBaseline on Leeds Sports Pose: mmpose's ResNet-50 for COCO, cut down: ResNet-18, 128x96, 64 channels, 14 joints."""
+"""SimpleBaseline on Leeds Sports Pose: mmpose's for COCO, cut down to ResNet-18, 128x96, 64 channels and 14 joints."""
 
 _base_ = ["mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py"]
 
