@@ -55,7 +55,7 @@ class PoseExperiment(Experiment):
     data: Data
     model: Model
     train: Train
-    learn: LearnOptions = LearnOptions(items=64, steps=300, penalty="off", mixture="shuffled")
+    learn: LearnOptions = LearnOptions()
 
     def protocol(self) -> str:
         """Return a hash of data, model and recipe but for what may be tuned for each loss."""

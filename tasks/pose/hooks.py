@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from reloss.errors import RelossError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
+from reloss.experiment.tracking import read_metrics
 from reloss.progress import progress, say
 
 
@@ -28,12 +29,14 @@ class RecordHook(Hook):
     Args:
         run: the run.
         loader: of the persons whose predictions every validation leaves in the record, with their target heatmaps.
+        initial_weights: of the model, if it is fine-tuned; mmengine initialises it after it is built.
     """
 
     priority = "VERY_HIGH"  # before the checkpoint is written
 
-    def __init__(self, run: Run, loader: DataLoader) -> None:
+    def __init__(self, run: Run, loader: DataLoader, initial_weights: dict[str, Tensor] | None = None) -> None:
         self.run = run
+        self.initial_weights = initial_weights
         self.loader = loader
         self._losses: list[Tensor] = []
         self._began = 0.0
@@ -44,11 +47,20 @@ class RecordHook(Hook):
         self._bar.close()
 
     def before_train(self, runner: Runner) -> None:
-        """Listen to what the loss is given, if this run records the bank; forget what no checkpoint knows."""
+        """Begin anew or go on, and listen to what the loss is given if this run records the bank."""
+        model = plain_model(runner)
         if runner.iter == 0:
-            self._rewind(0, 0)
+            self._forget_after(0, 0)
+            if self.initial_weights is not None:
+                model.load_state_dict(self.initial_weights)
+        elif runner.epoch % runner.val_interval == 0 and not self._validated(runner.epoch):
+            runner.val_loop.run()  # a kill came between the checkpoint and its validation
         if self.run.bank is not None:
-            plain_model(runner).head.loss_module.register_forward_hook(lambda *call: self._append(runner.iter, *call))
+            model.head.loss_module.register_forward_hook(lambda *call: self._append(runner.iter, *call))
+
+    def _validated(self, epoch: int) -> bool:
+        entries = read_metrics(self.run.record.metrics.path)
+        return any(entry["epoch"] == epoch and "train_loss" not in entry for entry in entries)
 
     def _append(self, step: int, module: nn.Module, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
         outputs, targets, weights = inputs
@@ -93,14 +105,11 @@ class RecordHook(Hook):
         say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Write down how much was recorded by then."""
+        """Write down how much of the bank was recorded by then."""
         bank = self.run.bank
         if bank is not None:
             bank.flush()
-        checkpoint["record"] = {
-            "metrics_lines": self.run.record.metrics.lines,
-            "bank_position": bank.position if bank is not None else 0,
-        }
+        checkpoint["bank_position"] = bank.position if bank is not None else 0
         # What mmengine keeps for its own log: objects that a safe loader refuses.
         checkpoint["message_hub"] = {name: {} for name in ("log_scalars", "runtime_info", "resumed_keys")}
         checkpoint["meta"].pop("dataset_meta", None)
@@ -108,12 +117,12 @@ class RecordHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Forget what was recorded after the checkpoint: it will come again."""
         checkpoint["meta"]["dataset_meta"] = runner.train_dataloader.dataset.metainfo  # left out when it was saved
-        recorded = checkpoint["record"]
-        self._rewind(recorded["metrics_lines"], recorded["bank_position"])
+        self._forget_after(checkpoint["meta"]["epoch"], checkpoint["bank_position"])
         say(f"going on from epoch {checkpoint['meta']['epoch']}/{runner.max_epochs}")
 
-    def _rewind(self, lines: int, position: int) -> None:
-        self.run.record.rewind(lines)
+    def _forget_after(self, epoch: int, position: int) -> None:
+        entries = read_metrics(self.run.record.metrics.path)
+        self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
         if self.run.bank is not None:
             self.run.bank.resume(position)
 

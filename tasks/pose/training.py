@@ -56,9 +56,8 @@ def train(run: Run) -> None:
     runner = make_runner(run, resume=True)
     model = plain_model(runner)
     model.head.loss_module = make_loss(run)
-    if run.initial_weights is not None:
-        model.load_state_dict(_read_weights(run.initial_weights))
-    hook = RecordHook(run, _recorded_loader(runner, run.config))
+    start = None if run.initial_weights is None else _read_weights(run.initial_weights)
+    hook = RecordHook(run, _recorded_loader(runner, run.config), start)
     runner.register_hook(hook)
     with closing(hook):
         runner.train()
@@ -173,13 +172,14 @@ def make_runner(run: Run, resume: bool) -> Runner:
     made.randomness = {"seed": derive_seed(run.seed, "initialisation") % 2**32}
     made.default_hooks.checkpoint = {
         "type": "CheckpointHook",
-        "interval": 1,
+        "interval": run.config.train.validate_every,
         "max_keep_ckpts": 2,  # the last one stays whole while the next is written
         "out_dir": str(folder / "checkpoint"),
     }
     made.resume = resume
     made.log_level = logging.WARNING
-    return Runner.from_cfg(made)
+    # Without the formatter, which takes minutes for what mmengine writes down of its config.
+    return Runner.from_cfg(Config(made.to_dict(), format_python_code=False))
 
 
 def _recorded_loader(runner: Runner, config: PoseExperiment) -> Any:

@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reloss.experiment.run import Request, run
+from reloss.files import write_json
+
+JOINTS = {"lsp": 14, "coco": 17}
+FILES = {
+    "lsp": (("annotations/lsp_train.json", "images"), ("annotations/lsp_val.json", "images")),
+    "coco": (
+        ("annotations/person_keypoints_train2017.json", "train2017"),
+        ("annotations/person_keypoints_val2017.json", "val2017"),
+    ),
+}
+COUNTS = (12, 4)
+
+
+@pytest.fixture(scope="session")
+def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of drawn persons, 12 to train on and 4 to test on: a bright disc of its own shade at each joint."""
+    folder = tmp_path_factory.mktemp("persons")
+    generator = np.random.default_rng(0)
+    for name, splits in FILES.items():
+        for (labels, images), count in zip(splits, COUNTS, strict=True):
+            draw(folder / name, labels, images, JOINTS[name], count, generator)
+    return folder
+
+
+def draw(root: Path, labels: str, images: str, joints: int, count: int, generator: np.random.Generator) -> None:
+    """Draw `count` persons, one an image; the last joint of every other one is hidden."""
+    (root / images).mkdir(parents=True, exist_ok=True)
+    entries, annotations = [], []
+    y, x = np.mgrid[:120, :100]
+    for number in range(count):
+        pixels = generator.integers(0, 60, (120, 100, 3), dtype=np.uint8)
+        points = generator.integers((20, 20), (80, 100), (joints, 2))
+        for joint, (px, py) in enumerate(points):
+            pixels[(x - px) ** 2 + (y - py) ** 2 < 16] = (255 - 15 * joint, 15 * joint, 128)
+        file = f"{Path(labels).stem}_{number}.png"
+        Image.fromarray(pixels).save(root / images / file)
+        shown = np.full(joints, 2)
+        shown[-1] = 2 * (number % 2)
+        entries.append({"id": number, "file_name": file, "width": 100, "height": 120})
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": [15, 15, 70, 90],
+                "area": 4000.0,
+                "num_keypoints": int((shown > 0).sum()),
+                "keypoints": np.concatenate([points, shown[:, None]], 1).flatten().tolist(),
+            }
+        )
+    category = {"id": 1, "name": "person", "keypoints": [str(joint) for joint in range(joints)], "skeleton": []}
+    write_json(root / labels, {"images": entries, "annotations": annotations, "categories": [category]})
+
+
+@pytest.fixture
+def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs the LSP experiment on the drawn persons; returns the record."""
+    tiny = (
+        *("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4"),
+        *("recording.item_size=2", "learn.steps=4", "learn.items=4", "learn.validation_fraction=0.4"),
+    )
+
+    def start(loss: str = "mse", *settings: str, runs: Path = tmp_path / "runs", **more: object) -> Path:
+        asked = {"seed": 0, "data": persons, "runs": runs, "track": "off", **more}
+        return run(Request("pose/lsp_resnet18", loss, settings=(*tiny, *settings), **asked))  # type: ignore[arg-type]
+
+    return start

@@ -1,0 +1,128 @@
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmpose.registry import MODELS
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.task import tasks
+from tasks.pose.data import describe
+from tasks.pose.training import heatmap_size, make_config
+
+TASK = tasks()["pose"]
+ANNOTATED = ("data.boxes=annotated",)
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_docstring_holds_the_exact_command(name):
+    make = TASK.experiments[name]
+    (command,) = [line.strip() for line in inspect.getdoc(make).splitlines() if line.strip().startswith("reloss ")]
+    assert command == f"reloss run {name} --loss reloss --seed 0 --data DATA"
+    assert make().name == name
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_config_survives_yaml_and_json(name):
+    config = TASK.experiments[name]()
+    assert type(config).model_validate(yaml.safe_load(to_yaml(config))) == config
+    assert type(config).model_validate(json.loads(config.model_dump_json())) == config
+    assert config.losses == ("mse", "ohkm", "approx", "reloss")
+    assert [make().protocol() for make in TASK.experiments.values()].count(config.protocol()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "joints", "size"),
+    [
+        ("coco_res50_256x192", 17, (64, 48)),
+        ("coco_hrnet_w32_256x192", 17, (64, 48)),
+        ("coco_hrnet_w48_dark_384x288", 17, (96, 72)),
+        ("lsp_resnet18", 14, (32, 24)),
+    ],
+)
+def test_every_config_builds_a_network_of_its_heatmaps(persons, name, joints, size):
+    config = override(TASK.experiments[f"pose/{name}"](), ["model.pretrained=false", "data.held_out=0"])
+    assert heatmap_size(config) == size
+    made = make_config(config, persons)
+    model = MODELS.build(made.model).eval()
+    with torch.inference_mode():
+        heatmaps = model.head(model.extract_feat(torch.zeros(1, 3, 4 * size[0], 4 * size[1])))
+    assert heatmaps.shape == (1, joints, *size)
+    assert made.model.head.loss.type == "KeypointMSELoss"
+    assert TASK.new_surrogate(config).size == size
+
+
+@pytest.mark.parametrize("name", ["coco_res50_256x192", "coco_hrnet_w32_256x192", "coco_hrnet_w48_dark_384x288"])
+def test_the_defaults_are_mmposes_own_recipe(persons, name):
+    config = TASK.experiments[f"pose/{name}"]()
+    made = make_config(config, persons)
+    assert made.train_dataloader.batch_size == made.auto_scale_lr.base_batch_size if "w48" not in name else 256
+    assert (made.train_cfg.max_epochs, made.optim_wrapper.optimizer.lr) == (210, 5e-4)
+    assert made.param_scheduler[1].milestones == [170, 200]
+    assert made.model.backbone.init_cfg.type == "Pretrained"
+    assert made.test_dataloader.dataset.bbox_file == str(
+        persons / "coco/person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
+    )
+    assert made.test_evaluator.ann_file == str(persons / "coco/annotations/person_keypoints_val2017.json")
+
+
+def test_settings_change_mmposes_config(persons):
+    settings = ("train.epochs=42", "train.lr=0.002", "train.batch_size=16", "train.precision=bf16", "data.workers=1")
+    made = make_config(override(TASK.experiments["pose/coco_res50_256x192"](), [*settings, *ANNOTATED]), persons)
+    assert (made.train_cfg.max_epochs, made.train_cfg.val_interval) == (42, 10)
+    assert (made.param_scheduler[1].end, made.param_scheduler[1].milestones) == (42, [34, 40])
+    assert made.optim_wrapper == {
+        "type": "AmpOptimWrapper",
+        "dtype": "bfloat16",
+        "optimizer": {"type": "Adam", "lr": 0.002},
+    }
+    assert made.train_dataloader.batch_size == 16
+    assert {made[name].num_workers for name in ("train_dataloader", "val_dataloader", "test_dataloader")} == {1}
+    assert made.test_dataloader.dataset.bbox_file is None
+
+
+def test_held_out_persons_are_not_trained_on(persons):
+    config = TASK.experiments["pose/lsp_resnet18"]()
+    made = make_config(override(config, ["data.held_out=5"]), persons)
+    trained, validated, tested = (made[f"{name}_dataloader"].dataset for name in ("train", "val", "test"))
+    assert (trained.indices, validated.indices) == (list(range(7)), list(range(7, 12)))
+    assert trained.ann_file == validated.ann_file == "annotations/lsp_train.json"
+    assert tested.ann_file == "annotations/lsp_val.json"
+    assert "indices" not in tested
+    with pytest.raises(UsageError, match="leaves none of 12 persons"):
+        make_config(override(config, ["data.held_out=12"]), persons)
+
+
+def test_what_does_not_work_here_is_named(persons):
+    config = TASK.experiments["pose/lsp_resnet18"]()
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="fp16 needs a GPU"):
+            make_config(override(config, ["data.held_out=0", "train.precision=fp16"]), persons)
+    for name in ("lsp_resnet19.py", "mmpose::body_2d_keypoint/nothing.py"):
+        with pytest.raises(UsageError, match=f"no mmpose config {name}"):
+            make_config(override(config, [f"model.config={name}"]), persons)
+
+
+def test_data_are_described_or_what_is_missing_is_named(persons, tmp_path):
+    lsp, coco = (TASK.experiments[f"pose/{name}"]().data for name in ("lsp_resnet18", "coco_res50_256x192"))
+    assert describe(lsp, persons).endswith("12 images with 12 persons to train on, 4 images with 4 persons to test on")
+    with pytest.raises(RelossError, match=r"boxes .*AP_H_56_person.json are missing.*data.boxes=annotated"):
+        describe(coco, persons)
+    with pytest.raises(RelossError, match=f"{tmp_path}/lsp/annotations/lsp_train.json is missing"):
+        describe(lsp, tmp_path)
+    (tmp_path / "lsp").symlink_to(persons / "lsp")
+    labels = json.loads((persons / "lsp/annotations/lsp_val.json").read_text())
+    labels["images"][1]["file_name"] = "gone.png"
+    (tmp_path / "lsp").unlink()
+    for part in ("images", "annotations"):
+        (tmp_path / "lsp").mkdir(exist_ok=True)
+        (tmp_path / "lsp" / part).mkdir()
+    for path in (persons / "lsp/images").iterdir():
+        (tmp_path / "lsp/images" / path.name).symlink_to(path)
+    Path(tmp_path / "lsp/annotations/lsp_train.json").symlink_to(persons / "lsp/annotations/lsp_train.json")
+    (tmp_path / "lsp/annotations/lsp_val.json").write_text(json.dumps(labels))
+    with pytest.raises(RelossError, match=r"1 of 4 images of .*lsp_val.json are missing in .*, such as gone.png"):
+        describe(lsp, tmp_path)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from mmpose.models.losses import KeypointMSELoss
+from mmpose.registry import MODELS
+from torch.testing import assert_close
+
+from reloss import PoseReLoss
+from tasks.pose.losses import KeypointReLoss
+
+
+def batch(b=4, k=14):
+    generator = torch.Generator().manual_seed(0)
+    output, target = (torch.rand(b, k, 12, 8, generator=generator) for _ in range(2))
+    return output.requires_grad_(), target, (torch.rand(b, k, generator=generator) < 0.8).float()
+
+
+@pytest.fixture
+def surrogate():
+    torch.manual_seed(0)
+    return PoseReLoss(size=(12, 8), scale=3.0)
+
+
+def test_a_config_builds_it_from_a_folder(surrogate, tmp_path):
+    surrogate.save_pretrained(tmp_path / "learned")
+    loss = MODELS.build({"type": "mmpose.PoseReLoss", "surrogate": str(tmp_path / "learned"), "loss_weight": 2.0})
+    output, target, weights = batch()
+    assert isinstance(loss, KeypointReLoss)
+    assert_close(loss(output, target, weights), 2 * surrogate(output, target, weights))
+
+
+def test_gradient_flows_to_the_heatmaps_alone(surrogate):
+    loss = KeypointReLoss(surrogate)
+    output, target, weights = batch()
+    loss(output, target, weights).backward()
+    hidden = weights == 0
+    assert output.grad[hidden].abs().max() == 0
+    assert (output.grad[~hidden].abs().amax((-2, -1)) > 0).all()
+    assert list(loss.parameters()) == []
+    assert loss.state_dict() == {}
+    assert all(parameter.grad is None for parameter in surrogate.parameters())
+
+
+def test_no_visible_joint_is_no_loss(surrogate):
+    output, target, weights = batch()
+    value = KeypointReLoss(surrogate, ordinary_weight=1.0)(output, target, 0 * weights)
+    value.backward()
+    assert value.item() == 0
+    assert output.grad.abs().max() == 0
+
+
+def test_mean_squared_error_is_added(surrogate):
+    output, target, weights = batch()
+    ordinary = KeypointMSELoss(use_target_weight=True)(output, target, weights)
+    plain, mixed = (KeypointReLoss(surrogate, ordinary_weight=w)(output, target, weights) for w in (0.0, 0.5))
+    assert_close(mixed - plain, ordinary / 2)
+
+
+def test_without_target_weights_all_joints_count(surrogate):
+    output, target, weights = batch()
+    everything = surrogate(output, target, torch.ones_like(weights))
+    assert_close(KeypointReLoss(surrogate, use_target_weight=False)(output, target, weights), everything)
+    assert_close(KeypointReLoss(surrogate)(output, target), everything)
+
+
+def test_the_ordinary_loss_of_the_surrogate_is_mmposes():
+    output, target, weights = batch()
+    target = target * weights[..., None, None]
+    assert_close(
+        PoseReLoss.ordinary_loss(output[None], target[None])[0],
+        KeypointMSELoss(use_target_weight=True)(output, target, weights),
+    )
+
+
+def test_heatmaps_of_another_size_are_refused(surrogate):
+    output, target, weights = batch()
+    with pytest.raises(ValueError, match=r"for heatmaps of \[12, 8\]"):
+        KeypointReLoss(surrogate)(output.mT, target.mT, weights)

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from mmpose.registry import METRICS
+
+from tasks.pose.hooks import scores
+from tasks.pose.metrics import TorsoPCK
+
+
+def samples(count=6, joints=14):
+    generator = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        points = generator.uniform(0, 100, (1, joints, 2))
+        visible = (generator.random((1, joints)) < 0.8).astype(float)
+        visible[0, 3] = number > 0  # of the first person, a hip is hidden
+        visible[0, 8] = 1
+        moved = points + generator.normal(0, 8, points.shape)
+        made.append(
+            {
+                "pred_instances": {"keypoints": moved},
+                "gt_instances": {"keypoints": points, "keypoints_visible": visible},
+            }
+        )
+    return made
+
+
+def test_torso_pck_is_the_share_of_joints_within_a_part_of_the_torso():
+    metric = METRICS.build({"type": "mmpose.TorsoPCK", "threshold": 0.2, "torso": (8, 3)})
+    assert isinstance(metric, TorsoPCK)
+    made = samples()
+    metric.process([], made[:4])
+    metric.process([], made[4:])
+    right = total = 0
+    for sample in made[1:]:
+        truth, shown = sample["gt_instances"]["keypoints"][0], sample["gt_instances"]["keypoints_visible"][0]
+        torso = np.linalg.norm(truth[8] - truth[3])
+        away = np.linalg.norm(sample["pred_instances"]["keypoints"][0] - truth, axis=1)
+        right += ((away < 0.2 * torso) & (shown > 0)).sum()
+        total += (shown > 0).sum()
+    assert 0 < right < total
+    assert metric.evaluate(6) == {"pck/PCK": pytest.approx(right / total)}
+
+
+def test_names_of_scores():
+    found = scores({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
+    assert found == {"AP": 0.7, "AP_50": 0.9, "AP_(M)": 0.6, "AR_75": 0.8, "PCK": 0.5}

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reloss.errors import RelossError
+from reloss.experiment.diagnose import read_predictions
+from reloss.experiment.run import Request, run
+from reloss.experiment.tracking import read_metrics
+from reloss.files import read_json
+from reloss.learning import PredictionBank
+from reloss.metrics import heatmap_pck
+from reloss.surrogates import PoseReLoss
+from tasks.pose.hooks import RecordHook
+
+
+def metrics(record):
+    return [{**entry, "seconds": None} for entry in read_metrics(record / "metrics.jsonl")]
+
+
+def weights(record):
+    return load_file(record / "checkpoint" / "weights.safetensors")
+
+
+def test_the_whole_line(run_lsp, tmp_path):
+    record = run_lsp("reloss")
+    home = tmp_path / "runs" / "pose" / "lsp_resnet18"
+    (baseline,) = home.glob("mse@*/seed0")
+    for folder in (baseline, record):
+        summary = read_json(folder / "summary.json")
+        assert summary["status"] == "finished"
+        assert summary["scores"].keys() == {"PCK", "validation_PCK"}
+        assert all(0 <= value <= 1 for value in summary["scores"].values())
+        first, second, *rest = metrics(folder)
+        assert (first["epoch"], first["step"], first["train_loss"] > 0) == (1, 2, True)
+        assert (second["epoch"], second["step"], second.keys() - {"seconds"}) == (
+            *(1, 2),
+            {"step", "epoch", "validation_PCK"},
+        )
+        assert [entry["epoch"] for entry in rest] == [2, 2]
+        assert rest[-1]["validation_PCK"] == pytest.approx(summary["scores"]["validation_PCK"])
+        assert not any("surrogate" in name or "loss" in name for name in weights(folder))
+    bank = PredictionBank.open(home / "bank")
+    outputs, targets = bank.items(torch.arange(len(bank)))
+    assert outputs.shape == targets.shape == (8, 2, 14, 32, 24)  # 2 epochs of 8 persons, 2 an item
+    hidden = targets.amax((-2, -1)) == 0
+    assert 0 < hidden.sum() < hidden.numel() / 2
+    assert read_json(record / "environment.json")["versions"]["xtcocotools"] == "1.14.3"
+    surrogate = PoseReLoss.from_pretrained(home / read_json(record / "summary.json")["surrogate"]["folder"])
+    assert surrogate.size == (32, 24)
+
+
+def test_predictions_of_validation_are_the_networks(run_lsp):
+    record = run_lsp()
+    outputs, targets = read_predictions(record)
+    assert outputs.shape == targets.shape == (2, 4, 14, 32, 24)
+    assert torch.equal(targets[0], targets[1])
+    assert not torch.equal(outputs[0], outputs[1])
+    assert heatmap_pck(targets, targets).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("when", ["in an epoch", "before a validation"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_lsp, tmp_path, monkeypatch, when):
+    whole = run_lsp(runs=tmp_path / "whole")
+    begin = RecordHook.before_train_epoch
+
+    def interrupted(self, runner):
+        if runner.epoch == 1:
+            self.run.record.log(99, epoch=99)
+            raise KeyboardInterrupt
+        begin(self, runner)
+
+    def stopped(self, runner, metrics=None):
+        raise KeyboardInterrupt
+
+    patch = {"in an epoch": ("before_train_epoch", interrupted), "before a validation": ("after_val_epoch", stopped)}
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordHook, *patch[when])
+        with pytest.raises(KeyboardInterrupt):
+            run_lsp()
+    (record,) = (tmp_path / "runs" / "pose" / "lsp_resnet18").glob("mse@*/seed0")
+    assert read_json(record / "summary.json")["status"] == "interrupted"
+    assert run_lsp() == record
+    assert metrics(record) == metrics(whole)
+    assert weights(record).keys() == weights(whole).keys()
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(record).items())
+    banks = [PredictionBank.open(folder.parents[1] / "bank") for folder in (record, whole)]
+    assert len(banks[0]) == len(banks[1]) == 8
+    for ours, theirs in zip(*(bank.items(torch.arange(8)) for bank in banks), strict=True):
+        assert torch.equal(ours, theirs)
+    kept = sorted(path.name for path in (record / "checkpoint").rglob("*.pth"))
+    assert kept == ["epoch_1.pth", "epoch_2.pth"]
+
+
+def test_seeds_differ(run_lsp):
+    first, second = (run_lsp(seed=seed) for seed in (0, 1))
+    assert metrics(first)[0]["train_loss"] != metrics(second)[0]["train_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["ohkm", "approx"])
+def test_other_losses_train(run_lsp, loss):
+    summary = read_json(run_lsp(loss, "train.epochs=1") / "summary.json")
+    assert summary["status"] == "finished"
+
+
+def test_fine_tuning_starts_from_the_baseline(run_lsp):
+    tuned = run_lsp("reloss", "train.init=baseline", "train.lr=1e-12", "train.epochs=1")
+    (baseline,) = (tuned.parents[1]).glob("mse@*/seed0")
+    start, end = weights(baseline), weights(tuned)
+    trained = [name for name in start if name.endswith(("conv1.weight", "final_layer.weight"))]
+    assert trained
+    for name in trained:
+        assert (start[name] - end[name]).abs().max() < 1e-9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_lsp, tmp_path):
+    with pytest.raises(RelossError, match=r"the loss of epoch 1 is (nan|inf): training diverged"):
+        run_lsp("ohkm", "train.lr=1e30")
+    (record,) = (tmp_path / "runs" / "pose" / "lsp_resnet18").glob("ohkm@*/seed0")
+    assert read_json(record / "summary.json")["status"] == "failed"
+
+
+def test_standard_output_is_the_record_alone(persons, tmp_path, cli):
+    words = ("--data", persons, "--runs", tmp_path, "--track", "off", "--set", "train.epochs=1", "data.held_out=4")
+    code, out, err = cli("run", "pose/lsp_resnet18", *words, "recording.item_size=2", "train.batch_size=4")
+    assert code == 0, err
+    assert out.splitlines() == [str(next((tmp_path / "pose" / "lsp_resnet18").glob("mse@*/seed0")))]
+    assert "epoch 1/1: loss" in err
+
+
+@pytest.mark.slow
+def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
+    settings = (
+        *("model.pretrained=false", "data.boxes=annotated", "data.workers=0", "train.epochs=1"),
+        *("train.batch_size=4", "train.validate_every=1", "recording.item_size=2"),
+    )
+    where = {"data": persons, "runs": tmp_path, "track": "off"}
+    record = run(Request("pose/coco_res50_256x192", "mse", 0, settings=settings, **where))
+    scores = json.loads((record / "summary.json").read_text())["scores"]
+    assert {"AP", "AP_50", "AP_75", "AP_(M)", "AP_(L)", "AR"} <= scores.keys()
+    assert 0 <= scores["AP"] <= 1
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95" in capfd.readouterr().err
