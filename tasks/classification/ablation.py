@@ -42,7 +42,8 @@ FACTORS = {
     },
 }
 
-RATES = {"half": 0.025, "double": 0.1, "fourfold": 0.2, "eightfold": 0.4, "sixteenfold": 0.8}  # about the 0.05 of both experiments
+# About the 0.05 of both experiments.
+RATES = {"half": 0.025, "double": 0.1, "fourfold": 0.2, "eightfold": 0.4, "sixteenfold": 0.8}
 TUNED = {"ce": ("ce", ()), "reloss": ("reloss", ()), "reloss + 1 ce": ("reloss", ("train.ordinary_weight=1",))}
 
 ABLATION = Ablation(
