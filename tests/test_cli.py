@@ -201,7 +201,7 @@ def test_doctor(cli, tmp_path):
     assert found.keys() == {"commit", "versions", "devices", "data", "wandb"}
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "not installed" not in found["versions"].values()
-    assert found["data"].keys() == {"digits", "cifar10", "cifar100", "imagenet"}
+    assert found["data"].keys() == {"digits", "cifar10", "cifar100", "imagenet", "coco", "lsp"}
     assert found["data"]["digits"].startswith("digits: 1078 train")
     assert found["data"]["imagenet"].startswith("missing: ")
     assert len(found["devices"]["gpus"]) == torch.cuda.device_count()

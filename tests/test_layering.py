@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
 LAYERS = (
-    {"errors", "files", "progress", "lazy", "ranking", "metrics"},
+    {"errors", "files", "download", "progress", "lazy", "ranking", "metrics"},
     {"surrogates", "learning"},
     {"experiment", "report"},
     {"cli", "demo", "doctor"},
@@ -42,6 +42,10 @@ HEAVY = {
     "matplotlib",
     "wandb",
     "transformers",
+    "cv2",
+    "mmcv",
+    "mmengine",
+    "mmpose",
 }
 
 
@@ -131,7 +135,9 @@ def test_this_test_sees_what_it_forbids(tmp_path):
     assert imports(tmp_path / "module.py") == {"reloss.cli", "reloss"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "classification/imagenet_resnet50"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["show", "classification/imagenet_resnet50"], ["show", "pose/lsp_resnet18"]]
+)
 def test_light_commands_import_no_framework(arguments):
     code = (
         "import json, sys\nfrom reloss.cli import main\n"

@@ -43,10 +43,12 @@ class PoseTask(Task):
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
-        """Say where the data come from: they are not fetched yet."""
-        from tasks.pose.data import SOURCES
+        """Download COCO's images and annotations; LSP cannot be downloaded as it is needed here."""
+        from tasks.pose.data import SOURCES, fetch_coco
 
-        raise UsageError(f"{config.data.name} is not fetched: {SOURCES[config.data.name]}; put it in {data}")
+        if config.data.name != "coco":
+            raise UsageError(f"{config.data.name} is not fetched; put {SOURCES[config.data.name]} into {data}")
+        fetch_coco(data)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the annotations."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reloss import ClassificationReLoss
+from reloss import ClassificationReLoss, download
 from reloss.errors import RelossError, UsageError
 from reloss.learning import LearnOptions
 from reloss.metrics import get_metric
@@ -184,7 +184,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     def urlopen(*arguments: object, **options: object) -> None:
         raise AssertionError("the network was used")
 
-    monkeypatch.setattr(pretrained, "urlopen", urlopen)
+    monkeypatch.setattr(download, "urlopen", urlopen)
 
 
 @pytest.mark.usefixtures("unreachable")
@@ -366,7 +366,7 @@ def cached(tmp_path: Path) -> Callable[[], list[str]]:
 def test_released_weights_are_downloaded_once(release, cached, capsys):
     surrogate = ClassificationReLoss()
     release.files["reloss_cls.ckpt"] = saved(surrogate.state_dict())
-    assert len(release.files["reloss_cls.ckpt"]) > 2 * pretrained.CHUNK
+    assert len(release.files["reloss_cls.ckpt"]) > 2 * download.CHUNK
     for loads in (1, 2):
         loaded = ClassificationReLoss.from_pretrained("released/cls")
         assert loaded.options() == {"input": "probability", "output": "absolute", "width": 128, "scale": 1.0}
@@ -432,7 +432,7 @@ def test_a_server_that_does_not_answer(release, cached, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         release.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(pretrained, "RELEASE", release.url)
-        monkeypatch.setattr(pretrained, "TIMEOUT", 0.1)
+        monkeypatch.setattr(download, "TIMEOUT", 0.1)
         assert "timed out; try again" in no_download(release, tmp_path)
     assert cached() == []
 

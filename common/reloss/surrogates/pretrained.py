@@ -2,23 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from difflib import get_close_matches
-from http.client import HTTPException
-from math import ceil
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reloss.download import download_into
 from reloss.errors import RelossError, UsageError
 from reloss.files import atomic, read_json, write_json, write_text
-from reloss.progress import progress, say
+from reloss.progress import say
 
 WEIGHTS = Path(__file__).parent / "weights"
 RELEASE = "https://github.com/hunto/ReLoss/releases/download/v1.0.0"
@@ -30,8 +26,6 @@ RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "released/pose_384x288": ("PoseReLoss", {"size": (96, 72)}),
     "released/nat": ("TranslationReLoss", {}),
 }
-TIMEOUT = 30.0  # seconds without an answer
-CHUNK = 1 << 16
 
 
 def pretrained_names() -> list[str]:
@@ -85,34 +79,12 @@ def _released_weights(name: str) -> Path:
     say(f"downloading {url} to {path}")
     with atomic(path) as temporary:
         with temporary.open("wb") as out:
-            for part in _download(url, path):
-                out.write(part)
+            download_into(out, url, path)
         try:
             read_weights(temporary, source=url)
         except RelossError as error:
             raise RelossError(f"{error}; it was not kept: try again, or put a good file at {path}") from error
     return path
-
-
-def _download(url: str, path: Path) -> Iterator[bytes]:
-    """Yield what is at `url`, meant for `path`, in parts.
-
-    Raises:
-        RelossError: it cannot be had, or not all of it.
-    """
-    try:
-        with urlopen(url, timeout=TIMEOUT) as response:
-            with progress(ceil((response.length or 0) / CHUNK), "download") as advance:
-                while part := response.read(CHUNK):
-                    yield part
-                    advance()
-            if response.length:  # what is left: a connection that was cut ends like one that is through
-                raise ConnectionError(f"the connection ended {response.length} bytes too early")
-    except (OSError, HTTPException) as error:
-        reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        raise RelossError(
-            f"cannot download {url}: {reason}; try again, or download it elsewhere and put the file at {path}"
-        ) from error
 
 
 def read_weights(path: Path, source: str | Path | None = None) -> dict[str, Tensor]:

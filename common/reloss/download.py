@@ -1,0 +1,77 @@
+"""Downloads: whole or not there, and gone on with where they were cut."""
+
+from __future__ import annotations
+
+import hashlib
+from http.client import HTTPException
+from math import ceil
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from reloss.errors import RelossError
+from reloss.progress import progress, say
+
+TIMEOUT = 30.0  # seconds without an answer
+CHUNK = 1 << 16
+
+
+def download_into(out: BinaryIO, url: str, path: Path) -> None:
+    """Append what is at `url` to `out`, an open file, from where it ends; begin anew if the server cannot do that.
+
+    Args:
+        out: opened to write and seek.
+        url: where it is.
+        path: where it will lie, for messages.
+
+    Raises:
+        RelossError: it cannot be had, or not all of it; what came is kept in `out`.
+    """
+    start = out.seek(0, 2)
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:
+            if start and response.status != 206:
+                out.seek(0)
+                out.truncate()
+                start = 0
+            steps = ceil((start + (response.length or 0)) / CHUNK)
+            with progress(steps, path.name, start // CHUNK) as advance:
+                while part := response.read(CHUNK):
+                    out.write(part)
+                    advance()
+            if response.length:  # what is left: a connection that was cut ends like one that is through
+                raise ConnectionError(f"the connection ended {response.length} bytes too early")
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError) and error.code == 416 and start:
+            return  # nothing is left to be sent
+        reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        raise RelossError(
+            f"cannot download {url}: {reason}; try again, or download it elsewhere and put the file at {path}"
+        ) from error
+
+
+def fetch(url: str, path: Path, md5: str) -> None:
+    """Download `url` to `path` unless it is there, going on from what an earlier call left, and verify it.
+
+    Raises:
+        RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
+            that MD5 sum (it is then removed).
+    """
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.part")
+    say(f"downloading {url} to {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab+") as out:
+            download_into(out, url, path)
+        with part.open("rb") as written:
+            found = hashlib.file_digest(written, "md5").hexdigest()
+    except OSError as error:
+        raise RelossError(f"cannot write {part}: {error.strerror or error}; what came is kept") from error
+    if found != md5:
+        part.unlink()
+        raise RelossError(f"{url} gave a file with the MD5 sum {found}, not {md5}; it was removed: try again")
+    part.replace(path)

@@ -1,0 +1,71 @@
+import shutil
+from zipfile import ZipFile
+
+import pytest
+
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.task import tasks
+from tasks.pose import data
+
+TASK = tasks()["pose"]
+
+
+@pytest.fixture
+def archives(persons, tmp_path, monkeypatch):
+    """Archives laid out as COCO's, in the place of the server; returns the names of those that were asked for."""
+    folder, asked = tmp_path / "server", []
+    folder.mkdir()
+    for name, part in (("annotations_trainval2017", "annotations"), ("val2017", "val2017"), ("train2017", "train2017")):
+        with ZipFile(folder / f"{name}.zip", "w") as made:
+            for path in sorted((persons / "coco" / part).iterdir()):
+                made.write(path, f"{part}/{path.name}")
+            made.writestr(f"{part}/instances_not_needed.json" if part == "annotations" else f"{part}/", "")
+
+    def fetch(url, path, md5):
+        asked.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / path.name, path)
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    return asked
+
+
+def test_coco_is_fetched_unpacked_and_found(archives, tmp_path, cli):
+    words = ("data", "fetch", "coco", "--data", tmp_path, "--set", "data.boxes=annotated")
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "12 images with 12 persons to train on, 4 images with 4 persons to test on" in out
+    assert sorted(path.name for path in (tmp_path / "coco").iterdir()) == ["annotations", "train2017", "val2017"]
+    assert sorted(path.name for path in (tmp_path / "coco" / "annotations").iterdir()) == [
+        "person_keypoints_train2017.json",
+        "person_keypoints_val2017.json",
+    ]
+    assert archives == [f"{data.COCO}/{address}" for address, _, _ in data.ARCHIVES]
+    assert cli(*words)[0] == 0
+    assert len(archives) == 3
+
+
+def test_only_what_is_missing_is_fetched(archives, tmp_path):
+    config = TASK.experiments["pose/coco_res50_256x192"]()
+    TASK.fetch_data(config, tmp_path)
+    images = sorted((tmp_path / "coco" / "val2017").iterdir())
+    images[0].unlink()
+    images[1].write_bytes(b"cut")
+    kept = images[2].stat().st_mtime_ns
+    archives.clear()
+    TASK.fetch_data(config, tmp_path)
+    assert archives == [f"{data.COCO}/zips/val2017.zip"]
+    assert images[0].stat().st_size > 100
+    assert images[1].stat().st_size > 100
+    assert images[2].stat().st_mtime_ns == kept
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    with pytest.raises(RelossError, match=r"bad.zip cannot be unpacked"):
+        data._unpack(tmp_path / "bad.zip", "", tmp_path)
+
+
+def test_lsp_is_not_fetched(tmp_path):
+    with pytest.raises(UsageError, match="lsp is not fetched; put Leeds Sports Pose"):
+        TASK.fetch_data(TASK.experiments["pose/lsp_resnet18"](), tmp_path)

@@ -1,0 +1,87 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from reloss import download
+from reloss.errors import RelossError
+
+CONTENT = bytes(range(256)) * 2000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """A server of one file, which can go on from a place, hang up early, or refuse to go on."""
+
+    class Handler(BaseHTTPRequestHandler):
+        hang_up_after = None
+        ranges = True
+        asked: list[str | None] = []  # noqa: RUF012
+
+        def do_GET(self):
+            place = self.headers["Range"]
+            self.asked.append(place)
+            start = int(place.removeprefix("bytes=").rstrip("-")) if place and self.ranges else 0
+            if start >= len(CONTENT):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start:][: self.hang_up_after])
+
+        def log_message(self, *_):
+            pass
+
+    Handler.asked = []
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    Handler.url = f"http://127.0.0.1:{running.server_port}/file"
+    yield Handler
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    path = tmp_path / "new" / "file"
+    for _ in range(2):
+        download.fetch(server.url, path, MD5)
+        assert path.read_bytes() == CONTENT
+    assert server.asked == [None]
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_was_cut_goes_on(server, tmp_path, ranges):
+    path = tmp_path / "file"
+    server.hang_up_after, server.ranges = 100_000, ranges
+    with pytest.raises(RelossError, match=r"cannot download .*the connection ended 412000 bytes too early; try again"):
+        download.fetch(server.url, path, MD5)
+    assert not path.exists()
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:100_000]
+    server.hang_up_after = None
+    download.fetch(server.url, path, MD5)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-"]
+
+
+def test_a_part_that_is_whole_needs_no_more(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    download.fetch(server.url, tmp_path / "file", MD5)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_another_file_is_not_kept(server, tmp_path):
+    with pytest.raises(RelossError, match=f"MD5 sum {MD5}, not 00; it was removed"):
+        download.fetch(server.url, tmp_path / "file", "00")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_server_and_no_place(server, tmp_path):
+    with pytest.raises(RelossError, match=r"cannot download http://127.0.0.1:9/file: .*refused"):
+        download.fetch("http://127.0.0.1:9/file", tmp_path / "file", MD5)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RelossError, match="cannot write"):
+        download.fetch(server.url, tmp_path / "taken" / "file", MD5)
