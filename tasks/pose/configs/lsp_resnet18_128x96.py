@@ -53,6 +53,11 @@ val_pipeline = [
     dict(type="PackPoseInputs"),
 ]
 
+param_scheduler = [  # 22 steps an epoch: COCO's warm-up of 500 would be half of the training
+    dict(type="LinearLR", begin=0, end=50, start_factor=0.001, by_epoch=False),
+    dict(type="MultiStepLR", begin=0, end=210, milestones=[170, 200], gamma=0.1, by_epoch=True),
+]
+
 data_root = "data/lsp/"
 dataset = dict(type="CocoDataset", metainfo=metainfo, data_root=data_root, data_prefix=dict(img="images/"))
 train_dataloader = dict(dataset=dict(**dataset, ann_file="annotations/lsp_train.json", pipeline=train_pipeline))
