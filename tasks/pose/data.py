@@ -107,9 +107,9 @@ def describe(config: Data, folder: Path) -> str:
         found.append(f"{len(names)} images with {len(labels['annotations'])} persons")
     if config.boxes == "detector" and not box_file(config, folder).exists():
         raise RelossError(
-            f"{config.name}: the detector's boxes {box_file(config, folder)} are missing: mmpose's documentation of COCO "
-            "says where they can be downloaded by hand; or test on annotated boxes with --set data.boxes=annotated "
-            "(scores are then higher and not comparable)"
+            f"{config.name}: the detector's boxes {box_file(config, folder)} are missing: mmpose's documentation of "
+            "COCO says where they can be downloaded by hand; or test on annotated boxes with "
+            "--set data.boxes=annotated (scores are then higher and not comparable)"
         )
     return f"{config.name} in {root}: {found[0]} to train on, {found[1]} to test on"
 

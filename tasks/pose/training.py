@@ -30,6 +30,7 @@ from tasks.pose import data
 from tasks.pose.config import PoseExperiment
 from tasks.pose.hooks import RecordHook, plain_model, scores
 from tasks.pose.losses import KeypointReLoss
+from tasks.pose.pictures import draw_persons
 
 CONFIGS = Path(__file__).parent / "configs"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -70,6 +71,7 @@ def evaluate(run: Run) -> dict[str, float]:
     runner = make_runner(run, resume=False)
     plain_model(runner).load_state_dict(_read_weights(run.record.weights))
     found = scores(runner.test())
+    draw_persons(run, _recorded_loader(runner, run.config), runner.test_dataloader.dataset.metainfo)
     if run.config.data.held_out:
         found |= {f"validation_{name}": value for name, value in scores(runner.val()).items()}
     return found

@@ -6,7 +6,7 @@ config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +135,13 @@ class Record:
             return
         with atomic(self.path / "predictions" / f"{epoch:04d}.safetensors") as temporary:
             save_file({"outputs": compact(outputs), "targets": compact(targets)}, temporary)
+
+    def save_figure(self, name: str, draw: Callable[[Path], None]) -> None:
+        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B."""
+        if self._writes:
+            path = self.path / f"{name}.png"
+            draw(path)
+            self._mirror.log_figure(name, path)
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""

@@ -73,6 +73,17 @@ class WandbMirror:
         if self._run is not None:
             self._guard(lambda: self._run.log(values))
 
+    def log_figure(self, name: str, path: Path) -> None:
+        """Send a PNG file."""
+
+        def send() -> None:
+            import wandb
+
+            self._run.log({name: wandb.Image(str(path))})
+
+        if self._run is not None:
+            self._guard(send)
+
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
         """Send the final scores and end the W&B run."""
         if self._run is not None:

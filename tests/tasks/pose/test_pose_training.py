@@ -12,6 +12,7 @@ from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
 from reloss.surrogates import PoseReLoss
+from tasks.pose import pictures
 from tasks.pose.hooks import RecordHook
 
 
@@ -142,3 +143,24 @@ def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
     assert {"AP", "AP_50", "AP_75", "AP_(M)", "AP_(L)", "AR"} <= scores.keys()
     assert 0 <= scores["AP"] <= 1
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in capfd.readouterr().err
+
+
+def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
+    drawn = []
+    draw = pictures._draw
+    monkeypatch.setattr(pictures, "_draw", lambda *found: (drawn.append(found), draw(*found)))
+    record = run_lsp("reloss", "train.epochs=1")
+    assert (record / "persons.png").read_bytes().startswith(b"\x89PNG")
+    _, (images, columns, visible, _, path) = drawn  # the baseline's own before
+    assert path == record / "persons.png"
+    assert list(columns) == ["truth", "mse", "reloss"]
+    outputs, targets = read_predictions(record)
+    assert torch.equal(columns["truth"], targets[-1])
+    assert torch.equal(columns["reloss"], outputs[-1])
+    assert not torch.equal(columns["mse"], columns["reloss"])
+    assert images.shape == (4, 3, 128, 96)
+    assert visible.sum() == (targets[-1].amax((-2, -1)) > 0).sum()
+    # A disc of a joint's own shade lies where the truth says: the first joint's is (255, 0, 128) in RGB.
+    x, y = (pictures.decode_heatmaps(targets[-1])[0, 0] * 4).round().long().tolist()
+    red, green, _ = images[0, :, y, x].flip(0)
+    assert int(red) - int(green) > 60
