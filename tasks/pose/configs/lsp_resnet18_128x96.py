@@ -30,7 +30,7 @@ metainfo = dict(
     sigmas=[0.05] * 14,  # of OKS, which is not used: nobody has measured LSP's annotators
 )
 
-codec = dict(type="MSRAHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1)
+codec = dict(type="MSRAHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=2)
 
 model = dict(
     backbone=dict(depth=18, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")),
@@ -41,7 +41,7 @@ train_pipeline = [
     dict(type="LoadImage"),
     dict(type="GetBBoxCenterScale"),
     dict(type="RandomFlip", direction="horizontal"),
-    dict(type="RandomBBoxTransform"),
+    dict(type="RandomBBoxTransform", scale_factor=(0.8, 1.25), rotate_factor=30),
     dict(type="TopdownAffine", input_size=codec["input_size"]),
     dict(type="GenerateTarget", encoder=codec),
     dict(type="PackPoseInputs"),
