@@ -116,6 +116,16 @@ def test_a_baseline_alone_is_the_baseline(tmp_path, write_summary):
     assert row_of(tmp_path, "ce")["ours, %"] == "70.00"
 
 
+def test_the_baseline_of_several_is_the_best_on_the_validation_split(tmp_path, write_summary):
+    for rate, validation, test in ((0.1, 0.5, 0.6), (0.2, 0.8, 0.5), (0.4, 0.7, 0.9)):
+        scores = {"accuracy": test, "validation_accuracy": validation}
+        write_summary("ce", 0, settings=(f"train.lr={rate}",), scores=scores)
+    write_summary("reloss", 0, 0.55)
+    differences = [cells(row)[HEADERS.index("difference to baseline")] for row in rows_of(tmp_path, "ce")]
+    assert differences == ["+10.00 (one seed)", "is the baseline", "+40.00 (one seed)"]
+    assert row_of(tmp_path, "reloss")["difference to baseline"] == "+5.00 (one seed)"
+
+
 def test_unfinished_runs_do_not_count(tmp_path, write_summary):
     write_summary("ce", 0, 0.7)
     write_summary("ce", 1, status="failed", cause="no disk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 Summary = dict[str, Any]
@@ -30,12 +31,19 @@ def scores(summaries: Iterable[Summary], score: str) -> dict[int, float]:
     return {summary["seed"]: 100 * summary["scores"][score] for summary in kept}
 
 
-def baseline(groups: Mapping[Key, Sequence[Summary]], loss: str, like: Summary) -> Sequence[Summary]:
-    """Return the group of the ordinary `loss` under the protocol of `like`: with the fewest settings, if several."""
-    candidates = [
-        (len(key[1]), key) for key, mine in groups.items() if key[0] == loss and mine[0]["protocol"] == like["protocol"]
-    ]
-    return groups[min(candidates)[1]] if candidates else []
+def baseline(groups: Mapping[Key, Sequence[Summary]], loss: str, like: Summary, score: str) -> Sequence[Summary]:
+    """Return the group of the ordinary `loss` under the protocol of `like`, empty if there is none.
+
+    Of several, which differ in what may be tuned, the one with the best mean `score` on the validation split; where
+    none has that, the one with the fewest settings.
+    """
+
+    def preference(mine: Sequence[Summary]) -> tuple[float, int]:
+        validated = scores(mine, f"validation_{score}").values()
+        return mean(validated) if validated else float("-inf"), -len(mine[0]["settings"])
+
+    same = (mine for key, mine in groups.items() if key[0] == loss and mine[0]["protocol"] == like["protocol"])
+    return max(same, key=preference, default=[])
 
 
 def commits(summaries: Iterable[Summary]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[Tune
     rows = []
     for key in sorted(chosen, key=lambda key: (config.losses.index(key[0]), len(key[1]), key[1])):
         (loss, settings), mine = key, chosen[key]
-        test, reference = scores(mine, score), scores(baseline(chosen, config.ordinary_loss, like=mine[0]), score)
+        test, reference = scores(mine, score), scores(baseline(chosen, config.ordinary_loss, mine[0], score), score)
         rows.append(
             TunedRow(
                 experiment=config.name,
