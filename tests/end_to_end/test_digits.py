@@ -163,6 +163,18 @@ def test_sigterm_is_recorded(start, finish, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_while_learning_is_said(start, finish, tmp_path):
+    finish(*words(tmp_path), "--stage", "baseline")
+    process = start(*words(tmp_path), "--stage", "learn")
+    wait_for(lambda: any((tmp_path / DIGITS).glob("surrogates/*/fit.pt")), process)
+    process.terminate()
+    said, _ = process.communicate()
+    assert process.returncode == 143
+    assert "terminated; the same command goes on from the last checkpoint" in said
+    assert "learning goes on from step" in finish(*words(tmp_path), "--stage", "learn")
+
+
+@pytest.mark.slow
 def test_demo(finish, tmp_path):
     said = finish("demo", "--out", tmp_path, "--seeds", "2")
     for name in ("training_curves", "loss_curve", "loss_against_metric"):

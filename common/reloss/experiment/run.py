@@ -67,11 +67,12 @@ def run(request: Request) -> Path:
         raise unknown(f"loss of {config.name}", request.loss, config.losses)
     job = _Job(task, override(config, request.settings), request)
     distributed.start()
-    if request.stage == "baseline":
-        return job.baseline()
-    if request.stage == "learn":
-        return job.learn()
-    return job.train()
+    with _terminable():
+        if request.stage == "baseline":
+            return job.baseline()
+        if request.stage == "learn":
+            return job.learn()
+        return job.train()
 
 
 @dataclass
@@ -285,15 +286,16 @@ def learn(
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
-    result = fit_surrogate(
-        surrogate,
-        bank,
-        get_metric(metric),
-        higher_is_better=higher_is_better,
-        options=options,
-        device=device,
-        checkpoint=checkpoint,
-    )
+    with _terminable():
+        result = fit_surrogate(
+            surrogate,
+            bank,
+            get_metric(metric),
+            higher_is_better=higher_is_better,
+            options=options,
+            device=device,
+            checkpoint=checkpoint,
+        )
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
     fit = result.summary()
     card = {
@@ -313,8 +315,8 @@ def learn(
 
 
 @contextmanager
-def _status_of(record: Record) -> Iterator[None]:
-    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`."""
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception, so that it can be recorded and said."""
 
     def terminate(number: int, frame: Any) -> None:
         raise Terminated
@@ -322,7 +324,17 @@ def _status_of(record: Record) -> Iterator[None]:
     try:
         before = signal.signal(signal.SIGTERM, terminate)
     except ValueError:  # not in the main thread
-        before = None
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _status_of(record: Record) -> Iterator[None]:
+    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`."""
     try:
         yield
     except (KeyboardInterrupt, Terminated):
@@ -334,6 +346,3 @@ def _status_of(record: Record) -> Iterator[None]:
             (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
         record.close("failed", cause=cause)
         raise
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
