@@ -54,7 +54,7 @@ def train(run: Run) -> None:
         RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
     """
     data.describe(run.config.data, run.data)
-    runner = make_runner(run, resume=True)
+    runner = make_runner(run, resume=_has_checkpoint(run.record.path))
     model = plain_model(runner)
     model.head.loss_module = make_loss(run)
     start = None if run.initial_weights is None else _read_weights(run.initial_weights)
@@ -182,6 +182,26 @@ def make_runner(run: Run, resume: bool) -> Runner:
     made.log_level = logging.WARNING
     # Without the formatter, which takes minutes for what mmengine writes down of its config.
     return Runner.from_cfg(Config(made.to_dict(), format_python_code=False))
+
+
+def _has_checkpoint(record: Path) -> bool:
+    """Return whether mmengine left a checkpoint in the record.
+
+    Raises:
+        RelossError: it is damaged.
+    """
+    pointer = record / "mmengine" / "last_checkpoint"  # mmengine's own note
+    path = Path(pointer.read_text()) if pointer.exists() else None
+    if path is None or not path.exists():
+        return False
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:
+        raise RelossError(
+            f"checkpoint {path} is damaged; remove {pointer} to train this run anew, or write into it the path of the "
+            "checkpoint before"
+        ) from error
+    return True
 
 
 def _recorded_loader(runner: Runner, config: PoseExperiment) -> Any:

@@ -113,9 +113,10 @@ class Record:
         return state
 
     def discard_checkpoint(self) -> None:
-        """Begin anew: remove the last checkpoint."""
+        """Begin anew: remove all checkpoints, a framework's own too, but not the final weights."""
         if self._writes:
-            (self.path / "checkpoint" / "last.pt").unlink(missing_ok=True)
+            for path in (self.path / "checkpoint").rglob("*.pt*"):
+                path.unlink()
 
     def rewind(self, lines: int) -> None:
         """Drop what was logged after the first `lines` lines of metrics: it will come again."""

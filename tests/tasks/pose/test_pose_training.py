@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
 from reloss.surrogates import PoseReLoss
-from tasks.pose import pictures
+from tasks.pose import pictures, training
 from tasks.pose.hooks import RecordHook
 
 
@@ -92,6 +93,27 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_lsp, tmp_path, monk
         assert torch.equal(ours, theirs)
     kept = sorted(path.name for path in (record / "checkpoint").rglob("*.pth"))
     assert kept == ["epoch_1.pth", "epoch_2.pth"]
+
+
+def test_a_bank_that_is_gone_is_recorded_anew(run_lsp):
+    record = run_lsp()
+    bank = record.parents[1] / "bank"
+    before = PredictionBank.open(bank).items(torch.arange(8))
+    shutil.rmtree(bank)
+    kept = weights(record)
+    assert run_lsp() == record
+    again = PredictionBank.open(bank)
+    assert again.meta["complete"]
+    assert all(torch.equal(*pair) for pair in zip(again.items(torch.arange(8)), before, strict=True))
+    assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
+
+
+def test_a_damaged_checkpoint_is_named(run_lsp, tmp_path):
+    record = run_lsp("mse", "train.epochs=1")
+    (checkpoint,) = (record / "checkpoint").rglob("*.pth")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(RelossError, match=r"epoch_1.pth is damaged; remove .*last_checkpoint to train this run anew"):
+        training._has_checkpoint(record)
 
 
 def test_seeds_differ(run_lsp):
