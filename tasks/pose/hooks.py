@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from reloss.errors import RelossError
+from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -101,7 +102,8 @@ class RecordHook(Hook):
         """Log the scores on validation persons, and keep some of their heatmaps."""
         found = {f"validation_{name}": value for name, value in scores(metrics or {}).items()}
         self.run.record.log(runner.iter, epoch=runner.epoch, **found)
-        self.run.record.save_predictions(runner.epoch, *predict(plain_model(runner), self.loader))
+        if distributed.is_main():
+            self.run.record.save_predictions(runner.epoch, *predict(plain_model(runner), self.loader))
         say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -11,17 +11,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
+from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 from reloss.errors import RelossError, UsageError
+from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.files import read_json
@@ -63,6 +66,7 @@ def train(run: Run) -> None:
     with closing(hook):
         runner.train()
     run.record.save_weights(model.state_dict())
+    distributed.barrier()  # all evaluate what the main process has written
 
 
 @_on_standard_error()
@@ -170,7 +174,10 @@ def make_runner(run: Run, resume: bool) -> Runner:
     folder = run.record.path
     made.work_dir = str(folder / "mmengine")
     made.experiment_name = f"{run.config.name}-{run.loss}-{run.seed}-{time.time_ns()}"
-    made.launcher = "pytorch" if _processes() > 1 else "none"
+    if _processes() > 1:
+        made.launcher = "pytorch"
+        if not torch.cuda.is_available():  # mmengine's own wrapper asks for a GPU of each process
+            made.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
     made.randomness = {"seed": derive_seed(run.seed, "initialisation") % 2**32}
     made.default_hooks.checkpoint = {
         "type": "CheckpointHook",
@@ -204,7 +211,7 @@ def _has_checkpoint(record: Path) -> bool:
     return True
 
 
-def _recorded_loader(runner: Runner, config: PoseExperiment) -> Any:
+def _recorded_loader(runner: Runner, config: PoseExperiment) -> DataLoader:
     """Return the first validation persons with target heatmaps: the training pipeline without its randomness."""
     made = copy.deepcopy(runner.cfg)
     loader = made.val_dataloader
@@ -213,7 +220,9 @@ def _recorded_loader(runner: Runner, config: PoseExperiment) -> Any:
     indices = loader.dataset.get("indices")
     kept = indices[:first] if isinstance(indices, list) else first
     loader.dataset.update(pipeline=plain, bbox_file=None, test_mode=True, indices=kept)
-    return Runner.build_dataloader(loader)
+    persons = DATASETS.build(loader.dataset)
+    persons.full_init()
+    return DataLoader(persons, loader.batch_size, collate_fn=pseudo_collate)  # all of them, in each process
 
 
 def _processes() -> int:
