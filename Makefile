@@ -1,6 +1,7 @@
 # make demo, make test: everything else is set up on the way. Needs Python 3.11 with venv; `make PYTHON=...` names another.
 PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
+FROM_SOURCE := antlr4-python3-runtime
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning
@@ -23,10 +24,12 @@ format: setup
 	$(BIN)/ruff check --fix && $(BIN)/ruff format
 
 # Writes what requirements/*.in mean as exact versions with hashes; `make lock UPGRADE=--upgrade` takes newer ones.
+COMPILE := $(BIN)/uv pip compile --generate-hashes --no-annotate --no-header --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --excludes requirements/excludes.txt --only-binary :all: \
+  --no-binary $(FROM_SOURCE) --no-emit-index-url --no-emit-build-options
 lock: setup
-	$(BIN)/uv pip compile --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --excludes requirements/excludes.txt --only-binary :all: --no-emit-index-url --no-emit-build-options \
-	  $(UPGRADE) requirements/*.in --output-file requirements/lock.txt
+	$(COMPILE) $(UPGRADE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
+	$(COMPILE) $(UPGRADE) --constraints requirements/bootstrap.txt requirements/*.in --output-file requirements/lock.txt
 
 # Renders the tables of results/ and the README from the records in results/runs.
 results: setup
@@ -54,6 +57,8 @@ ablation: setup
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv; install it \
 	(Debian, Ubuntu: apt-get install python3.11-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r requirements/lock.txt
+	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/pip install --no-deps --no-build-isolation --only-binary :all: --no-binary $(FROM_SOURCE) --require-hashes \
+	  -r requirements/lock.txt
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@

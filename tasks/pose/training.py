@@ -33,7 +33,9 @@ from tasks.pose import data
 from tasks.pose.config import PoseExperiment
 from tasks.pose.hooks import RecordHook, plain_model, scores
 from tasks.pose.losses import KeypointReLoss
+from tasks.pose.mean_pose import score_mean_pose
 from tasks.pose.pictures import draw_persons
+from tasks.pose.precision import train_in_bfloat16
 
 CONFIGS = Path(__file__).parent / "configs"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -60,6 +62,8 @@ def train(run: Run) -> None:
     runner = make_runner(run, resume=_has_checkpoint(run.record.path))
     model = plain_model(runner)
     model.head.loss_module = make_loss(run)
+    if run.config.train.precision == "bf16":
+        train_in_bfloat16(model)
     start = None if run.initial_weights is None else _read_weights(run.initial_weights)
     hook = RecordHook(run, _recorded_loader(runner, run.config), start)
     runner.register_hook(hook)
@@ -71,14 +75,24 @@ def train(run: Run) -> None:
 
 @_on_standard_error()
 def evaluate(run: Run) -> dict[str, float]:
-    """Return the test scores of the weights in the record and, named `validation_*`, those on held-out persons."""
+    """Return the test scores of the weights in the record and, named `validation_*`, those on held-out persons.
+
+    Beside PCK stands `mean_pose_PCK`, that of predicting the mean pose for everybody.
+    """
     runner = make_runner(run, resume=False)
     plain_model(runner).load_state_dict(_read_weights(run.record.weights))
     found = scores(runner.test())
     draw_persons(run, _recorded_loader(runner, run.config), runner.test_dataloader.dataset.metainfo)
+    if run.config.score == "PCK":
+        persons = DATASETS.build(copy.deepcopy(runner.cfg.train_dataloader.dataset))
+        found |= _named("mean_pose", score_mean_pose(persons, runner.test_dataloader.dataset, runner.test_evaluator))
     if run.config.data.held_out:
-        found |= {f"validation_{name}": value for name, value in scores(runner.val()).items()}
+        found |= _named("validation", runner.val())
     return found
+
+
+def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in scores(metrics).items()}
 
 
 def make_loss(run: Run) -> nn.Module:
@@ -163,9 +177,8 @@ def _set_recipe(made: Config, config: PoseExperiment) -> None:
     made.optim_wrapper.optimizer.lr = recipe.lr
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("train.precision=fp16 needs a GPU; choose bf16 or no")
-    if recipe.precision != "no":
-        dtype = {"fp16": "float16", "bf16": "bfloat16"}[recipe.precision]
-        made.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype)
+    if recipe.precision == "fp16":
+        made.optim_wrapper.type = "AmpOptimWrapper"
 
 
 def make_runner(run: Run, resume: bool) -> Runner:

@@ -1,4 +1,7 @@
-"""SimpleBaseline on Leeds Sports Pose: mmpose's for COCO, cut down to ResNet-18, 128x96, 64 channels and 14 joints."""
+"""SimpleBaseline on Leeds Sports Pose: mmpose's for COCO, cut down to ResNet-18, 128x96, 64 channels and 14 joints.
+
+The last stage keeps its resolution, for images of 128x96 are 4x3 where ResNet ends; one deconvolution less makes up.
+"""
 
 _base_ = ["mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py"]
 
@@ -33,8 +36,12 @@ metainfo = dict(
 codec = dict(type="MSRAHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=2)
 
 model = dict(
-    backbone=dict(depth=18, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")),
-    head=dict(in_channels=512, out_channels=14, deconv_out_channels=(64, 64, 64), decoder=codec),
+    backbone=dict(
+        depth=18, strides=(1, 2, 2, 1), init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")
+    ),
+    head=dict(
+        in_channels=512, out_channels=14, deconv_out_channels=(64, 64), deconv_kernel_sizes=(4, 4), decoder=codec
+    ),
 )
 
 train_pipeline = [

@@ -74,11 +74,7 @@ def test_settings_change_mmposes_config(persons):
     made = make_config(override(TASK.experiments["pose/coco_res50_256x192"](), [*settings, *ANNOTATED]), persons)
     assert (made.train_cfg.max_epochs, made.train_cfg.val_interval) == (42, 10)
     assert (made.param_scheduler[1].end, made.param_scheduler[1].milestones) == (42, [34, 40])
-    assert made.optim_wrapper == {
-        "type": "AmpOptimWrapper",
-        "dtype": "bfloat16",
-        "optimizer": {"type": "Adam", "lr": 0.002},
-    }
+    assert made.optim_wrapper == {"optimizer": {"type": "Adam", "lr": 0.002}}  # bf16 is not mmengine's affair
     assert made.train_dataloader.batch_size == 16
     assert {made[name].num_workers for name in ("train_dataloader", "val_dataloader", "test_dataloader")} == {1}
     assert made.test_dataloader.dataset.bbox_file is None

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from mmengine.evaluator import Evaluator
 from mmpose.registry import METRICS
 
 from tasks.pose.hooks import scores
+from tasks.pose.mean_pose import score_mean_pose
 from tasks.pose.metrics import TorsoPCK
 
 
@@ -44,3 +46,33 @@ def test_torso_pck_is_the_share_of_joints_within_a_part_of_the_torso():
 def test_names_of_scores():
     found = scores({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
     assert found == {"AP": 0.7, "AP_50": 0.9, "AP_(M)": 0.6, "AR_75": 0.8, "PCK": 0.5}
+
+
+class Persons:
+    """What is used of mmpose's data sets."""
+
+    def __init__(self, persons):
+        self.persons = persons
+
+    def __len__(self):
+        return len(self.persons)
+
+    def get_data_info(self, index):
+        return self.persons[index]
+
+
+def test_the_mean_pose_is_placed_into_each_box():
+    pose = np.random.default_rng(0).uniform(0.1, 0.9, (1, 14, 2))
+
+    def person(x, y, width, height, moved=0.0, hidden=()):
+        visible = np.ones((1, 14))
+        visible[:, list(hidden)] = 0
+        points = np.array([x, y]) + (pose + moved) * np.array([width, height])
+        return {"bbox": np.array([[x, y, x + width, y + height]]), "keypoints": points, "keypoints_visible": visible}
+
+    # The last joint of the third person is hidden, and far away: it must not count.
+    trained = [person(0, 0, 50, 100, 0.1), person(7, 9, 80, 60, -0.1), person(3, 2, 40, 40, hidden=[13])]
+    trained[2]["keypoints"][:, 13] = 1e4
+    same, far = person(30, 20, 90, 120), person(5, 5, 60, 60, moved=3.0)
+    found = score_mean_pose(Persons(trained), Persons([same, far]), Evaluator([TorsoPCK()]))
+    assert found == {"pck/PCK": pytest.approx(0.5)}

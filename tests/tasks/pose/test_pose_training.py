@@ -32,7 +32,7 @@ def test_the_whole_line(run_lsp, tmp_path):
     for folder in (baseline, record):
         summary = read_json(folder / "summary.json")
         assert summary["status"] == "finished"
-        assert summary["scores"].keys() == {"PCK", "validation_PCK"}
+        assert summary["scores"].keys() == {"PCK", "validation_PCK", "mean_pose_PCK"}
         assert all(0 <= value <= 1 for value in summary["scores"].values())
         first, second, *rest = metrics(folder)
         assert (first["epoch"], first["step"], first["train_loss"] > 0) == (1, 2, True)
@@ -119,6 +119,35 @@ def test_a_damaged_checkpoint_is_named(run_lsp, tmp_path):
 def test_seeds_differ(run_lsp):
     first, second = (run_lsp(seed=seed) for seed in (0, 1))
     assert metrics(first)[0]["train_loss"] != metrics(second)[0]["train_loss"]
+
+
+def test_bfloat16_trains_on_a_cpu(run_lsp):
+    whole, half = (run_lsp("mse", "train.epochs=1", f"train.precision={name}") for name in ("no", "bf16"))
+    (exact, *_), (rounded, *_) = metrics(whole), metrics(half)
+    assert rounded["train_loss"] != exact["train_loss"]
+    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.01)
+    assert all(value.dtype != torch.bfloat16 for value in weights(half).values())
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(persons, tmp_path, start):
+    settings = ("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4")
+    learn = ("recording.item_size=2", "learn.steps=4", "learn.items=2", "learn.validation_fraction=0.5")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    homes = [tmp_path / name / "pose" / "lsp_resnet18" for name in ("one", "two")]
+    for home, launcher in zip(homes, ((), torchrun), strict=True):
+        where = ("--data", persons, "--runs", home.parents[1], "--track", "off")
+        words = ("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn)
+        process = start(*words, **({"launcher": launcher} if launcher else {}))
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    for loss in ("mse", "reloss"):
+        one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
+        assert [entry["epoch"] for entry in metrics(two)] == [1, 1, 2, 2]
+        ours, theirs = (read_json(folder / "summary.json")["scores"] for folder in (two, one))
+        assert ours == pytest.approx(theirs, abs=0.1)
+    # The main process records what it sees, which is half: proof that the two share the work.
+    assert [len(PredictionBank.open(home / "bank")) for home in homes] == [8, 4]
 
 
 @pytest.mark.slow
