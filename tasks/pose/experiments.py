@@ -62,7 +62,7 @@ def lsp_resnet18() -> PoseExperiment:
         score="PCK",
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
         model=Model(config="lsp_resnet18_128x96.py", pretrained=False),
-        train=Train(epochs=40, batch_size=32, lr=1e-3, validate_every=2),
+        train=Train(epochs=40, batch_size=16, lr=1e-3, validate_every=4, precision="bf16"),
         recording=Recording(item_size=32, examples=100, max_bytes=256 << 20),
         learn=LEARN,
     )

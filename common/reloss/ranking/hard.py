@@ -1,5 +1,6 @@
 """Ordinary ranks, and the check of values that every kind of rank begins with."""
 
+import math
 from typing import Literal
 
 import torch
@@ -7,9 +8,16 @@ from torch import Tensor
 
 
 def check_values(values: Tensor) -> None:
-    """Raise ValueError unless `values` [..., n] has n >= 1 and is finite; the message names the first bad index."""
+    """Raise ValueError unless `values` [..., n] has n >= 1 and is finite; the message names the first bad index.
+
+    Under `torch.compile`, and where a CUDA graph is captured, values are not looked at: that would break the graph.
+    """
     if values.dim() == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
+    if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    if math.isfinite(values.detach().sum().item()):  # then all are: quicker than to ask each
+        return
     finite = torch.isfinite(values)
     if not finite.all():
         index = tuple((~finite).nonzero()[0].tolist())

@@ -191,38 +191,34 @@ def _wiring(network: Network, n: int, device: torch.device) -> Wiring:
     if network not in get_args(Network):
         raise ValueError(f"unknown sorting network '{network}'; valid: {', '.join(get_args(Network))}")
     layers = _bitonic(n) if network == "bitonic" else _odd_even(n)
-    partners = torch.arange(n).repeat(len(layers), 1)
-    signs = torch.ones(len(layers), n)
-    for partner, sign, (lower, upper, descends) in zip(partners, signs, layers, strict=True):
-        partner[lower], partner[upper] = upper, lower
-        sign[torch.where(descends, lower, upper)] = -1
-    return Wiring(partners.to(device).unbind(), signs.to(device))
+    partners, signs = (torch.stack(parts).to(device) for parts in zip(*layers, strict=True))
+    return Wiring(partners.unbind(), signs)
 
 
-Layer = tuple[
-    Tensor, Tensor, Tensor
-]  # lower and upper wires of its pairs, and whether the larger value goes to the lower
+def _bitonic(n: int) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's partners and signs [n] in the network for the next power of two.
 
-
-def _bitonic(n: int) -> list[Layer]:
-    """Wire the network for the next power of two; as in diffsort, its top wires and their comparators are left out."""
+    As in diffsort, its first wires and their comparators are left out.
+    """
     blocks = (n - 1).bit_length()
-    top = (1 << blocks) - n
-    wires = torch.arange(top, 1 << blocks)
+    first = (1 << blocks) - n
+    wires = torch.arange(first, 1 << blocks)
     layers = []
     for block in range(blocks):
+        descends = wires & (2 << block) > 0
         for distance in (1 << exponent for exponent in reversed(range(block + 1))):
-            lower = wires[(wires & distance) == 0]
-            lower = lower[lower + distance < 1 << blocks]
-            layers.append((lower - top, lower + distance - top, (lower >> (block + 1)) & 1 > 0))
+            partner = wires ^ distance
+            sign = torch.where((wires & distance > 0) == descends, 1.0, -1.0)
+            layers.append((torch.where(partner < first, wires, partner) - first, sign))
     return layers
 
 
-def _odd_even(n: int) -> list[Layer]:
-    """Wire n layers that compare neighbours, from wire 0 and from wire 1 in turn."""
+def _odd_even(n: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the partners and signs [n] of n layers that compare neighbours, from wire 0 and from wire 1 in turn."""
     layers = []
-    for layer in range(n if n > 1 else 0):
-        lower = torch.arange(layer % 2, n - 1, 2)
-        if len(lower):  # the second of n = 2 has none
-            layers.append((lower, lower + 1, torch.zeros(len(lower), dtype=torch.bool)))
+    for start in (layer % 2 for layer in range(n if n > 2 else 1)):  # the second layer of two wires has no pair
+        wires = torch.arange(n) - start
+        partner = (wires ^ 1) + start
+        idle = (partner < 0) | (partner >= n)
+        layers.append((torch.where(idle, wires + start, partner), 1.0 - 2.0 * (wires & 1)))
     return layers
