@@ -22,6 +22,7 @@ class Data(Section):
     boxes: Literal["detector", "annotated"] = Field(
         description="of the persons to test on: from a detector's file (COCO's protocol), or as annotated"
     )
+    test_dev: bool = Field(False, description="predict COCO's test-dev images too, for its server to score")
     workers: int = Field(4, ge=0, description="processes that load images")
 
 

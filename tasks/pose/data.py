@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from reloss.download import fetch
@@ -19,6 +20,8 @@ ANNOTATIONS = {
 }
 IMAGES = {"coco": ("train2017", "val2017"), "lsp": ("images", "images")}
 BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
+TEST_DEV = ("annotations/image_info_test-dev2017.json", "test2017")
+TEST_DEV_BOXES = "person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json"
 SOURCES = {
     "coco": "`reloss data fetch coco` downloads it; a folder that is there is used",
     "lsp": "Leeds Sports Pose, extended, as COCO-style annotations of 14 joints",
@@ -26,44 +29,67 @@ SOURCES = {
 
 
 COCO = "http://images.cocodataset.org"
-# Address, MD5 sum (as several public download scripts state it), and what of the archive is needed.
+
+
+class Archive(NamedTuple):
+    """An archive of COCO's.
+
+    Attributes:
+        address: below COCO.
+        md5: as several public download scripts state it.
+        needed: the annotation files that are needed of it, or a folder of images.
+        labels: of the images in that folder.
+    """
+
+    address: str
+    md5: str
+    needed: tuple[str, ...]
+    labels: str = ""
+
+
 ARCHIVES = (
-    ("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", "annotations/person_keypoints_"),
-    ("zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", "val2017/"),
-    ("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", "train2017/"),
+    Archive("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", ANNOTATIONS["coco"]),
+    Archive("zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", ("val2017/",), ANNOTATIONS["coco"][1]),
+    Archive("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", ("train2017/",), ANNOTATIONS["coco"][0]),
+)
+TEST_ARCHIVES = (
+    Archive("annotations/image_info_test2017.zip", "85da7065e5e600ebfee8af1edb634eb5", (TEST_DEV[0],)),
+    Archive("zips/test2017.zip", "77ad2c53ac5d0aea611d422c0938fb35", ("test2017/",), TEST_DEV[0]),
 )
 
 
-def fetch_coco(folder: Path) -> None:
+def fetch_coco(folder: Path, test_dev: bool = False) -> None:
     """Download COCO 2017's images and annotations into FOLDER/coco, verified; what is there already stays.
 
     The detector's boxes are not at an address that can be downloaded from without a browser.
+
+    Args:
+        folder: of all data sets.
+        test_dev: whether the test images are wanted too.
 
     Raises:
         RelossError: an archive cannot be downloaded or unpacked; the same call goes on from there.
     """
     root = folder / "coco"
-    for (address, md5, needed), part in zip(ARCHIVES, ("annotations", "val2017", "train2017"), strict=True):
-        if _is_complete(root, part):
-            say(f"{root / part} is there")
+    for archive in ARCHIVES + (TEST_ARCHIVES if test_dev else ()):
+        if _is_complete(root, archive):
+            say(f"{', '.join(str(root / path) for path in archive.needed)}: there")
             continue
-        archive = root / Path(address).name
-        fetch(f"{COCO}/{address}", archive, md5)
-        _unpack(archive, needed, root)
-        archive.unlink()
+        path = root / Path(archive.address).name
+        fetch(f"{COCO}/{archive.address}", path, archive.md5)
+        _unpack(path, archive.needed, root)
+        path.unlink()
 
 
-def _is_complete(root: Path, part: str) -> bool:
-    labels = [root / file for file in ANNOTATIONS["coco"]]
-    if not all(path.exists() for path in labels):
-        return False
-    if part == "annotations":
-        return True
-    images = read_json(root / f"annotations/person_keypoints_{part}.json")["images"]
-    return all((root / part / image["file_name"]).exists() for image in images)
+def _is_complete(root: Path, archive: Archive) -> bool:
+    if not archive.labels:
+        return all((root / path).exists() for path in archive.needed)
+    (folder,) = archive.needed
+    images = read_json(root / archive.labels)["images"]
+    return all((root / folder / image["file_name"]).exists() for image in images)
 
 
-def _unpack(archive: Path, needed: str, root: Path) -> None:
+def _unpack(archive: Path, needed: tuple[str, ...], root: Path) -> None:
     """Unpack what begins with `needed`, checked by the archive's sums, but for files that are there in their size."""
     try:
         with ZipFile(archive) as opened:
@@ -79,11 +105,6 @@ def _unpack(archive: Path, needed: str, root: Path) -> None:
         raise RelossError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
 
 
-def box_file(config: Data, folder: Path) -> Path:
-    """Return where the detector's boxes lie."""
-    return folder / config.name / BOXES
-
-
 def describe(config: Data, folder: Path) -> str:
     """Return what was found.
 
@@ -93,25 +114,45 @@ def describe(config: Data, folder: Path) -> str:
     root = folder / config.name
     found = []
     for labels_file, images in zip(ANNOTATIONS[config.name], IMAGES[config.name], strict=True):
-        for path in (root / labels_file, root / images):
-            if not path.exists():
-                raise RelossError(f"{config.name}: {path} is missing; {SOURCES[config.name]}")
-        labels = read_json(root / labels_file)
-        names = [image["file_name"] for image in labels["images"]]
-        missing = [name for name in names if not (root / images / name).exists()]
-        if missing:
-            raise RelossError(
-                f"{config.name}: {len(missing)} of {len(names)} images of {root / labels_file} are missing in "
-                f"{root / images}, such as {missing[0]}"
-            )
-        found.append(f"{len(names)} images with {len(labels['annotations'])} persons")
-    if config.boxes == "detector" and not box_file(config, folder).exists():
-        raise RelossError(
-            f"{config.name}: the detector's boxes {box_file(config, folder)} are missing: mmpose's documentation of "
-            "COCO says where they can be downloaded by hand; or test on annotated boxes with "
-            "--set data.boxes=annotated (scores are then higher and not comparable)"
+        labels = _checked_labels(config.name, root, labels_file, images)
+        found.append(f"{len(labels['images'])} images with {len(labels['annotations'])} persons")
+    if config.boxes == "detector":
+        _check_boxes(
+            root / BOXES,
+            "test on annotated boxes with --set data.boxes=annotated (scores are then higher and not comparable)",
         )
-    return f"{config.name} in {root}: {found[0]} to train on, {found[1]} to test on"
+    shown = f"{config.name} in {root}: {found[0]} to train on, {found[1]} to test on"
+    if config.test_dev:
+        without = "do without test-dev with --set data.test_dev=false"
+        try:
+            labels = _checked_labels(config.name, root, *TEST_DEV)
+        except RelossError as error:
+            raise RelossError(f"{error}; or {without}") from None
+        _check_boxes(root / TEST_DEV_BOXES, without)
+        shown += f", {len(labels['images'])} images of test-dev"
+    return shown
+
+
+def _checked_labels(name: str, root: Path, labels_file: str, images: str) -> dict[str, Any]:
+    for path in (root / labels_file, root / images):
+        if not path.exists():
+            raise RelossError(f"{name}: {path} is missing; {SOURCES[name]}")
+    labels: dict[str, Any] = read_json(root / labels_file)
+    missing = [image["file_name"] for image in labels["images"] if not (root / images / image["file_name"]).exists()]
+    if missing:
+        raise RelossError(
+            f"{name}: {len(missing)} of {len(labels['images'])} images of {root / labels_file} are missing in "
+            f"{root / images}, such as {missing[0]}"
+        )
+    return labels
+
+
+def _check_boxes(path: Path, otherwise: str) -> None:
+    if not path.exists():
+        raise RelossError(
+            f"coco: the detector's boxes {path} are missing: mmpose's documentation of COCO says where they can be "
+            f"downloaded by hand; or {otherwise}"
+        )
 
 
 def fingerprint(config: Data, folder: Path) -> str:

@@ -39,7 +39,7 @@ class RecordHook(Hook):
         self.run = run
         self.initial_weights = initial_weights
         self.loader = loader
-        self._losses: list[Tensor] = []
+        self._outputs: list[dict[str, Tensor]] = []
         self._began = 0.0
         self._bar = ExitStack()
 
@@ -71,13 +71,13 @@ class RecordHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed what draws from the global generators."""
         set_random_seed(derive_seed(self.run.seed, "epoch", runner.epoch) % 2**32)
-        self._losses, self._began = [], time.monotonic()
+        self._outputs, self._began = [], time.monotonic()
         shown = progress(len(runner.train_dataloader), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
         self._advance = self._bar.enter_context(shown)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Keep the loss."""
-        self._losses.append(outputs["loss"].detach())
+        """Keep the loss, and what else mmpose measures of a batch."""
+        self._outputs.append({name: torch.as_tensor(value).detach() for name, value in outputs.items()})
         self._advance()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -87,7 +87,8 @@ class RecordHook(Hook):
             RelossError: its loss is not finite.
         """
         self._bar.close()
-        loss = float(torch.stack(self._losses).mean())
+        means = {name: float(torch.stack([each[name] for each in self._outputs]).mean()) for name in self._outputs[0]}
+        loss = means["loss"]
         if not math.isfinite(loss):
             raise RelossError(
                 f"the loss of epoch {runner.epoch + 1} is {loss}: training diverged; the checkpoint before it is kept. "
@@ -95,7 +96,8 @@ class RecordHook(Hook):
             )
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         seconds = round(time.monotonic() - self._began, 2)
-        self.run.record.log(runner.iter, epoch=runner.epoch + 1, train_loss=loss, lr=rate, seconds=seconds)
+        measured = {f"train_{name}": mean for name, mean in means.items()}
+        self.run.record.log(runner.iter, epoch=runner.epoch + 1, **measured, lr=rate, seconds=seconds)
         say(f"epoch {runner.epoch + 1}/{runner.max_epochs}: loss {loss:.6f}, {seconds:.0f} s")
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -48,7 +48,7 @@ class PoseTask(Task):
 
         if config.data.name != "coco":
             raise UsageError(f"{config.data.name} is not fetched; put {SOURCES[config.data.name]} into {data}")
-        fetch_coco(data)
+        fetch_coco(data, config.data.test_dev)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the annotations."""

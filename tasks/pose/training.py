@@ -88,7 +88,16 @@ def evaluate(run: Run) -> dict[str, float]:
         found |= _named("mean_pose", score_mean_pose(persons, runner.test_dataloader.dataset, runner.test_evaluator))
     if run.config.data.held_out:
         found |= _named("validation", runner.val())
+    if run.config.data.test_dev:
+        _predict_test_dev(run)
     return found
+
+
+def _predict_test_dev(run: Run) -> None:
+    """Write what COCO's server takes, its test-dev persons' joints: `test-dev.keypoints.json` in the record."""
+    runner = make_runner(run, resume=False, test_dev=True)
+    plain_model(runner).load_state_dict(_read_weights(run.record.weights))
+    runner.test()
 
 
 def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -124,8 +133,7 @@ def make_config(config: PoseExperiment, folder: Path) -> Config:
         loader.dataset.data_root = root
     made.train_dataloader.batch_size = max(config.train.batch_size // _processes(), 1)
     for name in LOADERS[1:]:
-        boxes = str(data.box_file(config.data, folder)) if config.data.boxes == "detector" else None
-        made[name].dataset.bbox_file = boxes
+        made[name].dataset.bbox_file = root + data.BOXES if config.data.boxes == "detector" else None
     for name in ("val_evaluator", "test_evaluator"):
         if "ann_file" in made[name]:
             made[name].ann_file = root + made.test_dataloader.dataset.ann_file
@@ -181,10 +189,24 @@ def _set_recipe(made: Config, config: PoseExperiment) -> None:
         made.optim_wrapper.type = "AmpOptimWrapper"
 
 
-def make_runner(run: Run, resume: bool) -> Runner:
-    """Return mmengine's runner for the run; to `resume`, it goes on from the last checkpoint in the record."""
+def make_runner(run: Run, resume: bool, test_dev: bool = False) -> Runner:
+    """Return mmengine's runner for the run.
+
+    Args:
+        run: the run.
+        resume: go on from the last checkpoint in the record.
+        test_dev: its test is to write the joints of COCO's test-dev persons into the record.
+    """
     made = make_config(run.config, run.data)
     folder = run.record.path
+    if test_dev:
+        labels, images = data.TEST_DEV
+        root = made.test_dataloader.dataset.data_root
+        made.test_dataloader.dataset.update(
+            ann_file=labels, data_prefix={"img": f"{images}/"}, bbox_file=root + data.TEST_DEV_BOXES
+        )
+        prefix = str(folder / "test-dev")
+        made.test_evaluator.update(ann_file=root + labels, format_only=True, outfile_prefix=prefix)
     made.work_dir = str(folder / "mmengine")
     made.experiment_name = f"{run.config.name}-{run.loss}-{run.seed}-{time.time_ns()}"
     if _processes() > 1:

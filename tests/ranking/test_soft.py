@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from reloss.ranking import Method, hard_rank, kendall, soft_kendall, soft_rank, soft_spearman
+from reloss.ranking.laplace import _sort
 from reloss.ranking.networks import Comparator, _sweep, _wiring
 from reloss.ranking.scans import recurrence
 
@@ -149,6 +150,8 @@ def test_edges(method: Method) -> None:
         soft_rank(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, float("nan")]]), method)
     with pytest.raises(ValueError, match=r"values\[0\] is inf"):
         soft_rank(torch.tensor([float("inf"), 1.0]), method)
+    largest = torch.full((3,), torch.finfo(torch.float32).max)  # finite, though their sum is not
+    assert torch.isfinite(soft_rank(largest, method)).all()
     with pytest.raises(ValueError, match="positive"):
         soft_rank(torch.zeros(3), method, temperature=0, steepness=0)
 
@@ -166,6 +169,32 @@ def test_strides_batches_and_half_precision(method: Method) -> None:
     half = x.bfloat16().requires_grad_()
     assert soft_rank(half, method).dtype == torch.float32
     assert torch.autograd.grad(soft_rank(half, method).square().sum(), half)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
+@pytest.mark.parametrize(("method", "n"), [("bitonic", 20), ("odd_even", 7), ("pairwise", 20), ("laplace", 20)])
+def test_compiled_ranks_are_the_same(method: Method, n: int) -> None:
+    def rank(x: Tensor) -> Tensor:
+        return soft_rank(x, method, standardize=True)
+
+    x = torch.randn(3, n, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    weights = torch.randn(3, n, generator=torch.Generator().manual_seed(10))
+    compiled = torch.compile(rank, backend="aot_eager", fullgraph=method != "laplace")
+    torch.testing.assert_close(compiled(x), rank(x))
+    gradients = [torch.autograd.grad((ranks(x) * weights).sum(), x)[0] for ranks in (compiled, rank)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("n", [1, 2, 300, 5000])
+def test_laplace_sorts_as_pytorch_does(n: int) -> None:
+    x = torch.randn(3, n, generator=torch.Generator().manual_seed(n)) * 1e3
+    x[0, : n // 2] = x[0, n // 2 : 2 * (n // 2)]  # ties
+    x[1, ::3] = 0.0
+    for values in (x, x.double(), x[0]):
+        ordered, order = _sort(values)
+        assert torch.equal(ordered, values.sort(dim=-1).values)
+        assert torch.equal(order.sort(dim=-1).values, torch.arange(n).expand_as(order))
+    assert torch.equal(_sort(x)[1], x.sort(dim=-1, stable=True).indices)
 
 
 @pytest.mark.parametrize("method", METHODS)

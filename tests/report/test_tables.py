@@ -11,6 +11,8 @@ from reloss.experiment.task import tasks
 from reloss.files import write_json
 from reloss.report.tables import HEADERS, PROVENANCE, cells, render, table
 
+W48 = "pose/coco_hrnet_w48_dark_384x288"
+
 
 @pytest.fixture
 def write_summary(tmp_path):
@@ -56,6 +58,15 @@ def test_what_was_not_run_says_so(tmp_path):
         assert shown["record"] == "none"
         assert shown["command"] == f"`reloss run {row.experiment} --loss {row.loss} --seed 0`"
         assert all(shown.values())
+
+
+def test_a_number_that_no_run_here_can_be_scored_like_has_a_row_of_its_own(tmp_path):
+    rows = [row for row in table("pose", tmp_path) if (row.experiment, row.loss) == (W48, "reloss")]
+    ours, theirs = (dict(zip([*HEADERS, *PROVENANCE], cells(row), strict=True)) for row in rows)
+    assert (ours["published"], ours["ours, %"]) == ("none", "not run")
+    assert theirs["published"] == "76.4 (ReLoss repository, COCO test-dev)"
+    needed = {theirs[header] for header in ("ours, %", "error, %", "difference to baseline", "status")}
+    assert needed == {"needs the COCO server"}
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):

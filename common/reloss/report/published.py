@@ -23,6 +23,7 @@ class Published(BaseModel):
     table: str | None = None
     page: int | None = None
     verified: str = Field(description="how the value was verified, or `value not recorded`")
+    needs: str | None = Field(None, description="what it takes to score a model of ours alike that no run here has")
 
     @model_validator(mode="after")
     def _no_value_without_check(self) -> Published:

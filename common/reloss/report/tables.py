@@ -21,7 +21,10 @@ from reloss.report.statistics import Difference, Sample, describe, paired_differ
 
 @dataclass(frozen=True)
 class Row:
-    """One row: an experiment with a loss and settings, over seeds. Scores in percent; None where there is none."""
+    """One row: an experiment with a loss and settings, over seeds.
+
+    Scores are in percent; where there is none, `missing` says why.
+    """
 
     experiment: str
     loss: str
@@ -36,6 +39,7 @@ class Row:
     command: str
     commits: tuple[str, ...]
     records: tuple[str, ...]
+    missing: str
 
 
 def table(name: str, runs: Path) -> list[Row]:
@@ -64,9 +68,13 @@ def _rows(
     rows = []
     for loss in config.losses:
         entry = published.get((config.name, loss))
-        shown = entry.shown() if entry else "none"
+        elsewhere = entry if entry and entry.needs else None
+        shown = entry.shown() if entry and not elsewhere else "none"
         variants = [groups[key] for key in sorted(groups) if key[0] == loss]
         rows += [_row(config, loss, mine, shown, groups) for mine in variants] or [_not_run(config, loss, shown)]
+        if elsewhere:
+            needs = f"needs {elsewhere.needs}"
+            rows.append(_not_run(config, loss, elsewhere.shown(), missing=needs, status=needs))
     return rows
 
 
@@ -90,10 +98,13 @@ def _row(
         command=first["environment"].get("command", f"reloss run {config.name} --loss {loss}"),
         commits=commits(mine),
         records=tuple(summary["record"] for summary in mine),
+        missing="not finished",
     )
 
 
-def _not_run(config: Experiment, loss: str, published: str) -> Row:
+def _not_run(
+    config: Experiment, loss: str, published: str, missing: str = "not run", status: str = "not run (no record)"
+) -> Row:
     return Row(
         experiment=config.name,
         loss=loss,
@@ -104,10 +115,11 @@ def _not_run(config: Experiment, loss: str, published: str) -> Row:
         difference=None,
         is_baseline=False,
         spearman=None,
-        status="not run (no record)",
+        status=status,
         command=f"reloss run {config.name} --loss {loss} --seed 0",
         commits=(),
         records=(),
+        missing=missing,
     )
 
 
@@ -154,7 +166,7 @@ NOTE = (
 
 def cells(row: Row) -> list[str]:
     """Return the texts of a row, in the order of HEADERS and PROVENANCE."""
-    ours = error = _without_score(row)
+    ours = error = row.missing
     if row.ours is not None:
         ours, error = row.ours.shown(), row.ours._replace(mean=100 - row.ours.mean).shown()
     spearman = f"{row.spearman:.3f}" if row.spearman is not None else "not measured"
@@ -174,13 +186,9 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _without_score(row: Row) -> str:
-    return "not finished" if row.records else "not run"
-
-
 def _shown_difference(row: Row) -> str:
     if row.difference is None:
-        return _without_score(row) if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
+        return row.missing if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
     return row.difference.shown()
 
 

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 
 from reloss.experiment.run import Request, run
-from reloss.files import write_json
+from reloss.files import read_json, write_json
 
 JOINTS = {"lsp": 14, "coco": 17}
 FILES = {
@@ -27,7 +28,19 @@ def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, splits in FILES.items():
         for (labels, images), count in zip(splits, COUNTS, strict=True):
             draw(folder / name, labels, images, JOINTS[name], count, generator)
+    withhold(folder / "coco")
     return folder
+
+
+def withhold(root: Path) -> None:
+    """Make a test-dev set of the persons to test on, as COCO gives it: images and a detector's boxes, no joints."""
+    labels, images = FILES["coco"][1]
+    known = read_json(root / labels)
+    shutil.copytree(root / images, root / "test2017")
+    write_json(root / "annotations/image_info_test-dev2017.json", {**known, "annotations": []})
+    found = [{**person, "score": 0.9} for person in known["annotations"]]
+    boxes = [{key: person[key] for key in ("image_id", "category_id", "bbox", "score")} for person in found]
+    write_json(root / "person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json", boxes)
 
 
 def draw(root: Path, labels: str, images: str, joints: int, count: int, generator: np.random.Generator) -> None:

@@ -15,7 +15,10 @@ def archives(persons, tmp_path, monkeypatch):
     """Archives laid out as COCO's, in the place of the server; returns the names of those that were asked for."""
     folder, asked = tmp_path / "server", []
     folder.mkdir()
-    for name, part in (("annotations_trainval2017", "annotations"), ("val2017", "val2017"), ("train2017", "train2017")):
+    for name, part in (
+        *(("annotations_trainval2017", "annotations"), ("val2017", "val2017"), ("train2017", "train2017")),
+        *(("image_info_test2017", "annotations"), ("test2017", "test2017")),
+    ):
         with ZipFile(folder / f"{name}.zip", "w") as made:
             for path in sorted((persons / "coco" / part).iterdir()):
                 made.write(path, f"{part}/{path.name}")
@@ -40,7 +43,7 @@ def test_coco_is_fetched_unpacked_and_found(archives, tmp_path, cli):
         "person_keypoints_train2017.json",
         "person_keypoints_val2017.json",
     ]
-    assert archives == [f"{data.COCO}/{address}" for address, _, _ in data.ARCHIVES]
+    assert archives == [f"{data.COCO}/{archive.address}" for archive in data.ARCHIVES]
     assert cli(*words)[0] == 0
     assert len(archives) == 3
 
@@ -60,10 +63,29 @@ def test_only_what_is_missing_is_fetched(archives, tmp_path):
     assert images[2].stat().st_mtime_ns == kept
 
 
+def test_test_dev_is_fetched_where_it_is_predicted(archives, tmp_path):
+    config = TASK.experiments["pose/coco_hrnet_w48_dark_384x288"]()
+    TASK.fetch_data(config, tmp_path)
+    assert archives == [f"{data.COCO}/{archive.address}" for archive in (*data.ARCHIVES, *data.TEST_ARCHIVES)]
+    root = tmp_path / "coco"
+    assert (root / "annotations" / "image_info_test-dev2017.json").exists()
+    with pytest.raises(RelossError, match=r"boxes .*COCO_val2017\S* are missing: .*--set data.boxes=annotated"):
+        TASK.check_data(config, tmp_path)
+    (root / data.BOXES).parent.mkdir()
+    (root / data.BOXES).write_text("[]")
+    with pytest.raises(RelossError, match=r"boxes .*COCO_test-dev2017\S* are missing: .*--set data.test_dev=false"):
+        TASK.check_data(config, tmp_path)
+    (root / data.TEST_DEV_BOXES).write_text("[]")
+    assert TASK.check_data(config, tmp_path).endswith("4 images of test-dev")
+    next((root / "test2017").iterdir()).unlink()
+    with pytest.raises(RelossError, match=r"1 of 4 images .*; or do without test-dev with --set data.test_dev=false"):
+        TASK.check_data(config, tmp_path)
+
+
 def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"no archive")
     with pytest.raises(RelossError, match=r"bad.zip cannot be unpacked"):
-        data._unpack(tmp_path / "bad.zip", "", tmp_path)
+        data._unpack(tmp_path / "bad.zip", ("train2017/",), tmp_path)
 
 
 def test_lsp_is_not_fetched(tmp_path):

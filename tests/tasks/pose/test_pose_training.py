@@ -36,6 +36,8 @@ def test_the_whole_line(run_lsp, tmp_path):
         assert all(0 <= value <= 1 for value in summary["scores"].values())
         first, second, *rest = metrics(folder)
         assert (first["epoch"], first["step"], first["train_loss"] > 0) == (1, 2, True)
+        assert first["train_loss_kpt"] == first["train_loss"]  # what mmpose measures is kept too
+        assert 0 <= first["train_acc_pose"] <= 1
         assert (second["epoch"], second["step"], second.keys() - {"seconds"}) == (
             *(1, 2),
             {"step", "epoch", "validation_PCK"},
@@ -186,7 +188,7 @@ def test_standard_output_is_the_record_alone(persons, tmp_path, cli):
 def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
     settings = (
         *("model.pretrained=false", "data.boxes=annotated", "data.workers=0", "train.epochs=1"),
-        *("train.batch_size=4", "train.validate_every=1", "recording.item_size=2"),
+        *("train.batch_size=4", "train.validate_every=1", "recording.item_size=2", "data.test_dev=true"),
     )
     where = {"data": persons, "runs": tmp_path, "track": "off"}
     record = run(Request("pose/coco_res50_256x192", "mse", 0, settings=settings, **where))
@@ -194,6 +196,12 @@ def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
     assert {"AP", "AP_50", "AP_75", "AP_(M)", "AP_(L)", "AR"} <= scores.keys()
     assert 0 <= scores["AP"] <= 1
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in capfd.readouterr().err
+    submission = read_json(record / "test-dev.keypoints.json")
+    images = read_json(persons / "coco/annotations/image_info_test-dev2017.json")["images"]
+    assert sorted(each["image_id"] for each in submission) == [image["id"] for image in images]
+    for each in submission:
+        assert each.keys() >= {"image_id", "category_id", "keypoints", "score"}
+        assert len(each["keypoints"]) == 3 * 17
 
 
 def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
