@@ -24,9 +24,7 @@ def brute_force(outputs: Tensor, max_length: int) -> tuple[list[int], float]:
     """The best span by trying all, and its lead over position 0."""
     start, end = outputs.double()
     spans = [
-        (i, j)
-        for i, j in itertools.product(range(1, outputs.shape[-1]), repeat=2)
-        if i <= j <= i + max_length - 1
+        (i, j) for i, j in itertools.product(range(1, outputs.shape[-1]), repeat=2) if i <= j <= i + max_length - 1
     ]
     best = max(spans, key=lambda span: float(start[span[0]] + end[span[1]]))
     return list(best), float(start[best[0]] + end[best[1]] - start[0] - end[0])
