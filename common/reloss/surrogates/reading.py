@@ -30,7 +30,7 @@ class ReadingReLoss(SurrogateLoss):
     Exact match is decided by the probabilities of the gold start and the gold end alone, and cross-entropy sees nothing
     else. F1 is kinder to a span that is nearly right; so the network also sees, in positions, how much of the gold span
     the reader covers and how much else. With P(start = i) and P(end = j) taken as independent, position t is covered
-    with probability P(start <= t) P(end >= t), two cumulative sums; position 0, no answer, with P(start = 0) P(end = 0).
+    with probability P(start <= t) P(end >= t), by two cumulative sums; position 0, no answer, where both are 0.
 
     Of several gold spans the one with the least loss counts, as the best one counts in the metric.
 
