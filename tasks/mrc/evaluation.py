@@ -1,7 +1,7 @@
 """The official evaluations: SQuAD v1.1 and v2.0 by normalised words, CMRC 2018 by characters. Pure Python.
 
-Written from their published definitions: Rajpurkar et al. (2016, section 6.1; 2018, section 3), Cui et al. (2019, section
-4.1).
+Written from their published definitions: Rajpurkar et al. (2016, section 6.1; 2018, section 3), Cui et al. (2019,
+section 4.1).
 """
 
 from __future__ import annotations

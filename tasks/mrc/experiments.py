@@ -1,8 +1,8 @@
 """The experiments of reading comprehension: one function each, returning the complete config.
 
-The paper's scores could not be verified (see published.yaml), and the release has no code for them: models and data sets
-are those that are usual, the recipe is that of transformers' own example of question answering (examples/pytorch/
-question-answering: 2 epochs, batches of 12, 3e-5, windows of 384 tokens, stride 128), not tuned.
+The paper's scores could not be verified (see published.yaml), and the release has no code for them: models and data
+sets are those that are usual, the recipe is that of transformers' own example of question answering
+(examples/pytorch/question-answering: 2 epochs, batches of 12, 3e-5, windows of 384 tokens, stride 128), not tuned.
 """
 
 from collections.abc import Callable
@@ -107,9 +107,7 @@ def squad_minilm() -> ReadingExperiment:
             max_question=32,
         ),
         model=Model(name="minilm"),
-        train=Train(
-            epochs=2, batch_size=16, lr=2e-4, checkpoints_per_epoch=2, group_by_length=True, precision="bf16"
-        ),
+        train=Train(epochs=2, batch_size=16, lr=2e-4, checkpoints_per_epoch=2, group_by_length=True, precision="bf16"),
         recording=Recording(item_size=32, examples=256, max_bytes=256 << 20),
         learn=LEARN,
     )
