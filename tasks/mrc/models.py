@@ -40,7 +40,7 @@ def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFa
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
     except (OSError, ValueError) as error:
         raise _unavailable(config.name, error) from error
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UsageError(f"model.name={config.name} has no fast tokenizer, so tokens cannot be found in the text")
     tokenizer.padding_side = "right"
     if tokenizer("a", "b").input_ids[0] != tokenizer.cls_token_id:

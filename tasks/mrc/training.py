@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,11 +74,9 @@ def evaluate(run: Run) -> dict[str, float]:
     return found
 
 
-def examples(
-    answers: dict[str, str], questions: Sequence[Question], language: str
-) -> dict[str, list[dict[str, object]]]:
+def examples(answers: dict[str, str], questions: Sequence[Question], language: str) -> dict[str, list[dict[str, Any]]]:
     """Return the first wrong and the first right answers, with their questions, gold texts and scores."""
-    kinds: dict[str, list[dict[str, object]]] = {"wrong": [], "right": []}
+    kinds: dict[str, list[dict[str, Any]]] = {"wrong": [], "right": []}
     for question in questions:
         text = answers[question.id]
         found = score(text, question, language)
@@ -140,7 +139,7 @@ def make_criterion(run: Run, device: torch.device | str = "cpu") -> Criterion:
 
 
 def collate(windows: Windows, rows: Sequence[int]) -> dict[str, Tensor]:
-    """Return the windows at `rows`, cut to the longest: token ids, types, masks and passage [B, L], targets [B, G, 2]."""
+    """Return the windows at `rows`, cut to the longest: ids, types, masks and passage [B, L], targets [B, G, 2]."""
     lengths = windows.lengths[rows]
     longest = int(lengths.max())
     return {
@@ -153,10 +152,10 @@ def collate(windows: Windows, rows: Sequence[int]) -> dict[str, Tensor]:
 
 
 def read(model: nn.Module, batch: dict[str, Tensor], length: int) -> Tensor:
-    """Return start and end logits [B, 2, T] in float32, T = `length`; `MASKED` where there is nothing to answer with."""
+    """Return start and end logits [B, 2, T] in float32, T = `length`; `MASKED` outside the passage but for [CLS]."""
     taken = ["input_ids", "attention_mask"]
-    config = model.module.config if hasattr(model, "module") else model.config
-    if getattr(config, "type_vocab_size", 0) > 1:
+    plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if getattr(plain.config, "type_vocab_size", 0) > 1:
         taken.append("token_type_ids")
     found = model(**{name: batch[name] for name in taken})
     outputs = torch.stack((found.start_logits, found.end_logits), 1).float()
@@ -166,7 +165,7 @@ def read(model: nn.Module, batch: dict[str, Tensor], length: int) -> Tensor:
 
 @torch.inference_mode()
 def _predict(accelerator: Accelerator, model: nn.Module, windows: Windows, config: ReadingExperiment) -> Tensor:
-    """Return the logits of all windows, [F, 2, T] in float32 on the CPU; the longest are read first, then put in order."""
+    """Return the logits of all windows, [F, 2, T] in float32 on the CPU; read by length, so that little is padding."""
     model.eval()
     order = torch.argsort(windows.lengths, descending=True, stable=True)
     loader = _loader(windows, order.tolist(), config, accelerator)
@@ -179,7 +178,11 @@ def _predict(accelerator: Accelerator, model: nn.Module, windows: Windows, confi
 def _loader(windows: Windows, rows: list[int], config: ReadingExperiment, accelerator: Accelerator) -> DataLoader:
     """Return batches of the windows at `rows`, in that order, `train.batch_size` over all processes."""
     size = max(config.train.batch_size // accelerator.num_processes, 1)
-    loader = DataLoader(rows, batch_size=size, collate_fn=lambda chosen: collate(windows, chosen))  # type: ignore[arg-type]
+    loader: DataLoader = DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_size=size,
+        collate_fn=lambda chosen: collate(windows, chosen),
+    )
     return accelerator.prepare(loader)
 
 
