@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -185,6 +186,16 @@ def read_answers(
     end = windows.offsets[chosen, where[:, 1], 1].tolist()
     answerable = (top > MASKED).tolist()
     texts = [
-        question.context[begin[i] : end[i]].strip() if answerable[i] else "" for i, question in enumerate(questions)
+        _slice(question.context, begin[i], end[i]) if answerable[i] else "" for i, question in enumerate(questions)
     ]
     return texts, least_null - top
+
+
+def _slice(text: str, begin: int, end: int) -> str:
+    """Return text[begin:end] without space around it, and with the combining marks after it.
+
+    A tokenizer that takes accents away leaves a mark that is a character of its own outside the token.
+    """
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return text[begin:end].strip()

@@ -1,5 +1,8 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test waits for the hub
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from reloss.experiment.run import Request, run
 from reloss.files import write_json
 from tasks.mrc.models import character_tokenizer
 
-NAMES = "Anna Bob Clara David Emma Felix Greta Hugo".split()
+NAMES = ["Anna", "Bob", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"]
 CITIES = ["Berlin", "New York", "Paris", "Rio de Janeiro", "北京市", "Zürich", "Oslo", "Cairo"]
 TEXT = [f"{name} lives in {city} . Where does {name} live ?" for name in NAMES for city in CITIES]
 
@@ -20,7 +23,6 @@ TEXT = [f"{name} lives in {city} . Where does {name} live ?" for name in NAMES f
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELOSS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 

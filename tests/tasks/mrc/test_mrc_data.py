@@ -40,7 +40,9 @@ def test_splits_are_of_other_articles_and_the_same_each_time(questions):
     whole = load(SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None}), questions)
     assert [len(part) for part in whole] == [48, 18, 18]
     assert whole.validation is whole.test
-    assert describe(SQUAD, questions).endswith("20 train, 9 validation, 12 test questions, 0 of the test without an answer")
+    assert describe(SQUAD, questions).endswith(
+        "20 train, 9 validation, 12 test questions, 0 of the test without an answer"
+    )
 
 
 def test_one_file_is_split_by_passages(questions):
@@ -71,7 +73,7 @@ def test_answers_that_are_nowhere_are_not_trained_on(questions, tmp_path):
 def test_what_is_missing_is_named(questions, tmp_path):
     with pytest.raises(RelossError, match=r"squad/train-v1.1.json is missing; run `reloss data fetch squad"):
         load(SQUAD, tmp_path)
-    with pytest.raises(RelossError, match="36 questions left for data.train_questions, fewer than 100"):
+    with pytest.raises(RelossError, match=r"36 questions left for data.train_questions, fewer than 100"):
         load(SQUAD.model_copy(update={"train_questions": 100}), questions)
     write_json(tmp_path / "squad" / "train-v1.1.json", {"data": [{"paragraphs": [{"qas": [{}]}]}]})
     with pytest.raises(RelossError, match="is not in SQuAD's JSON: KeyError 'context'"):
@@ -101,7 +103,7 @@ def test_every_experiments_files_can_be_fetched(tmp_path, monkeypatch):
     assert len(urls) == 4 + 3 + 2
     assert all(url.startswith("https://") for url in urls)
     assert {len(checksum or "") for _, _, checksum in asked} == {0, 64}
-    with pytest.raises(UsageError, match="mine.json is none of squad's files"):
+    with pytest.raises(UsageError, match=r"mine.json is none of squad's files"):
         fetch.fetch(SQUAD.model_copy(update={"train_file": "mine.json"}), tmp_path)
 
 

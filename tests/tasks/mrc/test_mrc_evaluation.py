@@ -30,7 +30,8 @@ def test_normalization(text, normal):
     assert normalize(text) == normal
 
 
-WORDS = st.lists(st.sampled_from("the a an Oslo oslo, Oslo. New York new-york 1,000 1000 U.S. 北京 café".split()), max_size=5)
+SOME = ["the", "a", "an", "Oslo", "oslo,", "Oslo.", "New", "York", "new-york", "1,000", "1000", "U.S.", "北京", "café"]
+WORDS = st.lists(st.sampled_from(SOME), max_size=5)
 
 
 @given(st.lists(st.tuples(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=3)), min_size=1, max_size=6))
