@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from reloss.errors import RelossError
+from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
@@ -177,7 +177,12 @@ def _predict(accelerator: Accelerator, model: nn.Module, windows: Windows, confi
 
 def _loader(windows: Windows, rows: list[int], config: ReadingExperiment, accelerator: Accelerator) -> DataLoader:
     """Return batches of the windows at `rows`, in that order, `train.batch_size` over all processes."""
-    size = max(config.train.batch_size // accelerator.num_processes, 1)
+    size, left_over = divmod(config.train.batch_size, accelerator.num_processes)
+    if left_over:
+        raise UsageError(
+            f"train.batch_size={config.train.batch_size} is of all processes together and must be a multiple of "
+            f"their number, {accelerator.num_processes}"
+        )
     loader: DataLoader = DataLoader(
         rows,  # type: ignore[arg-type]
         batch_size=size,

@@ -99,16 +99,21 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_reading(questions: Path, encoder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs squad_minilm (or another experiment) at a small size with the tiny encoder; returns the record."""
-    tiny = (
+def tiny_settings(encoder: Path) -> tuple[str, ...]:
+    """Settings that make squad_minilm a matter of a second, with the tiny encoder."""
+    return (
         *("data.max_length=40", "data.stride=8", "data.max_question=16", "data.train_questions=30"),
         *("data.held_out=6", "data.test_questions=16", "train.batch_size=8", "train.precision=no"),
         *("train.lr=0.002", "recording.item_size=2", "learn.steps=4", "learn.items=4", f"model.name={encoder}"),
     )
 
+
+@pytest.fixture
+def run_reading(questions: Path, tiny_settings: tuple[str, ...], tmp_path: Path) -> Callable[..., Path]:
+    """Runs squad_minilm (or another experiment) at a small size; returns the record."""
+
     def start(loss: str = "ce", *settings: str, experiment: str = "mrc/squad_minilm", **more: object) -> Path:
         asked = {"seed": 0, "data": questions, "runs": tmp_path / "runs", "track": "off", **more}
-        return run(Request(experiment, loss, settings=(*tiny, *settings), **asked))  # type: ignore[arg-type]
+        return run(Request(experiment, loss, settings=(*tiny_settings, *settings), **asked))  # type: ignore[arg-type]
 
     return start

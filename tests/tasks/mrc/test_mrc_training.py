@@ -242,3 +242,16 @@ class TestModels:
         model = load_model(Model(name="minilm"), tokenizer, 192)
         assert model.config.hidden_size == 384
         assert tokenizer.tokenize("Reading!") == ["reading", "!"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_reader(finish, tiny_settings, questions, tmp_path):
+    """All windows are scored once, and both processes end with the weights that are in the record."""
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    words = ("run", "mrc/squad_minilm", "--data", questions, "--runs", tmp_path / "two", "--track", "off")
+    settings = (*tiny_settings, "learn.validation_fraction=0.4")
+    finish(*words, "--loss", "reloss", "--set", *settings, launcher=torchrun)
+    summaries = sorted((tmp_path / "two").glob("mrc/squad_minilm/*/seed0/summary.json"))
+    assert [read_json(path)["status"] for path in summaries] == ["finished", "finished"]
+    assert all(len(read_json(path.with_name("predictions.json"))) == 16 for path in summaries)
+    assert len(PredictionBank.open(tmp_path / "two" / "mrc" / "squad_minilm" / "bank")) > 3
