@@ -50,8 +50,8 @@ def test_the_whole_line(run_reading, questions):
     for folder in (record, baseline / "seed0"):
         summary = read_summary(folder)
         assert summary["status"] == "finished"
-        assert 0 < summary["scores"]["f1"] <= 1
-        assert summary["scores"].keys() >= {"exact_match", "validation_f1", "first_sentence_f1"}
+        assert 0 <= summary["scores"]["exact_match"] <= summary["scores"]["f1"] <= 1
+        assert summary["scores"].keys() >= {"validation_f1", "validation_exact_match", "first_sentence_f1"}
         assert {"spearman_checkpoints", "checkpoints"} <= summary["diagnostics"].keys()
         assert [line["epoch"] for line in lines(folder)] == [0.5, 1, 1.5, 2]
     assert read_summary(record)["surrogate"]["validation_items"] > 0
