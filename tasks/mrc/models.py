@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -124,17 +125,17 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keep transformers from listing the new weights of the last layer, and from drawing bars."""
-
-    def __enter__(self) -> None:
-        self.verbosity, self.bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *error: object) -> None:
-        logging.set_verbosity(self.verbosity)
-        if self.bar:
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
             logging.enable_progress_bar()
 
 
