@@ -2,6 +2,7 @@
 PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 FROM_SOURCE := antlr4-python3-runtime
+ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning
@@ -29,7 +30,9 @@ COMPILE := $(BIN)/uv pip compile --generate-hashes --no-annotate --no-header --p
   --no-binary $(FROM_SOURCE) --no-emit-index-url --no-emit-build-options
 lock: setup
 	$(COMPILE) $(UPGRADE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
-	$(COMPILE) $(UPGRADE) --constraints requirements/bootstrap.txt requirements/*.in --output-file requirements/lock.txt
+	$(COMPILE) $(UPGRADE) --constraints requirements/bootstrap.txt $(filter-out $(ENCODER).in,$(wildcard requirements/*.in)) \
+	  --output-file requirements/lock.txt
+	$(COMPILE) $(UPGRADE) --no-deps $(ENCODER).in --output-file $(ENCODER).txt
 
 # Renders the tables of results/ and the README from the records in results/runs.
 results: setup
@@ -50,7 +53,7 @@ ablation: setup
 	for name in digits_cnn cifar10_cnn; do $(BIN)/reloss diagnose classification/$$name --runs runs/ablation; done
 	$(BIN)/reloss table ablation --runs runs/ablation
 
-.venv/.installed: requirements/lock.txt pyproject.toml
+.venv/.installed: requirements/lock.txt $(ENCODER).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "make: needs Python 3.11, \
 	for which the lock is made, but '$(PYTHON)' is missing or another version. Install it (Debian, Ubuntu: apt-get install \
 	python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -60,5 +63,6 @@ ablation: setup
 	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r requirements/bootstrap.txt
 	$(BIN)/pip install --no-deps --no-build-isolation --only-binary :all: --no-binary $(FROM_SOURCE) --require-hashes \
 	  -r requirements/lock.txt
+	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r $(ENCODER).txt
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -42,6 +42,7 @@ HEAVY = {
     "matplotlib",
     "wandb",
     "transformers",
+    "tokenizers",
     "cv2",
     "mmcv",
     "mmengine",
@@ -136,7 +137,14 @@ def test_this_test_sees_what_it_forbids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["show", "classification/imagenet_resnet50"], ["show", "pose/lsp_resnet18"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["show", "classification/imagenet_resnet50"],
+        ["show", "pose/lsp_resnet18"],
+        ["show", "mrc/squad_minilm"],
+    ],
 )
 def test_light_commands_import_no_framework(arguments):
     code = (

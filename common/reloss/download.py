@@ -15,6 +15,7 @@ from reloss.progress import progress, say
 
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16
+SHA256_DIGITS = 64
 
 
 def download_into(out: BinaryIO, url: str, path: Path) -> None:
@@ -52,12 +53,17 @@ def download_into(out: BinaryIO, url: str, path: Path) -> None:
         ) from error
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
+def fetch(url: str, path: Path, checksum: str | None) -> None:
     """Download `url` to `path` unless it is there, going on from what an earlier call left, and verify it.
+
+    Args:
+        url: where it is.
+        path: where it goes.
+        checksum: MD5 or SHA-256 of the file, told apart by their lengths; None where none is known.
 
     Raises:
         RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
-            that MD5 sum (it is then removed).
+            that checksum (it is then removed).
     """
     if path.exists():
         return
@@ -67,11 +73,18 @@ def fetch(url: str, path: Path, md5: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as out:
             download_into(out, url, path)
-        with part.open("rb") as written:
-            found = hashlib.file_digest(written, "md5").hexdigest()
+        found = _checksum(part, checksum)
     except OSError as error:
         raise RelossError(f"cannot write {part}: {error.strerror or error}; what came is kept") from error
-    if found != md5:
+    if found != checksum:
         part.unlink()
-        raise RelossError(f"{url} gave a file with the MD5 sum {found}, not {md5}; it was removed: try again")
+        kind = "SHA-256" if len(checksum or "") == SHA256_DIGITS else "MD5"
+        raise RelossError(f"{url} gave a file with the {kind} sum {found}, not {checksum}; it was removed: try again")
     part.replace(path)
+
+
+def _checksum(path: Path, like: str | None) -> str | None:
+    if like is None:
+        return None
+    with path.open("rb") as written:
+        return hashlib.file_digest(written, "sha256" if len(like) == SHA256_DIGITS else "md5").hexdigest()

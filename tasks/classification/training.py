@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from reloss.errors import RelossError, UsageError
+from reloss.errors import RelossError
+from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
+from tasks.accelerated import open_accelerator
 from tasks.classification import data, models
 from tasks.classification.config import ClassificationExperiment, Train
 from tasks.classification.criteria import make_criterion
@@ -41,9 +38,9 @@ def evaluate(run: Run) -> dict[str, float]:
     """Return the scores on the test images and, named `validation_*`, on held-out training images if there are any."""
     config: ClassificationExperiment = run.config
     splits = data.load(config.data, run.data)
-    with _accelerator(config.train.precision) as accelerator:
+    with open_accelerator(config.train.precision) as accelerator:
         model = models.build(config.model.name, splits.classes)
-        model.load_state_dict(_read_weights(run.record.weights))
+        model.load_state_dict(read_weights(run.record.weights))
         model = accelerator.prepare(model)
 
         def measure(images: Dataset) -> dict[str, float]:
@@ -79,7 +76,7 @@ class _Training:
         self.seconds = 0.0
 
     def fit(self) -> None:
-        with _accelerator(self.config.train.precision) as accelerator:
+        with open_accelerator(self.config.train.precision) as accelerator:
             self.accelerator = accelerator
             self._prepare()
             first = self._resume()
@@ -93,7 +90,7 @@ class _Training:
         set_seed(derive_seed(self.run.seed, "initialisation") % 2**32)
         model = models.build(self.config.model.name, self.splits.classes)
         if self.run.initial_weights is not None:
-            model.load_state_dict(_read_weights(self.run.initial_weights))
+            model.load_state_dict(read_weights(self.run.initial_weights))
         optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
@@ -237,25 +234,3 @@ def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Acce
         persistent_workers=False,
         pin_memory=accelerator.device.type == "cuda",
     )
-
-
-def _read_weights(path: Any) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error
-
-
-@contextmanager
-def _accelerator(precision: str) -> Iterator[Accelerator]:
-    """Yield an Accelerator and clear its process-wide state after, so that the next run may be of another precision."""
-    try:
-        # Without cpu=True, accelerate takes processes that torchrun starts on a machine without GPU for single ones.
-        accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    except ValueError as error:  # fp16 without a GPU
-        raise UsageError(f"train.precision={precision} does not work here: {error}; choose bf16 or no") from error
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        AcceleratorState._reset_state()

@@ -19,12 +19,12 @@ from mmengine.runner import Runner
 from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
 from mmpose.registry import DATASETS
 from mmpose.utils import register_all_modules
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed
+from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.files import read_json
@@ -64,7 +64,7 @@ def train(run: Run) -> None:
     model.head.loss_module = make_loss(run)
     if run.config.train.precision == "bf16":
         train_in_bfloat16(model)
-    start = None if run.initial_weights is None else _read_weights(run.initial_weights)
+    start = None if run.initial_weights is None else read_weights(run.initial_weights)
     hook = RecordHook(run, _recorded_loader(runner, run.config), start)
     runner.register_hook(hook)
     with closing(hook):
@@ -80,7 +80,7 @@ def evaluate(run: Run) -> dict[str, float]:
     Beside PCK stands `mean_pose_PCK`, that of predicting the mean pose for everybody.
     """
     runner = make_runner(run, resume=False)
-    plain_model(runner).load_state_dict(_read_weights(run.record.weights))
+    plain_model(runner).load_state_dict(read_weights(run.record.weights))
     found = scores(runner.test())
     draw_persons(run, _recorded_loader(runner, run.config), runner.test_dataloader.dataset.metainfo)
     if run.config.score == "PCK":
@@ -262,10 +262,3 @@ def _recorded_loader(runner: Runner, config: PoseExperiment) -> DataLoader:
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error

@@ -78,6 +78,7 @@ def test_names():
         *("ndcg", "ndcg10"),
         *("heatmap_pck", "heatmap_oks"),
         *("span_f1", "span_exact_match", "token_f1", "token_exact_match", "bleu"),
+        *("reading_f1", "reading_exact_match"),
     ]
 
 

@@ -12,7 +12,18 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    *("reloss", "torch", "torchvision", "accelerate", "mmpose", "mmengine", "mmcv-lite", "xtcocotools"),
+    *(
+        "reloss",
+        "torch",
+        "torchvision",
+        "accelerate",
+        "transformers",
+        "tokenizers",
+        "mmpose",
+        "mmengine",
+        "mmcv-lite",
+        "xtcocotools",
+    ),
     *("numpy", "scipy", "safetensors", "wandb"),
 )
 

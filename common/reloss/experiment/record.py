@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss.errors import RelossError, UsageError
@@ -137,6 +137,11 @@ class Record:
         with atomic(self.path / "predictions" / f"{epoch:04d}.safetensors") as temporary:
             save_file({"outputs": compact(outputs), "targets": compact(targets)}, temporary)
 
+    def save_json(self, name: str, value: Any) -> None:
+        """Keep `value` as `<name>.json`."""
+        if self._writes:
+            write_json(self.path / f"{name}.json", value)
+
     def save_figure(self, name: str, draw: Callable[[Path], None]) -> None:
         """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B."""
         if self._writes:
@@ -156,6 +161,18 @@ class Record:
         """Write the final summary and end the W&B run."""
         self.write_summary(status, scores, **more)
         self._mirror.finish(scores or {}, failed=status != "finished")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the final weights that `Record.save_weights` wrote.
+
+    Raises:
+        RelossError: they cannot be read.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error
 
 
 def record_folder(runs: Path, experiment: str, loss: str, settings: Sequence[str], seed: int) -> Path:

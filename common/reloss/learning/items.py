@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reloss.errors import UsageError
+from reloss.metrics import is_open
 
 
 class Items(NamedTuple):
@@ -87,10 +88,12 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
 
 
 def noisy(items: Items, generator: torch.Generator) -> Items:
-    """Add normal noise of up to twice the outputs' standard deviation, one size for each item."""
+    """Add normal noise of up to twice the outputs' standard deviation, one size for each item; masked ones stay so."""
     outputs = items.outputs
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-    return Items(outputs + _per_item(2, outputs, generator) * outputs.std(correction=0) * noise, items.targets)
+    own = is_open(outputs)
+    sizes = _per_item(2, outputs, generator) * outputs[own].std(correction=0)
+    return Items(torch.where(own, outputs + sizes * noise, outputs), items.targets)
 
 
 def tempered(items: Items, generator: torch.Generator) -> Items:

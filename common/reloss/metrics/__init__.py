@@ -9,8 +9,10 @@ from reloss.errors import UsageError, unknown
 from reloss.metrics.binary import auroc, average_precision, binary_f1
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
+from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.per_item import Metric, PerItem, as_metric
 from reloss.metrics.ranking import ndcg, ndcg10
+from reloss.metrics.reading import decode_spans, reading_exact_match, reading_f1
 from reloss.metrics.text import (
     NO_ANSWER,
     SPAN_PADDING,
@@ -29,6 +31,7 @@ METRICS: dict[str, Metric] = {
         *(ndcg, ndcg10),
         *(heatmap_pck, heatmap_oks),
         *(span_f1, span_exact_match, token_f1, token_exact_match, bleu),
+        *(reading_f1, reading_exact_match),
     )
 }
 
@@ -65,6 +68,7 @@ def _imported(module: str, attribute: str) -> Any:
 
 __all__ = [
     "COCO_SIGMAS",
+    "MASKED",
     "METRICS",
     "NO_ANSWER",
     "SPAN_PADDING",
@@ -78,14 +82,18 @@ __all__ = [
     "binary_f1",
     "bleu",
     "decode_heatmaps",
+    "decode_spans",
     "get_metric",
     "heatmap_oks",
     "heatmap_pck",
+    "is_open",
     "macro_f1",
     "ndcg",
     "ndcg10",
     "oks",
     "pck",
+    "reading_exact_match",
+    "reading_f1",
     "span_exact_match",
     "span_f1",
     "token_exact_match",

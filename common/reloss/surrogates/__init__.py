@@ -5,11 +5,13 @@ from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_names
+from reloss.surrogates.reading import ReadingReLoss
 from reloss.surrogates.sets import SetReLoss
 
 SURROGATES: dict[str, type[SurrogateLoss]] = {
     "classification": ClassificationReLoss,
     "pose": PoseReLoss,
+    "reading": ReadingReLoss,
     "set": SetReLoss,
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "SURROGATES",
     "ClassificationReLoss",
     "PoseReLoss",
+    "ReadingReLoss",
     "SetReLoss",
     "SurrogateLoss",
     "get_surrogate",

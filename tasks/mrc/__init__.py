@@ -1,0 +1,5 @@
+"""Machine reading comprehension through transformers."""
+
+from tasks.mrc.task import ReadingTask
+
+TASK = ReadingTask()

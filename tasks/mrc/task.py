@@ -1,0 +1,69 @@
+"""The adapter that the core sees; imports torch and transformers only when a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reloss.experiment.task import Run, Task
+from tasks.mrc.experiments import EXPERIMENTS
+
+if TYPE_CHECKING:
+    from reloss.surrogates import SurrogateLoss
+
+
+class ReadingTask(Task):
+    """Reading comprehension: transformers' encoders and tokenizers, accelerate's training loop."""
+
+    name = "mrc"
+
+    @property
+    def experiments(self) -> Mapping[str, Callable[[], Any]]:
+        """Return the functions that make the experiments, by name."""
+        return EXPERIMENTS
+
+    @property
+    def folder(self) -> Path:
+        """Return this folder."""
+        return Path(__file__).parent
+
+    def new_surrogate(self, config: Any) -> SurrogateLoss:
+        """Return a fresh surrogate, shaped as the config and the options of the fit say."""
+        from reloss.surrogates import ReadingReLoss
+
+        return ReadingReLoss.for_fit(config.learn, structure=config.structure)
+
+    def check_data(self, config: Any, data: Path) -> str:
+        """Return what was found of the experiment's questions."""
+        from tasks.mrc.data import describe
+
+        return describe(config.data, data)
+
+    def fetch_data(self, config: Any, data: Path) -> None:
+        """Download the experiment's files, verified where a checksum is known."""
+        from tasks.mrc.fetch import fetch
+
+        fetch(config.data, data)
+
+    def data_fingerprint(self, config: Any, data: Path) -> str:
+        """Return a hash of the files."""
+        from tasks.mrc.data import fingerprint
+
+        return fingerprint(config.data, data)
+
+    def fine_tunes(self, config: Any) -> bool:
+        """Return whether training starts from the baseline's weights."""
+        return bool(config.train.init == "baseline")
+
+    def train(self, run: Run) -> None:
+        """Train with accelerate."""
+        from tasks.mrc.training import train
+
+        train(run)
+
+    def evaluate(self, run: Run) -> dict[str, float]:
+        """Return the official scores on the questions to test on, and on held-out ones."""
+        from tasks.mrc.training import evaluate
+
+        return evaluate(run)

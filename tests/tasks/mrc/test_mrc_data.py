@@ -1,0 +1,125 @@
+import pytest
+
+from reloss.errors import RelossError, UsageError
+from reloss.files import read_json, write_json
+from tasks.mrc import fetch
+from tasks.mrc.data import _find, describe, fingerprint, load, read
+from tasks.mrc.experiments import EXPERIMENTS
+
+SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
+    update={"train_questions": 20, "held_out": 9, "test_questions": 12}
+)
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "start", "span"),
+    [
+        ("He lives in Oslo.", "Oslo", 12, (12, 16)),
+        ("Oslo, Oslo and Oslo", "Oslo", 9, (6, 10)),  # a start that is off by some: the nearest place
+        ("Oslo, Oslo and Oslo", "Oslo", -1, (0, 4)),
+        ("He lives in Oslo.", " Oslo ", 11, (12, 16)),
+        ("He lives in Oslo.", "Paris", 3, None),
+        ("He lives in Oslo.", "  ", 2, None),
+        ("", "Oslo", 0, None),
+        ("在北京市。", "北京市", 1, (1, 4)),
+        ("在北京市。", "北京市", 400, (1, 4)),
+    ],
+)
+def test_answers_are_found_where_they_stand(context, text, start, span):
+    assert _find(context, text, start) == span
+
+
+def test_splits_are_of_other_articles_and_the_same_each_time(questions):
+    splits = load(SQUAD, questions)
+    assert [len(part) for part in splits] == [20, 9, 12]
+    assert not {q.article for q in splits.train} & {q.article for q in splits.validation}
+    assert splits == load(SQUAD, questions)
+    for question in (q for part in splits for q in part):
+        (begin, end), (text,) = question.spans[0], question.answers
+        assert question.context[begin:end] == text
+    whole = load(SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None}), questions)
+    assert [len(part) for part in whole] == [48, 18, 18]
+    assert whole.validation is whole.test
+    assert describe(SQUAD, questions).endswith(
+        "20 train, 9 validation, 12 test questions, 0 of the test without an answer"
+    )
+
+
+def test_one_file_is_split_by_passages(questions):
+    splits = load(EXPERIMENTS["mrc/cmrc2018_small"]().data, questions)
+    assert [len(part) for part in splits] == [54, 12, 12]
+    assert not {q.context for q in splits.train} & {q.context for q in splits.test}
+
+
+def test_unanswerable_questions(questions):
+    config = EXPERIMENTS["mrc/squad2_bert_base"]().data
+    splits = load(config, questions)
+    assert sum(not q.answers for q in splits.train) == 16
+    assert "6 of the test without an answer" in describe(config, questions)
+
+
+def test_answers_that_are_nowhere_are_not_trained_on(questions, tmp_path):
+    for split in ("train", "dev"):
+        content = read_json(questions / "squad" / f"{split}-v1.1.json")
+        content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "Atlantis"
+        write_json(tmp_path / "squad" / f"{split}-v1.1.json", content)
+    config = SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None})
+    splits = load(config, tmp_path)
+    assert [len(part) for part in splits] == [47, 18, 18]
+    assert splits.test[0].answers == ("Atlantis",)
+    assert splits.test[0].spans == ()
+
+
+def test_what_is_missing_is_named(questions, tmp_path):
+    with pytest.raises(RelossError, match=r"squad/train-v1.1.json is missing; run `reloss data fetch squad"):
+        load(SQUAD, tmp_path)
+    with pytest.raises(RelossError, match=r"36 questions left for data.train_questions, fewer than 100"):
+        load(SQUAD.model_copy(update={"train_questions": 100}), questions)
+    write_json(tmp_path / "squad" / "train-v1.1.json", {"data": [{"paragraphs": [{"qas": [{}]}]}]})
+    with pytest.raises(RelossError, match="is not in SQuAD's JSON: KeyError 'context'"):
+        read(tmp_path / "squad" / "train-v1.1.json")
+    write_json(tmp_path / "squad" / "train-v1.1.json", [1])
+    with pytest.raises(RelossError, match="is not in SQuAD's JSON"):
+        read(tmp_path / "squad" / "train-v1.1.json")
+
+
+def test_fingerprint_changes_with_the_files(questions, tmp_path):
+    for split in ("train", "dev"):
+        write_json(tmp_path / "squad" / f"{split}-v1.1.json", read_json(questions / "squad" / f"{split}-v1.1.json"))
+    before = fingerprint(SQUAD, tmp_path)
+    assert before == fingerprint(SQUAD, questions)
+    write_json(tmp_path / "squad" / "dev-v1.1.json", {"data": []})
+    assert fingerprint(SQUAD, tmp_path) != before
+
+
+def test_every_experiments_files_can_be_fetched(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fetch.download, "fetch", lambda url, path, checksum: asked.append((url, path, checksum)))
+    for make in EXPERIMENTS.values():
+        config = make().data
+        if config.name != "dureader_robust":
+            fetch.fetch(config, tmp_path)
+    urls = {url for url, _, _ in asked}
+    assert len(urls) == 4 + 3 + 2
+    assert all(url.startswith("https://") for url in urls)
+    assert {len(checksum or "") for _, _, checksum in asked} == {0, 64}
+    with pytest.raises(UsageError, match=r"mine.json is none of squad's files"):
+        fetch.fetch(SQUAD.model_copy(update={"train_file": "mine.json"}), tmp_path)
+
+
+def test_dureader_is_unpacked(tmp_path, monkeypatch):
+    import io
+    import tarfile
+
+    def archive(url, path, checksum):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w:gz") as opened:
+            for name in ("train", "dev"):
+                member = tarfile.TarInfo(f"dureader_robust-data/{name}.json")
+                member.size = 11
+                opened.addfile(member, io.BytesIO(b'{"data":[]}'))
+
+    monkeypatch.setattr(fetch.download, "fetch", archive)
+    fetch.fetch(EXPERIMENTS["mrc/dureader_roberta_wwm"]().data, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "dureader_robust").iterdir()) == ["dev.json", "train.json"]
+    assert read_json(tmp_path / "dureader_robust" / "dev.json") == {"data": []}
