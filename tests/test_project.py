@@ -43,7 +43,7 @@ def test_the_encoder_is_pinned_beside_the_lock() -> None:
 
 
 def test_installed_packages_miss_only_what_is_excluded() -> None:
-    """mmpose never imports chumpy, and opencv-python-headless is the same module as opencv-python.
+    """mmpose never imports chumpy, nor fairseq torchaudio; opencv-python-headless is the same module as opencv-python.
 
     Of the encoder's package only the files are used; it is left out here, as it may be missing.
     """
@@ -53,6 +53,7 @@ def test_installed_packages_miss_only_what_is_excluded() -> None:
         "mmengine 0.10.7 requires opencv-python, which is not installed.",
         "mmpose 1.1.0 requires chumpy, which is not installed.",
         "mmpose 1.1.0 requires opencv-python, which is not installed.",
+        "ve-fairseq 0.12.3 requires torchaudio, which is not installed.",
     ]
 
 

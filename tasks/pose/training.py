@@ -96,7 +96,7 @@ def evaluate(run: Run) -> dict[str, float]:
 def _predict_test_dev(run: Run) -> None:
     """Write what COCO's server takes, its test-dev persons' joints: `test-dev.keypoints.json` in the record."""
     runner = make_runner(run, resume=False, test_dev=True)
-    plain_model(runner).load_state_dict(_read_weights(run.record.weights))
+    plain_model(runner).load_state_dict(read_weights(run.record.weights))
     runner.test()
 
 
