@@ -131,7 +131,8 @@ class Learn:
     out: Path
     """Folder for the surrogate; an interrupted fit in it goes on."""
     kind: str = "classification"
-    """Kind of surrogate: classification (class logits, one by one), set (of a whole batch) or pose (heatmaps)."""
+    """Kind of surrogate: classification (class logits, one by one), set (of a whole batch), pose (heatmaps) or
+    translation (log-probabilities of gold tokens)."""
     lower_is_better: bool = False
     """Whether a smaller value of the metric is a better prediction."""
     set: Settings = ()

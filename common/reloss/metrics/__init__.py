@@ -17,6 +17,7 @@ from reloss.metrics.text import (
     bleu,
     span_exact_match,
     span_f1,
+    token_bleu,
     token_exact_match,
     token_f1,
 )
@@ -28,7 +29,7 @@ METRICS: dict[str, Metric] = {
         *(binary_f1, average_precision, auroc),
         *(ndcg, ndcg10),
         *(heatmap_pck, heatmap_oks),
-        *(span_f1, span_exact_match, token_f1, token_exact_match, bleu),
+        *(span_f1, span_exact_match, token_f1, token_exact_match, bleu, token_bleu),
     )
 }
 
@@ -88,6 +89,7 @@ __all__ = [
     "pck",
     "span_exact_match",
     "span_f1",
+    "token_bleu",
     "token_exact_match",
     "token_f1",
     "top5_accuracy",

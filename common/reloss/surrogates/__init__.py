@@ -6,11 +6,13 @@ from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_names
 from reloss.surrogates.sets import SetReLoss
+from reloss.surrogates.translation import TranslationReLoss
 
 SURROGATES: dict[str, type[SurrogateLoss]] = {
     "classification": ClassificationReLoss,
     "pose": PoseReLoss,
     "set": SetReLoss,
+    "translation": TranslationReLoss,
 }
 
 
@@ -31,6 +33,7 @@ __all__ = [
     "PoseReLoss",
     "SetReLoss",
     "SurrogateLoss",
+    "TranslationReLoss",
     "get_surrogate",
     "pretrained_names",
 ]

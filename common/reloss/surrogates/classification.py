@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.monotone import falling_layers
 
 if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions
@@ -98,23 +99,11 @@ class ClassificationReLoss(SurrogateLoss):
         return F.linear(hidden, *last).squeeze(-1)
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the weights and biases of the linear layers, for `monotone` such that the curve falls by construction.
-
-        The absolute values of the weights make the output rise with each unit; the input is negated. Half of the units
-        take ELU, which is convex, and half its concave mirror image, -ELU(-x): with one alone, the curve could bend
-        only one way (Runje and Shankaranarayana, 2023). A mirrored unit is a plain one with signs on both sides.
-        """
+        """Return the weights and biases of the linear layers, for `monotone` such that the curve falls."""
         linears = self._linears()
-        if self.output != "monotone":
-            return [(layer.weight, layer.bias) for layer in linears]
-        mirror = torch.ones_like(linears[0].bias)
-        mirror[(self.width + 1) // 2 :] = -1
-        before, layers = -torch.ones_like(mirror[:1]), []
-        for layer in linears:
-            after = mirror if layer is not linears[-1] else torch.ones_like(mirror[:1])
-            layers.append((after[:, None] * layer.weight.abs() * before, after * layer.bias))
-            before = after
-        return layers
+        if self.output == "monotone":
+            return falling_layers(linears)
+        return [(layer.weight, layer.bias) for layer in linears]
 
     def per_item(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each item, in float32 also under autocast.
