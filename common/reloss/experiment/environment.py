@@ -13,6 +13,7 @@ import torch
 
 PACKAGES = (
     *("reloss", "torch", "torchvision", "accelerate", "mmpose", "mmengine", "mmcv-lite", "xtcocotools"),
+    *("ve-fairseq", "sentencepiece", "sacrebleu"),
     *("numpy", "scipy", "safetensors", "wandb"),
 )
 

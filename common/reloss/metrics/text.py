@@ -133,9 +133,9 @@ def token_bleu(outputs: Tensor, targets: Tensor, *, order: int = 4) -> Tensor:
         halvings = halvings + (matches == 0)
         precision = torch.where(matches > 0, matches.double(), torch.exp2(-halvings)) / total.clamp(min=1)
         logs.append(precision.log().where(total > 0, -torch.inf))
-        right = matches > 0 if n == 1 else right
     logs += [torch.full_like(logs[0], -torch.inf)] * (order - len(logs))
     brevity = (1 - expected / lengths.clamp(min=1)).clamp(max=0)
+    right = _common(ours, theirs, -1).sum(-1) > 0
     return (torch.stack(logs).mean(0) + brevity).exp().where(right, 0).float()
 
 
