@@ -82,6 +82,7 @@ def train(
             **_schedule(recipe.schedule, recipe.updates, recipe.warmup_updates),
             max_update=recipe.updates,
             max_tokens=recipe.max_tokens,
+            required_batch_size_multiple=1,  # with its default of 8, fairseq's compiled batching loses the last batch
             update_freq=recipe.accumulate,
             fp16=recipe.precision == "fp16",
             bfloat16=recipe.precision == "bf16",
@@ -89,7 +90,9 @@ def train(
             num_workers=config.data.workers,
             distributed_world_size=1,
             save_dir=folder,
+            save_interval_updates=recipe.updates,  # so that the last update's is kept too, in the midst of an epoch
             keep_last_epochs=2,  # the last one stays whole while the next is written
+            no_last_checkpoints=True,  # fairseq copies it, which a kill can cut short; the others are written whole
             restore_file=restore,
             finetune_from_model=finetune,
             skip_invalid_size_inputs_valid_test=True,
@@ -110,6 +113,7 @@ def generate(config: TranslationExperiment, prepared: Path, model: Path, subset:
             gen_subset=subset,
             results_path=results,
             max_tokens=config.decode.max_tokens,
+            required_batch_size_multiple=1,  # see `train`
             post_process="sentencepiece",
             fp16=config.train.precision == "fp16",
             **decoding(config),

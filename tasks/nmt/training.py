@@ -30,6 +30,7 @@ from tasks.nmt.fairseq_commands import run_command
 from tasks.nmt.recording import NO_TOKEN, observed_by
 from tasks.nmt.scoring import corpus_scores
 
+CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
 SPEED = re.compile(r"Translated .* \(([\d.,]+) sentences/s")
 
 
@@ -41,14 +42,14 @@ def train(run: Run) -> None:
     """
     prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
-    restore = _last_checkpoint(folder)
+    last = _last_checkpoint(folder)
     watcher = Watcher(run)
-    watcher.forget_after(restore)
+    watcher.forget_after(last)
     surrogate = None
     if run.surrogate is not None:
         surrogate = folder / "surrogate"
         run.surrogate.save_pretrained(surrogate)
-    finetune = None if restore or run.initial_weights is None else run.initial_weights.with_name("translator.pt")
+    finetune = None if last or run.initial_weights is None else run.initial_weights.with_name("translator.pt")
     seed = derive_seed(run.seed, "training") % 2**31
     words = commands.train(
         run.config,
@@ -57,13 +58,16 @@ def train(run: Run) -> None:
         prepared,
         folder,
         surrogate=surrogate,
-        restore=restore,
+        restore=last,
         finetune=finetune,
     )
     _note(run, "train", words)
-    with observed_by(watcher):
-        run_command("train", words, run.record.path / "fairseq.log")
-    state = _load(folder / "checkpoint_last.pt")
+    if last is None or _updates(_load(last)) < run.config.train.updates:
+        with observed_by(watcher):
+            run_command("train", words, run.record.path / "fairseq.log")
+        last = _last_checkpoint(folder)
+    assert last is not None
+    state = _load(last)
     del state["last_optimizer_state"]
     with atomic(folder / "translator.pt") as temporary:
         torch.save(state, temporary)
@@ -141,12 +145,14 @@ def _note(run: Run, name: str, words: Sequence[str]) -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the last whole epoch, if there is one."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint*.pt") if (match := _EPOCH.fullmatch(path.name))]
-    return max(found)[1] if found else None
+    """Return the last checkpoint, of a whole epoch or of the last update, if there is one."""
+    found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
+    return max((int(match[1]), int(match[2] or 0), path) for match, path in found)[2] if found else None
 
 
-_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
+def _updates(state: dict[str, Any]) -> int:
+    """Return how many updates a checkpoint is of."""
+    return int(state["optimizer_history"][-1]["num_updates"])
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -261,6 +267,7 @@ def validation_scores(task: Any, model: Any, config: TranslationExperiment) -> d
         max_tokens=config.decode.max_tokens,
         max_positions=(1024, 1024),
         ignore_invalid_inputs=True,
+        required_batch_size_multiple=1,
     ).next_epoch_itr(shuffle=False)
     device = next(model.parameters()).device
 
