@@ -65,7 +65,7 @@ def train(
             nll_weight=recipe.ordinary_weight if other else None,
             label_smoothing=recipe.label_smoothing,
             arch="nonautoregressive_transformer" if nat else "transformer",
-            **_noise(nat, recipe.length_weight),
+            **_nat_options(config),
             **{f"{part}_layers": model.layers for part in ("encoder", "decoder")},
             **{f"{part}_embed_dim": model.width for part in ("encoder", "decoder")},
             **{f"{part}_ffn_embed_dim": model.feedforward for part in ("encoder", "decoder")},
@@ -132,13 +132,14 @@ def decoding(config: TranslationExperiment) -> dict[str, Any]:
     }
 
 
-def _noise(nat: bool, length_weight: float) -> dict[str, Any]:
-    if not nat:
+def _nat_options(config: TranslationExperiment) -> dict[str, Any]:
+    """Return the options of fairseq's example of a NAT."""
+    if config.model.kind == "at":
         return {}
     return {
-        **{"noise": "full_mask", "pred_length_offset": True, "length_loss_factor": length_weight},
+        **{"noise": "full_mask", "pred_length_offset": True, "length_loss_factor": config.train.length_weight},
         **{"apply_bert_init": True, "encoder_learned_pos": True, "decoder_learned_pos": True},
-        "activation_fn": "gelu",
+        **{"activation_fn": "gelu", "src_embedding_copy": config.model.copy_source},
     }
 
 

@@ -34,6 +34,7 @@ class Model(Section):
     feedforward: int = Field(2048, ge=1)
     heads: int = Field(8, ge=1)
     dropout: float = Field(ge=0, lt=1)
+    copy_source: bool = Field(False, description="a NAT's decoder begins with source embeddings, evenly spread")
 
 
 class Train(Section):

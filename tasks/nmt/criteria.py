@@ -73,6 +73,7 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
     ) -> dict[str, Any]:
         found: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
         if name == WORDS:
+            assert masks is not None
             with torch.autocast(outputs.device.type, enabled=False):
                 loss = self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
             found["loss"] = factor * loss + self.nll_weight * found["loss"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from reloss.errors import RelossError, UsageError
@@ -52,10 +52,10 @@ def fingerprint(config: Data, folder: Path) -> str:
     return _hash_of(text_files(config, folder).values())
 
 
-def _hash_of(paths: object) -> str:
+def _hash_of(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in paths:  # type: ignore[attr-defined]
-        with Path(path).open("rb") as file:
+    for path in paths:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
 
@@ -118,7 +118,7 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path) -> Non
     langs = (config.source, config.target)
     encode = _learn_subwords(config, [texts / f"train.{lang}" for lang in langs], target / "subwords")
     for split, lang in files:
-        lines = (texts / f"{split}.{lang}").read_text(encoding="utf-8").splitlines()
+        lines = (texts / f"{split}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
         write_text(pieces / f"{split}.{lang}", "".join(" ".join(words) + "\n" for words in encode(lines)))
     from tasks.nmt.fairseq_commands import run_command
 
@@ -133,7 +133,7 @@ def _lines(path: Path, lowercase: bool) -> Iterator[str]:
             yield (text.lower() if lowercase else text) + "\n"
 
 
-def _learn_subwords(config: Data, texts: list[Path], model: Path):  # type: ignore[no-untyped-def]
+def _learn_subwords(config: Data, texts: list[Path], model: Path) -> Callable[[list[str]], list[list[str]]]:
     """Learn a BPE on both languages together; returns what splits lines into its pieces."""
     import sentencepiece
 
@@ -149,7 +149,7 @@ def _learn_subwords(config: Data, texts: list[Path], model: Path):  # type: igno
         )
     except RuntimeError as error:
         raise RelossError(
-            f"sentencepiece cannot learn {config.subwords} subwords of {config.name}: {error}; try another data.subwords"
+            f"sentencepiece cannot learn {config.subwords} subwords of {config.name}: {error}; set data.subwords"
         ) from error
     processor = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
     return lambda lines: processor.encode(lines, out_type=str)

@@ -61,7 +61,7 @@ def multi30k_de_en_nat() -> TranslationExperiment:
 
     reloss run nmt/multi30k_de_en_nat --loss reloss --seed 0 --data DATA
     """
-    return _multi30k("nat", Train(updates=3000, lr=1e-3, **SMALL))
+    return _multi30k("nat", Train(updates=3600, lr=1.5e-3, **SMALL))
 
 
 def multi30k_de_en_at() -> TranslationExperiment:
@@ -69,11 +69,11 @@ def multi30k_de_en_at() -> TranslationExperiment:
 
     reloss run nmt/multi30k_de_en_at --loss reloss --seed 0 --data DATA
     """
-    return _multi30k("at", Train(updates=2000, lr=1.5e-3, **SMALL))
+    return _multi30k("at", Train(updates=3000, lr=2e-3, **SMALL))
 
 
 SMALL = {
-    **{"max_tokens": 4000, "schedule": "linear", "warmup_updates": 300},
+    **{"max_tokens": 2000, "schedule": "linear", "warmup_updates": 300},
     **{"weight_decay": 0.01, "clip_norm": 5.0, "precision": "bf16"},
 }
 
@@ -88,11 +88,19 @@ def _multi30k(kind: str, train: Train) -> TranslationExperiment:
             name="multi30k",
             source="de",
             target="en",
-            subwords=4000,
+            subwords=2000,
             lowercase=True,
             teacher="nmt/multi30k_de_en_at/label_smoothing/seed0" if kind == "nat" else "",
         ),
-        model=Model(kind=kind, layers=3, width=256, feedforward=512, heads=4, dropout=0.2),
+        model=Model(
+            kind=kind,
+            layers=3,
+            width=192,
+            feedforward=384,
+            heads=4,
+            dropout=0.2 if kind == "at" else 0.1,
+            copy_source=kind == "nat",
+        ),
         train=train,
         decode=Decode(beam=4 if kind == "at" else 1),
         recording=TokenRecording(item_size=32, length=40, examples=512, max_bytes=32 << 20),

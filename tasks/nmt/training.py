@@ -84,23 +84,26 @@ def evaluate(run: Run) -> dict[str, float]:
         RelossError: the model is not there.
     """
     prepared = prepare(run.config.data, run.data, runs_folder(run))
-    found: dict[str, float] = {}
-    signatures = {}
+    language, results = run.config.data, run.record.path / "translations"
+
+    def texts(subset: str, lang: str) -> list[str]:
+        return (prepared / "texts" / f"{subset}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def scores(subset: str, hypotheses: Sequence[str]) -> dict[str, float]:
+        found, signatures = corpus_scores(hypotheses, texts(subset, language.target), language.lowercase)
+        write_json(results / "sacrebleu.json", signatures)
+        return found
+
+    copied = scores("test", texts("test", language.source))["sacreBLEU"]
+    found = {"copied_source_sacreBLEU": copied}
     for subset, prefix in (("test", ""), ("valid", "validation_")):
-        results = run.record.path / "translations"
         words = commands.generate(run.config, prepared, run.record.path / "checkpoint/translator.pt", subset, results)
         _note(run, f"generate-{subset}", words)
         lines = run_command("generate", words, run.record.path / "fairseq.log")
-        hypotheses = read_translations(results / f"generate-{subset}.txt")
-        references = (prepared / "texts" / f"{subset}.{run.config.data.target}").read_text(encoding="utf-8").splitlines()
-        scores, signatures[subset] = corpus_scores(hypotheses, references, run.config.data.lowercase)
         (speed,) = [match for line in lines if (match := SPEED.search(line))]
-        scores["sentences_per_second"] = float(speed[1].replace(",", ""))
-        found |= {prefix + name: value for name, value in scores.items()}
-        if subset == "test":
-            sources = (prepared / "texts" / f"test.{run.config.data.source}").read_text(encoding="utf-8").splitlines()
-            found["copied_source_sacreBLEU"] = corpus_scores(sources, references, run.config.data.lowercase)[0]["sacreBLEU"]
-    write_json(run.record.path / "translations" / "sacrebleu.json", signatures)
+        measured = scores(subset, read_translations(results / f"generate-{subset}.txt"))
+        measured["sentences_per_second"] = float(speed[1].replace(",", ""))
+        found |= {prefix + name: value for name, value in measured.items()}
     return found
 
 
@@ -129,7 +132,7 @@ def read_translations(path: Path) -> list[str]:
         RelossError: sentences are missing, as where they are too long for the model.
     """
     found: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         if line.startswith("D-"):
             name, _, text = line.split("\t", 2)
             found.setdefault(int(name[2:]), text)
@@ -229,13 +232,16 @@ class Watcher:
             epoch=self.epoch,
             train_loss=loss,
             train_nll_loss=float(trained["nll_loss"]),
-            validation_loss=float(stats["loss"].avg if hasattr(stats["loss"], "avg") else stats["loss"]),
-            validation_nll_loss=float(stats["nll_loss"].avg if hasattr(stats["nll_loss"], "avg") else stats["nll_loss"]),
+            validation_loss=float(stats["loss"]),
+            validation_nll_loss=float(
+                stats["nll_loss"].avg if hasattr(stats["nll_loss"], "avg") else stats["nll_loss"]
+            ),
             lr=float(trained["lr"]),
             seconds=seconds,
             **scores,
         )
-        outputs, targets = (torch.cat(parts)[: self.run.config.recording.examples] for parts in zip(*self._validated))
+        kept = self.run.config.recording.examples
+        outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
         self.run.record.save_predictions(self.epoch, outputs, targets)
         if self.run.bank is not None:
             self.run.bank.flush()

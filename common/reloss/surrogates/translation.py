@@ -163,7 +163,7 @@ class TranslationReLoss(SurrogateLoss):
         tokens.
         """
         with torch.autocast(outputs.device.type, enabled=False):
-            gold = outputs.to(self.loss_layer[0].weight.dtype).where(mask, 0)
+            gold = outputs.to(next(self.parameters()).dtype).where(mask, 0)
             tokens = self._tokens(gold.flatten(0, 1), mask.flatten(0, 1)).view_as(gold).where(mask, 0)
             if self.average == "token" and self.output != "absolute":
                 return self.scale * tokens.sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
