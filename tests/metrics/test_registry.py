@@ -77,7 +77,7 @@ def test_names():
         *("binary_f1", "average_precision", "auroc"),
         *("ndcg", "ndcg10"),
         *("heatmap_pck", "heatmap_oks"),
-        *("span_f1", "span_exact_match", "token_f1", "token_exact_match", "bleu"),
+        *("span_f1", "span_exact_match", "token_f1", "token_exact_match", "bleu", "token_bleu"),
         *("reading_f1", "reading_exact_match"),
     ]
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reloss.errors import RelossError
-from reloss.metrics import NO_ANSWER, SPAN_PADDING, bleu, span_exact_match, span_f1, token_exact_match, token_f1
+from reloss.metrics import (
+    NO_ANSWER,
+    SPAN_PADDING,
+    bleu,
+    span_exact_match,
+    span_f1,
+    token_bleu,
+    token_exact_match,
+    token_f1,
+)
 
 PAD = -1
 
@@ -276,3 +285,43 @@ def test_bleu_without_sacrebleu_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(RelossError, match=r"bleu needs sacrebleu, which is not installed: pip install sacrebleu"):
         bleu([["a"]], [["a"]])
+
+
+TOKENS = st.integers(-2, 6)
+SENTENCES = st.integers(1, 12).flatmap(
+    lambda length: st.lists(
+        st.lists(st.tuples(TOKENS, TOKENS), min_size=length, max_size=length), min_size=1, max_size=4
+    )
+)
+
+
+def words(tokens):
+    return " ".join(f"w{token}" for token in tokens if token >= 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SENTENCES)
+def test_token_bleu_is_sacrebleus_of_the_ids_as_words(sentences):
+    targets = torch.tensor(sentences)[None]
+    expected = bleu(
+        [[words(ours) for _, ours in (zip(*sentence, strict=True) for sentence in sentences)]],
+        [[words(theirs) for theirs, _ in (zip(*sentence, strict=True) for sentence in sentences)]],
+        tokenize="none",
+    )
+    assert torch.allclose(token_bleu(torch.zeros(targets.shape[:-1]), targets), expected, atol=1e-6)
+
+
+def test_token_bleu_of_many_items_at_once():
+    generator = torch.Generator().manual_seed(0)
+    gold = torch.randint(0, 30_000, (20, 8, 15), generator=generator)
+    right = torch.rand(gold.shape, generator=generator) < torch.linspace(0, 1, 20)[:, None, None]
+    targets = torch.stack([gold, gold.where(right, torch.randint(0, 30_000, gold.shape, generator=generator))], -1)
+    targets[:, 3, 9:] = -1
+    targets[:, 5] = -1
+    found = token_bleu(torch.zeros(gold.shape), targets)
+    text = [[[words(row) for row in item[..., side].tolist()] for item in targets] for side in (0, 1)]
+    assert torch.allclose(found, bleu(text[1], text[0], tokenize="none"), atol=1e-6)
+    assert found[-1] == 1
+    assert token_bleu(torch.zeros(2, 1, 3), torch.full((2, 1, 3, 2), -1)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"targets \[N, B, T, 2\]"):
+        token_bleu(torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from reloss import ClassificationReLoss, PoseReLoss
+from reloss import ClassificationReLoss, PoseReLoss, TranslationReLoss
 from reloss.learning import LearnOptions
 from reloss.learning.items import Items
 from reloss.learning.objective import gradient_penalty, rank_objective
@@ -129,3 +129,15 @@ def test_pose_loss_and_its_gradient(released, size):
     assert_near(loss[None], fixture["loss"], 1e-6)
     (gradient,) = torch.autograd.grad(loss, outputs)
     assert_near(gradient, fixture["grad_outputs"], 1e-5)
+
+
+def test_translation_loss_and_its_gradient(released):
+    fixture = released("nat")
+    weights = {name[8:]: value for name, value in fixture.items() if name.startswith("weights.")}
+    surrogate = TranslationReLoss(**TranslationReLoss.options_of(weights), heads=4)
+    surrogate.load_state_dict(weights)
+    outputs = fixture["log_probs"].requires_grad_()
+    loss = surrogate.eval()(outputs, fixture["targets"], fixture["target_non_pad_mask"])
+    assert_near(loss[None], fixture["loss"], 1e-5)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert_near(gradient, fixture["grad_log_probs"], 1e-4)

@@ -12,18 +12,8 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    *(
-        "reloss",
-        "torch",
-        "torchvision",
-        "accelerate",
-        "transformers",
-        "tokenizers",
-        "mmpose",
-        "mmengine",
-        "mmcv-lite",
-        "xtcocotools",
-    ),
+    *("reloss", "torch", "torchvision", "accelerate", "transformers", "tokenizers"),
+    *("mmpose", "mmengine", "mmcv-lite", "xtcocotools", "ve-fairseq", "sentencepiece", "sacrebleu"),
     *("numpy", "scipy", "safetensors", "wandb"),
 )
 

@@ -36,6 +36,7 @@ MIXTURES: dict[str, dict[str, float]] = {
     "random": {"random": 1},
     "half": {"recorded": 1, "relabelled": 1},
     "shuffled": {"recorded": 1, "shuffled": 1},  # of any kind of predictions
+    "checkpoints": {"recorded": 1, "blended": 1},  # where the targets hold what was predicted
     "perturbed": {"recorded": 1, "noisy": 1, "tempered": 1, "blended": 1},
     "all": {"recorded": 2, "relabelled": 2, "noisy": 1, "tempered": 1, "blended": 1, "random": 1},
 }

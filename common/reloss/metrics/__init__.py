@@ -19,6 +19,7 @@ from reloss.metrics.text import (
     bleu,
     span_exact_match,
     span_f1,
+    token_bleu,
     token_exact_match,
     token_f1,
 )
@@ -30,7 +31,7 @@ METRICS: dict[str, Metric] = {
         *(binary_f1, average_precision, auroc),
         *(ndcg, ndcg10),
         *(heatmap_pck, heatmap_oks),
-        *(span_f1, span_exact_match, token_f1, token_exact_match, bleu),
+        *(span_f1, span_exact_match, token_f1, token_exact_match, bleu, token_bleu),
         *(reading_f1, reading_exact_match),
     )
 }
@@ -96,6 +97,7 @@ __all__ = [
     "reading_f1",
     "span_exact_match",
     "span_f1",
+    "token_bleu",
     "token_exact_match",
     "token_f1",
     "top5_accuracy",

@@ -71,13 +71,19 @@ def token_f1(outputs: Tensor, targets: Tensor, *, pad: int = -1) -> Tensor:
         ValueError: the shapes do not agree.
     """
     check_shapes({"outputs [N, B, S]": outputs, "targets [N, B, T]": targets})
-    ours, theirs = outputs.long().sort(-1).values, targets.long().sort(-1).values
+    ours, theirs = outputs.long(), targets.long()
+    common = _common(ours, theirs, pad)
+    lengths = (ours != pad).sum(-1) + (theirs != pad).sum(-1)
+    return (2 * common / lengths.clamp(min=1)).where(lengths > 0, 1).mean(-1)
+
+
+def _common(ours: Tensor, theirs: Tensor, pad: int) -> Tensor:
+    """Return how many tokens two bags [..., S] and [..., T] share: the sum of the minima of both counts -> [...]."""
+    ours, theirs = ours.sort(-1).values, theirs.sort(-1).values
     # A token is common where fewer equal ones stand before it than the target has: the minimum of both counts.
     before = torch.arange(ours.shape[-1], device=ours.device) - torch.searchsorted(ours, ours)
     available = torch.searchsorted(theirs, ours, right=True) - torch.searchsorted(theirs, ours)
-    common = ((before < available) & (ours != pad)).sum(-1)
-    lengths = (ours != pad).sum(-1) + (theirs != pad).sum(-1)
-    return (2 * common / lengths.clamp(min=1)).where(lengths > 0, 1).mean(-1)
+    return ((before < available) & (ours != pad)).sum(-1)
 
 
 def token_exact_match(outputs: Tensor, targets: Tensor, *, pad: int = -1) -> Tensor:
@@ -94,6 +100,54 @@ def _packed(tokens: Tensor, pad: int, length: int) -> Tensor:
     """Return the tokens in their order, then the padding, in all `length`."""
     order = (tokens == pad).int().argsort(dim=-1, stable=True)
     return pad_end(tokens.gather(-1, order), (0, length - tokens.shape[-1]), value=pad)
+
+
+def token_bleu(outputs: Tensor, targets: Tensor, *, order: int = 4) -> Tensor:
+    """Return the corpus BLEU of each item's recorded translations, on token ids: sacrebleu's `corpus_bleu`, vectorised.
+
+    The argmax of each position is recorded beside its gold token, so a translation is as long as its reference but for
+    special symbols. Orders without a match are smoothed as sacrebleu does by default (`exp`).
+
+    Args:
+        outputs: [N, B, T] log-probabilities of the gold tokens; they are not looked at.
+        targets: [N, B, T, 2] ids of the gold token and of the most probable one; an id below 0 is no token: a special
+            symbol, or padding.
+        order: of the longest n-grams.
+
+    Returns:
+        [N] in [0, 1]; 0 for an item without a right token, or in which no translation has an n-gram of the order.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    check_shapes({"outputs [N, B, T]": outputs, "targets [N, B, T, 2]": targets})
+    theirs, ours = (_packed(side.clamp(min=-1).long(), -1, side.shape[-1]) for side in targets.unbind(-1))
+    lengths, expected = ((side >= 0).sum((1, 2)) for side in (ours, theirs))
+    tokens = torch.stack([ours, theirs])
+    size = int(tokens.max()) + 1
+    grams, logs, halvings = tokens, [], torch.zeros(len(ours), dtype=torch.float64, device=ours.device)
+    for n in range(1, min(order, tokens.shape[-1]) + 1):
+        if n > 1:
+            grams = _lengthened(grams, tokens[..., n - 1 :], size)
+        total, matches = (grams[0] >= 0).sum((1, 2)), _common(grams[0], grams[1], -1).sum(-1)
+        halvings = halvings + (matches == 0)
+        precision = torch.where(matches > 0, matches.double(), torch.exp2(-halvings)) / total.clamp(min=1)
+        logs.append(precision.log().where(total > 0, -torch.inf))
+    logs += [torch.full_like(logs[0], -torch.inf)] * (order - len(logs))
+    brevity = (1 - expected / lengths.clamp(min=1)).clamp(max=0)
+    right = _common(ours, theirs, -1).sum(-1) > 0
+    return (torch.stack(logs).mean(0) + brevity).exp().where(right, 0).float()
+
+
+def _lengthened(grams: Tensor, last: Tensor, size: int) -> Tensor:
+    """Return a number for each n-gram, made of that of its first n - 1 tokens [..., T] and its last one [..., T - 1].
+
+    Equal numbers are equal n-grams; -1 stands where one of the two is missing. `size` is above all tokens.
+    """
+    first = grams[..., : last.shape[-1]]
+    pairs = (first * size + last).where((first >= 0) & (last >= 0), -1)
+    numbers = torch.unique(pairs, return_inverse=True)[1]  # so that they stay small
+    return numbers.where(pairs >= 0, -1)
 
 
 def bleu(

@@ -7,12 +7,14 @@ from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_names
 from reloss.surrogates.reading import ReadingReLoss
 from reloss.surrogates.sets import SetReLoss
+from reloss.surrogates.translation import TranslationReLoss
 
 SURROGATES: dict[str, type[SurrogateLoss]] = {
     "classification": ClassificationReLoss,
     "pose": PoseReLoss,
     "reading": ReadingReLoss,
     "set": SetReLoss,
+    "translation": TranslationReLoss,
 }
 
 
@@ -34,6 +36,7 @@ __all__ = [
     "ReadingReLoss",
     "SetReLoss",
     "SurrogateLoss",
+    "TranslationReLoss",
     "get_surrogate",
     "pretrained_names",
 ]

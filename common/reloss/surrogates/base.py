@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -55,6 +55,11 @@ class SurrogateLoss(nn.Module, ABC):
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""
+
+    @classmethod
+    def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return what a file of weights alone shows of the constructor's arguments; here nothing."""
+        return {}
 
     def statistics(self, outputs: Tensor) -> Tensor | None:
         """Return what the loss needs of outputs [N, B, ...] whatever their targets, [N, B, S], to be computed once.
@@ -117,7 +122,8 @@ class SurrogateLoss(nn.Module, ABC):
             surrogate, weights = cls._from_card(path / "surrogate.json"), read_weights(path / "surrogate.safetensors")
         else:
             try:
-                surrogate, weights = cls(**options), read_weights(path)
+                weights = read_weights(path)
+                surrogate = cls(**{**cls.options_of(weights), **options})
             except (TypeError, ValueError) as error:
                 raise UsageError(f"no {cls.__name__} with {options}: {error}") from error
         try:

@@ -1,0 +1,5 @@
+"""Neural machine translation through fairseq."""
+
+from tasks.nmt.task import TranslationTask
+
+TASK = TranslationTask()

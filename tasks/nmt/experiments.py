@@ -1,0 +1,156 @@
+"""The experiments of machine translation: one function each, returning the complete config."""
+
+from collections.abc import Callable
+
+from reloss.learning.options import LearnOptions
+from tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, TranslationExperiment
+
+PAPER = "non-autoregressive translation (its models and scores are not recorded)"
+NOT_IN_PAPER = "none: the paper improves non-autoregressive translation"
+LOSSES = {"nat": ("nll", "bon", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
+# The hypothesis is in the targets, so items are recorded ones and mixtures of checkpoints.
+LEARN = LearnOptions(items=32, steps=300, mixture="checkpoints")
+
+
+def wmt14_en_de_nat() -> TranslationExperiment:
+    """WMT14 English-German with a base-sized NAT, 300,000 updates of 64,000 tokens, on distilled targets.
+
+    Raw targets with --set data.distilled=false. Time and score not measured.
+
+    reloss run nmt/wmt14_en_de_nat --loss reloss --seed 0 --data DATA
+    """
+    return _large("wmt14", "en", "de", "nat", subwords=40_000, updates=300_000, accumulate=8, dropout=0.1)
+
+
+def wmt14_en_de_at() -> TranslationExperiment:
+    """WMT14 English-German with the base Transformer of Vaswani et al. (2017): the teacher, 100,000 updates.
+
+    reloss run nmt/wmt14_en_de_at --loss reloss --seed 0 --data DATA
+    """
+    return _large("wmt14", "en", "de", "at", subwords=40_000, updates=100_000, accumulate=4, dropout=0.1)
+
+
+def wmt16_en_ro_nat() -> TranslationExperiment:
+    """WMT16 English-Romanian with a base-sized NAT, 300,000 updates of 32,000 tokens; raw targets.
+
+    Time and score not measured.
+
+    reloss run nmt/wmt16_en_ro_nat --loss reloss --seed 0 --data DATA
+    """
+    return _large("wmt16", "en", "ro", "nat", subwords=40_000, updates=300_000, accumulate=4, dropout=0.3)
+
+
+def iwslt14_de_en_nat() -> TranslationExperiment:
+    """IWSLT14 German-English with a small NAT of 6 + 6 layers, 256 wide; raw targets. Time and score not measured.
+
+    reloss run nmt/iwslt14_de_en_nat --loss reloss --seed 0 --data DATA
+    """
+    made = _large("iwslt14", "de", "en", "nat", subwords=10_000, updates=100_000, accumulate=1, dropout=0.3)
+    return made.model_copy(
+        update={
+            "model": Model(kind="nat", layers=6, width=256, feedforward=1024, heads=4, dropout=0.3),
+            "data": made.data.model_copy(update={"lowercase": True}),
+        }
+    )
+
+
+def multi30k_de_en_nat() -> TranslationExperiment:
+    """Multi30k German-English (29,000 captions, lower-cased) with a small NAT, at a size for one CPU core.
+
+    Raw targets; distilled with --set data.distilled=true, once the teacher nmt/multi30k_de_en_at is there.
+
+    reloss run nmt/multi30k_de_en_nat --loss reloss --seed 0 --data DATA
+    """
+    return _multi30k("nat", Train(updates=3600, lr=1.5e-3, **SMALL))
+
+
+def multi30k_de_en_at() -> TranslationExperiment:
+    """Multi30k German-English (29,000 captions, lower-cased) with a small autoregressive Transformer: the teacher.
+
+    reloss run nmt/multi30k_de_en_at --loss reloss --seed 0 --data DATA
+    """
+    return _multi30k("at", Train(updates=3000, lr=2e-3, **SMALL))
+
+
+SMALL = {
+    **{"max_tokens": 2000, "schedule": "linear", "warmup_updates": 300},
+    **{"weight_decay": 0.01, "clip_norm": 5.0, "precision": "bf16"},
+}
+
+
+def _multi30k(kind: str, train: Train) -> TranslationExperiment:
+    return TranslationExperiment(
+        name=f"nmt/multi30k_de_en_{kind}",
+        paper=NOT_IN_PAPER,
+        ordinary_loss=LOSSES[kind][0],
+        losses=LOSSES[kind],
+        data=Data(
+            name="multi30k",
+            source="de",
+            target="en",
+            subwords=2000,
+            lowercase=True,
+            teacher="nmt/multi30k_de_en_at/label_smoothing/seed0" if kind == "nat" else "",
+        ),
+        model=Model(
+            kind=kind,
+            layers=3,
+            width=192,
+            feedforward=384,
+            heads=4,
+            dropout=0.2 if kind == "at" else 0.1,
+            copy_source=kind == "nat",
+        ),
+        train=train,
+        decode=Decode(beam=4 if kind == "at" else 1),
+        recording=TokenRecording(item_size=32, length=40, examples=512, max_bytes=32 << 20),
+        learn=LEARN,
+    )
+
+
+def _large(
+    name: str, source: str, target: str, kind: str, subwords: int, updates: int, accumulate: int, dropout: float
+) -> TranslationExperiment:
+    """Return the recipe of fairseq's examples for NAT and Transformer: Adam, inverse square root, batches of 8,000."""
+    distilled = kind == "nat" and name == "wmt14"
+    return TranslationExperiment(
+        name=f"nmt/{name}_{source}_{target}_{kind}",
+        paper=PAPER if kind == "nat" else NOT_IN_PAPER,
+        ordinary_loss=LOSSES[kind][0],
+        losses=LOSSES[kind],
+        data=Data(
+            name=f"{name}_{source}_{target}",
+            source=source,
+            target=target,
+            subwords=subwords,
+            distilled=distilled,
+            teacher=f"nmt/{name}_{source}_{target}_at/label_smoothing/seed0" if distilled else "",
+            workers=4,
+        ),
+        model=Model(kind=kind, dropout=dropout),
+        train=Train(
+            updates=updates,
+            max_tokens=8000,
+            accumulate=accumulate,
+            lr=5e-4 if kind == "nat" else 7e-4,
+            warmup_updates=10_000 if kind == "nat" else 4000,
+            weight_decay=0.01 if kind == "nat" else 0.0,
+            precision="fp16",
+        ),
+        decode=Decode(beam=4 if kind == "at" else 1),
+        recording=TokenRecording(item_size=64, length=128, examples=1024, max_bytes=1 << 30),
+        learn=LEARN.model_copy(update={"items": 64, "steps": 1000}),
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[], TranslationExperiment]] = {
+    f"nmt/{make.__name__}": make
+    for make in (
+        wmt14_en_de_nat,
+        wmt14_en_de_at,
+        wmt16_en_ro_nat,
+        iwslt14_de_en_nat,
+        multi30k_de_en_nat,
+        multi30k_de_en_at,
+    )
+}

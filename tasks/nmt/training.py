@@ -1,0 +1,291 @@
+"""Training by fairseq-train, evaluation by fairseq-generate."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import tasks.nmt.plugin  # noqa: F401
+from reloss.errors import RelossError
+from reloss.experiment import distributed
+from reloss.experiment.seeds import derive_seed
+from reloss.experiment.task import Run
+from reloss.experiment.tracking import read_metrics
+from reloss.files import atomic, write_json, write_text
+from reloss.progress import say
+from tasks.nmt import commands
+from tasks.nmt.config import TranslationExperiment
+from tasks.nmt.data import prepare
+from tasks.nmt.fairseq_commands import run_command
+from tasks.nmt.recording import NO_TOKEN, observed_by
+from tasks.nmt.scoring import corpus_scores
+
+CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
+SPEED = re.compile(r"Translated .* \(([\d.,]+) sentences/s")
+
+
+def train(run: Run) -> None:
+    """Train `run` to its last update, from its last checkpoint if there is one, and write the final weights.
+
+    Raises:
+        RelossError: data are missing, a checkpoint is damaged, or the loss is not finite.
+    """
+    prepared = prepare(run.config.data, run.data, runs_folder(run))
+    folder = run.record.path / "checkpoint"
+    last = _last_checkpoint(folder)
+    watcher = Watcher(run)
+    watcher.forget_after(last)
+    surrogate = None
+    if run.surrogate is not None:
+        surrogate = folder / "surrogate"
+        run.surrogate.save_pretrained(surrogate)
+    finetune = None if last or run.initial_weights is None else run.initial_weights.with_name("translator.pt")
+    seed = derive_seed(run.seed, "training") % 2**31
+    words = commands.train(
+        run.config,
+        run.loss,
+        seed,
+        prepared,
+        folder,
+        surrogate=surrogate,
+        restore=last,
+        finetune=finetune,
+    )
+    _note(run, "train", words)
+    if last is None or _updates(_load(last)) < run.config.train.updates:
+        with observed_by(watcher):
+            run_command("train", words, run.record.path / "fairseq.log")
+        last = _last_checkpoint(folder)
+    assert last is not None
+    state = _load(last)
+    del state["last_optimizer_state"]
+    with atomic(folder / "translator.pt") as temporary:
+        torch.save(state, temporary)
+    run.record.save_weights({name: value.clone() for name, value in state["model"].items()})  # shared ones too
+    distributed.barrier()
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Return the scores of the weights in the record on the test sentences and, named `validation_*`, the others.
+
+    Leaves the translations and sacrebleu's signature in the record.
+
+    Raises:
+        RelossError: the model is not there.
+    """
+    prepared = prepare(run.config.data, run.data, runs_folder(run))
+    language, results = run.config.data, run.record.path / "translations"
+
+    def texts(subset: str, lang: str) -> list[str]:
+        return (prepared / "texts" / f"{subset}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def scores(subset: str, hypotheses: Sequence[str]) -> dict[str, float]:
+        found, signatures = corpus_scores(hypotheses, texts(subset, language.target), language.lowercase)
+        write_json(results / "sacrebleu.json", signatures)
+        return found
+
+    copied = scores("test", texts("test", language.source))["sacreBLEU"]
+    found = {"copied_source_sacreBLEU": copied}
+    for subset, prefix in (("test", ""), ("valid", "validation_")):
+        words = commands.generate(run.config, prepared, run.record.path / "checkpoint/translator.pt", subset, results)
+        _note(run, f"generate-{subset}", words)
+        lines = run_command("generate", words, run.record.path / "fairseq.log")
+        (speed,) = [match for line in lines if (match := SPEED.search(line))]
+        measured = scores(subset, read_translations(results / f"generate-{subset}.txt"))
+        measured["sentences_per_second"] = float(speed[1].replace(",", ""))
+        found |= {prefix + name: value for name, value in measured.items()}
+    return found
+
+
+def translate_training_set(record: Path) -> list[str]:
+    """Return the translations that the model in `record` makes of the sentences it was trained on, in their order."""
+    config = TranslationExperiment.model_validate(yaml.safe_load((record / "config.yaml").read_text(encoding="utf-8")))
+    words = shlex.split((record / "commands" / "train.txt").read_text(encoding="utf-8"))
+    prepared = Path(words[1])
+    results = record / "distilled"
+    translator = record / "checkpoint" / "translator.pt"
+    run_command(
+        "generate", commands.generate(config, prepared, translator, "train", results), record / "distilled/fairseq.log"
+    )
+    return read_translations(results / "generate-train.txt")
+
+
+def runs_folder(run: Run) -> Path:
+    """Return RUNS of a record RUNS/<task>/<experiment>/<loss>/seed<N>."""
+    return run.record.path.parents[3]
+
+
+def read_translations(path: Path) -> list[str]:
+    """Return the translations, by sentence, in what fairseq-generate wrote.
+
+    Raises:
+        RelossError: sentences are missing, as where they are too long for the model.
+    """
+    found: dict[int, str] = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("D-"):
+            name, _, text = line.split("\t", 2)
+            found.setdefault(int(name[2:]), text)
+    if sorted(found) != list(range(len(found))):
+        raise RelossError(f"{path} lacks translations of some sentences")
+    return [found[number] for number in range(len(found))]
+
+
+def _note(run: Run, name: str, words: Sequence[str]) -> None:
+    """Write the command into the record."""
+    text = shlex.join([f"fairseq-{name.partition('-')[0]}", *words]) + "\n"
+    write_text(run.record.path / "commands" / f"{name}.txt", text)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint, of a whole epoch or of the last update, if there is one."""
+    found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
+    return max((int(match[1]), int(match[2] or 0), path) for match, path in found)[2] if found else None
+
+
+def _updates(state: dict[str, Any]) -> int:
+    """Return how many updates a checkpoint is of."""
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise RelossError(f"checkpoint {path} is damaged; remove it to go on from the one before") from error
+
+
+class Watcher:
+    """Fills the bank while a model trains, and writes metrics and validation predictions into the record.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.epoch = 0
+        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._began = time.monotonic()
+        self._bar = ExitStack()
+
+    def forget_after(self, checkpoint: Path | None) -> None:
+        """Forget what was recorded after the checkpoint: it will come again."""
+        epoch, position = 0, 0
+        if checkpoint is not None:
+            state = _load(checkpoint)["task_state"]
+            epoch, position = state["epoch"], state["bank_position"]
+            say(f"going on from epoch {epoch}")
+        entries = read_metrics(self.run.record.metrics.path)
+        self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
+        if self.run.bank is not None:
+            self.run.bank.resume(position)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Note the time."""
+        self.epoch, self._began, self._validated = epoch, time.monotonic(), []
+
+    def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
+        """Put a batch into the bank."""
+        if self.run.bank is not None:
+            self.run.bank.append(*self._of_length(outputs, targets), update)
+
+    def validated(self, outputs: Tensor, targets: Tensor) -> None:
+        """Keep a batch of validation."""
+        if sum(len(part[0]) for part in self._validated) < self.run.config.recording.examples:
+            self._validated.append(self._of_length(outputs, targets))
+
+    def _of_length(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        missing = self.run.config.recording.length - outputs.shape[1]  # negative: cut
+        padded = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=NO_TOKEN)
+        return torch.nn.functional.pad(outputs, (0, missing)), padded
+
+    def end_epoch(self, task: Any, model: Any, stats: dict[str, Any]) -> None:
+        """Log the epoch, and keep what was predicted for the validation sentences.
+
+        Raises:
+            RelossError: its loss is not finite.
+        """
+        from fairseq.logging import metrics
+
+        trained = metrics.get_smoothed_values("train")
+        loss = float(trained["loss"])
+        if not math.isfinite(loss):
+            raise RelossError(
+                f"the loss of epoch {self.epoch} is {loss}: training diverged; the checkpoint before it is kept. Try a "
+                "smaller train.lr"
+            )
+        seconds = round(time.monotonic() - self._began, 2)
+        scores = validation_scores(task, model, self.run.config)
+        self.run.record.log(
+            int(stats["num_updates"]),
+            epoch=self.epoch,
+            train_loss=loss,
+            train_nll_loss=float(trained["nll_loss"]),
+            validation_loss=float(stats["loss"]),
+            validation_nll_loss=float(
+                stats["nll_loss"].avg if hasattr(stats["nll_loss"], "avg") else stats["nll_loss"]
+            ),
+            lr=float(trained["lr"]),
+            seconds=seconds,
+            **scores,
+        )
+        kept = self.run.config.recording.examples
+        outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
+        self.run.record.save_predictions(self.epoch, outputs, targets)
+        if self.run.bank is not None:
+            self.run.bank.flush()
+        say(
+            f"epoch {self.epoch} (update {stats['num_updates']} of {self.run.config.train.updates}): loss {loss:.4f}, "
+            + " ".join(f"{name} {value:.2f}" for name, value in scores.items())
+            + f", {seconds:.0f} s"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, and how much of the bank was recorded by then."""
+        bank = self.run.bank
+        return {"epoch": self.epoch, "bank_position": bank.position if bank is not None else 0}
+
+
+@torch.no_grad()
+def validation_scores(task: Any, model: Any, config: TranslationExperiment) -> dict[str, float]:
+    """Return sacreBLEU of the validation sentences, translated greedily."""
+    from argparse import Namespace
+
+    training = model.training
+    model.eval()
+    options = commands.decoding(config) | ({"beam": 1} if config.model.kind == "at" else {})
+    generator = task.build_generator([model], Namespace(**options))
+    dictionary = task.target_dictionary
+    hypotheses, references = [], []
+    batches = task.get_batch_iterator(
+        task.dataset("valid"),
+        max_tokens=config.decode.max_tokens,
+        max_positions=(1024, 1024),
+        ignore_invalid_inputs=True,
+        required_batch_size_multiple=1,
+    ).next_epoch_itr(shuffle=False)
+    device = next(model.parameters()).device
+
+    def text(tokens: Tensor) -> str:
+        return str(dictionary.string(tokens.int().cpu(), "sentencepiece", escape_unk=True))
+
+    for batch in batches:
+        batch["net_input"] = {name: value.to(device) for name, value in batch["net_input"].items()}
+        found = task.inference_step(generator, [model], batch)
+        hypotheses += [text(each[0]["tokens"]) for each in found]
+        padded = dictionary.pad()
+        references += [text(row[row != padded]) for row in batch["target"]]
+    model.train(training)
+    scores, _ = corpus_scores(hypotheses, references, config.data.lowercase)
+    return {"validation_sacreBLEU": scores["sacreBLEU"]}

@@ -1,0 +1,41 @@
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reloss.experiment.run import Request, run
+
+WORDS = {"ba": "zwei", "ko": "hund", "mi": "rot", "lu": "haus", "se": "baum", "ta": "lauf", "ni": "gut", "po": "weg"}
+COUNTS = {"train": 160, "valid": 13, "test": 11}
+TINY = (
+    *("data.subwords=40", "model.width=32", "model.feedforward=32", "model.heads=2", "model.layers=1"),
+    *("train.updates=30", "train.warmup_updates=4", "train.max_tokens=300", "train.precision=no", "train.lr=0.01"),
+    *("recording.item_size=8", "recording.length=12", "learn.steps=4", "learn.items=4"),
+)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of a toy language, in which each word has its own translation: 2 to 6 words a sentence."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "multi30k").mkdir()
+    generator = random.Random(0)
+    for split, count in COUNTS.items():
+        sources = [generator.choices(list(WORDS), k=generator.randint(2, 6)) for _ in range(count)]
+        for lang, table in (("de", {word: word for word in WORDS}), ("en", WORDS)):
+            lines = [" ".join(table[word] for word in sentence).capitalize() for sentence in sources]
+            (folder / "multi30k" / f"{split}.{lang}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run_toy(toy: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs Multi30k's experiments on the toy language; returns the record."""
+
+    def start(loss: str = "nll", *settings: str, kind: str = "nat", runs: Path = tmp_path / "runs", **more: object):
+        asked = {"seed": 0, "data": toy, "runs": runs, "track": "off", **more}
+        name = f"nmt/multi30k_de_en_{kind}"
+        return run(Request(name, loss, settings=(*TINY, *settings), **asked))  # type: ignore[arg-type]
+
+    return start

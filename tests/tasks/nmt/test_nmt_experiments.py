@@ -1,0 +1,96 @@
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tasks.nmt.plugin  # noqa: F401
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.task import tasks
+from tasks.nmt import commands
+from tasks.nmt.data import describe, fingerprint, prepare
+from tasks.nmt.fairseq_commands import parse
+
+TASK = tasks()["nmt"]
+EVERY = [(name, loss) for name, make in TASK.experiments.items() for loss in make().losses]
+HERE = Path("prepared")
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_docstring_holds_the_exact_command(name):
+    make = TASK.experiments[name]
+    (command,) = [line.strip() for line in inspect.getdoc(make).splitlines() if line.strip().startswith("reloss ")]
+    assert command == f"reloss run {name} --loss reloss --seed 0 --data DATA"
+    assert make().name == name
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_config_survives_yaml_and_json(name):
+    config = TASK.experiments[name]()
+    assert type(config).model_validate(yaml.safe_load(to_yaml(config))) == config
+    assert type(config).model_validate(json.loads(config.model_dump_json())) == config
+    assert [make().protocol() for make in TASK.experiments.values()].count(config.protocol()) == 1
+
+
+@pytest.mark.parametrize(("name", "loss"), EVERY)
+def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
+    config = TASK.experiments[name]()
+    surrogate = Path("surrogate") if loss in ("approx", "reloss") else None
+    words = commands.train(config, loss, 3, HERE, Path("checkpoint"), surrogate=surrogate)
+    parsed = parse("train", words)
+    recipe, model = config.train, parsed.model
+    assert parsed.optimization.max_update == recipe.updates
+    assert parsed.optimization.lr == [recipe.lr]
+    assert parsed.optimization.update_freq == [recipe.accumulate]
+    assert (parsed.dataset.max_tokens, parsed.common.fp16) == (recipe.max_tokens, recipe.precision == "fp16")
+    assert parsed.task._name.startswith("reloss_translation")
+    assert parsed.criterion.label_smoothing == recipe.label_smoothing
+    assert getattr(parsed.criterion, "surrogate", None) == (str(surrogate) if surrogate else None)
+    assert (model.encoder_embed_dim, model.decoder_layers) == (config.model.width, config.model.layers)
+    assert model.share_all_embeddings
+
+
+@pytest.mark.parametrize("name", TASK.experiments)
+def test_fairseqs_own_parser_takes_the_arguments_of_the_other_commands(name):
+    config = TASK.experiments[name]()
+    parsed = parse("generate", commands.generate(config, HERE, Path("translator.pt"), "test", Path("results")))
+    assert parsed.common_eval.post_process == "sentencepiece"
+    if config.model.kind == "nat":
+        assert (parsed.task._name, parsed.generation.iter_decode_max_iter) == ("translation_lev", 0)
+    else:
+        assert (parsed.task._name, parsed.generation.beam) == ("translation", 4)
+    assert parse("preprocess", commands.preprocess(config.data, HERE, HERE)).joined_dictionary
+
+
+def test_data_are_checked(toy, tmp_path, cli):
+    code, out, err = cli("data", "check", "multi30k", "--data", toy)
+    assert code == 0, err
+    assert "de-en sentence pairs: 160 train, 13 valid, 11 test" in out
+    data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
+    with pytest.raises(RelossError, match=r"train.de is missing; put parallel texts"):
+        describe(data, tmp_path)
+    for name in ("train", "valid", "test"):
+        for lang, text in (("de", "a\nb\n"), ("en", "a\nb\n" if name != "valid" else "a\n")):
+            path = tmp_path / "multi30k" / f"{name}.{lang}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    with pytest.raises(RelossError, match=r"2 lines in valid.de and 1 lines in valid.en"):
+        describe(data, tmp_path)
+    (tmp_path / "multi30k" / "valid.en").write_text("a\nb\n")
+    before = fingerprint(data, tmp_path)
+    (tmp_path / "multi30k" / "valid.en").write_text("a\nc\n")
+    assert fingerprint(data, tmp_path) != before
+
+
+def test_too_many_subwords_are_named(toy, tmp_path):
+    config = override(TASK.experiments["nmt/multi30k_de_en_nat"](), ["data.subwords=900"])
+    with pytest.raises(RelossError, match="sentencepiece cannot learn 900 subwords of multi30k"):
+        prepare(config.data, toy, tmp_path)
+
+
+def test_a_missing_teacher_is_named(toy, tmp_path):
+    config = override(TASK.experiments["nmt/multi30k_de_en_nat"](), ["data.distilled=true"])
+    with pytest.raises(UsageError, match=r"reloss run nmt/multi30k_de_en_at --loss label_smoothing --seed 0"):
+        prepare(config.data, toy, tmp_path)
