@@ -131,8 +131,8 @@ class Learn:
     out: Path
     """Folder for the surrogate; an interrupted fit in it goes on."""
     kind: str = "classification"
-    """Kind of surrogate: classification (class logits, one by one), set (of a whole batch), pose (heatmaps), translation
-    (log-probabilities of gold tokens) or reading (start and end logits)."""
+    """Kind of surrogate: classification (class logits, one by one), set (of a whole batch), pose (heatmaps),
+    translation (log-probabilities of gold tokens) or reading (start and end logits)."""
     lower_is_better: bool = False
     """Whether a smaller value of the metric is a better prediction."""
     set: Settings = ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import tasks.nmt.plugin  # noqa: F401
+import tasks.nmt.plugin
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override, to_yaml
 from reloss.experiment.task import tasks
