@@ -66,7 +66,7 @@ def lsp_resnet18() -> PoseExperiment:
         model=Model(config="lsp_resnet18_128x96.py", pretrained=False),
         train=Train(epochs=40, batch_size=16, lr=1e-3, validate_every=4, precision="bf16"),
         recording=Recording(item_size=32, examples=100, max_bytes=256 << 20),
-        learn=LEARN,
+        learn=LEARN.model_copy(update={"items": 32, "steps": 150}),
     )
 
 

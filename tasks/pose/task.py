@@ -30,11 +30,11 @@ class PoseTask(Task):
         return Path(__file__).parent
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh surrogate for heatmaps of the size that the mmpose config says."""
+        """Return a fresh surrogate as the options of the fit say, for heatmaps of the size in the mmpose config."""
         from reloss.surrogates import PoseReLoss
         from tasks.pose.training import heatmap_size
 
-        return PoseReLoss(size=heatmap_size(config))
+        return PoseReLoss.for_fit(config.learn, (1, *heatmap_size(config)))
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images and annotations."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.network import evaluate
 
 if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions
@@ -25,6 +26,10 @@ class PoseReLoss(SurrogateLoss):
 
     Args:
         size: height and width of the heatmaps. The release's are 64 x 48 and 96 x 72.
+        monotone: a joint's loss is the network itself, of absolute weights and half of its units mirrored, less its
+            value where all errors are 0. So it rises with every error, by construction, and can level off. The
+            release's weight is free, and PCK, to which all misses are alike, teaches it to weigh large errors lightly:
+            training from scratch can then escape into errors so large that the loss vanishes.
         width: of the hidden layer.
         scale: see `SurrogateLoss`.
 
@@ -34,28 +39,31 @@ class PoseReLoss(SurrogateLoss):
 
     reaches_any_value = False  # at most the mean squared error
 
-    def __init__(self, size: Sequence[int] = (64, 48), width: int = 8, scale: float = 1.0) -> None:
+    def __init__(
+        self, size: Sequence[int] = (64, 48), monotone: bool = False, width: int = 8, scale: float = 1.0
+    ) -> None:
         super().__init__(scale)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size is the height and the width of the heatmaps, not {list(size)}")
         self.size = tuple(size)
+        self.monotone = monotone
         self.width = width
         self.logits_fcs = nn.Sequential(nn.Linear(size[0] * size[1], width), nn.ELU(), nn.Linear(width, 1))
 
     @classmethod
     def for_fit(cls, options: LearnOptions, shape: Sequence[int]) -> Self:
-        """Return a fresh surrogate for heatmaps [K, H, W] of that `shape`.
+        """Return a fresh surrogate for heatmaps [K, H, W] of that `shape`; monotone if the options of the fit say so.
 
         Raises:
             ValueError: an example's outputs have another number of dimensions.
         """
         if len(shape) != 3:
             raise ValueError(f"expected heatmaps [K, H, W] of an example, not {list(shape)}")
-        return cls(size=tuple(shape[1:]))
+        return cls(size=tuple(shape[1:]), monotone=options.output == "monotone")
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""
-        return {"size": list(self.size), "width": self.width, "scale": self.scale}
+        return {"size": list(self.size), "monotone": self.monotone, "width": self.width, "scale": self.scale}
 
     def per_item(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss of each item, in float32 also under autocast.
@@ -82,8 +90,15 @@ class PoseReLoss(SurrogateLoss):
         with torch.autocast(outputs.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
             errors = (outputs.to(dtype) - targets.to(dtype)).square().flatten(-2)
-            learned = torch.sigmoid(self.logits_fcs(errors)).squeeze(-1)
-            return self.scale * (errors.mean(-1) * learned * weights.to(dtype)).mean((-2, -1))
+            return self.scale * (self._joints(errors) * weights.to(dtype)).mean((-2, -1))
+
+    def _joints(self, errors: Tensor) -> Tensor:
+        """Return each joint's loss: squared errors [..., H·W] -> [...]."""
+        if not self.monotone:
+            return errors.mean(-1) * torch.sigmoid(self.logits_fcs(errors)).squeeze(-1)
+        linears = [layer for layer in self.logits_fcs if isinstance(layer, nn.Linear)]
+        right, found = (evaluate(linears, each, monotone=True) for each in (errors.new_zeros(errors.shape[-1]), errors))
+        return right - found  # the network falls
 
     def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
