@@ -63,4 +63,4 @@ class PoseExperiment(Experiment):
         recipe = self.train.model_dump(
             exclude={key.removeprefix("train.") for key in self.TUNED if key.startswith("train.")}
         )
-        return short_hash([self.data.model_dump(exclude={"workers"}), self.model.model_dump(), recipe])
+        return short_hash([self.data.model_dump(exclude={"workers", "test_dev"}), self.model.model_dump(), recipe])
