@@ -31,6 +31,7 @@ from tasks.nmt.recording import NO_TOKEN, observed_by
 from tasks.nmt.scoring import corpus_scores
 
 CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
+DIVERGED, REMEDY = "training diverged", "the checkpoint before it is kept. Try a smaller train.lr"
 SPEED = re.compile(r"Translated .* \(([\d.,]+) sentences/s")
 
 
@@ -63,8 +64,11 @@ def train(run: Run) -> None:
     )
     _note(run, "train", words)
     if last is None or _updates(_load(last)) < run.config.train.updates:
-        with observed_by(watcher):
-            run_command("train", words, run.record.path / "fairseq.log")
+        try:
+            with observed_by(watcher):
+                run_command("train", words, run.record.path / "fairseq.log")
+        except (FloatingPointError, StopIteration) as error:  # the second from fairseq's search for where it began
+            raise RelossError(f"{DIVERGED}: gradients of epoch {watcher.epoch} are not finite; {REMEDY}") from error
         last = _last_checkpoint(folder)
     assert last is not None
     state = _load(last)
@@ -224,10 +228,7 @@ class Watcher:
         trained = metrics.get_smoothed_values("train")
         loss = float(trained["loss"])
         if not math.isfinite(loss):
-            raise RelossError(
-                f"the loss of epoch {self.epoch} is {loss}: training diverged; the checkpoint before it is kept. Try a "
-                "smaller train.lr"
-            )
+            raise RelossError(f"{DIVERGED}: the loss of epoch {self.epoch} is {loss}; {REMEDY}")
         seconds = round(time.monotonic() - self._began, 2)
         scores = validation_scores(task, model, self.run.config)
         self.run.record.log(

@@ -148,9 +148,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_toy, tmp_path):
 
 @pytest.mark.slow
 def test_bfloat16_trains_on_a_cpu(run_toy):
-    exact, rounded = (metrics(run_toy("nll", f"train.precision={name}"))[0] for name in ("no", "bf16"))
-    assert rounded["train_loss"] != exact["train_loss"]
-    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+    exact, rounded = (run_toy("nll", f"train.precision={name}") for name in ("no", "bf16"))
+    assert all(value.dtype == torch.float32 for value in weights(rounded).values())
+    assert any(not torch.equal(value, weights(exact)[name]) for name, value in weights(rounded).items())
+    for ours, theirs in zip(metrics(rounded), metrics(exact), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.05)
 
 
 @pytest.mark.slow
@@ -164,7 +166,7 @@ def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
 @pytest.mark.slow
 def test_a_teacher_is_distilled(run_toy, tmp_path):
     teacher = run_toy("label_smoothing", "train.updates=120", kind="at")
-    assert read_json(teacher / "summary.json")["scores"]["sacreBLEU"] > 0.8
+    assert read_json(teacher / "summary.json")["scores"]["sacreBLEU"] > 0.3
     named = f"data.teacher={teacher.relative_to(tmp_path / 'runs')}"
     record = run_toy("nll", "data.distilled=true", named)
     distilled = (teacher / "distilled" / "train.en").read_text().splitlines()
