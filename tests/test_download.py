@@ -79,6 +79,19 @@ def test_another_file_is_not_kept(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_stated_sum_the_first_downloads_is_kept(server, tmp_path, capsys):
+    path = tmp_path / "file"
+    download.fetch(server.url, path, None)
+    assert f"no source states a checksum; that of this first download, MD5 {MD5}, is kept" in capsys.readouterr().err
+    path.unlink()
+    download.fetch(server.url, path, None)
+    assert path.read_bytes() == CONTENT
+    path.unlink()
+    (tmp_path / "file.md5").write_text("00\n")
+    with pytest.raises(RelossError, match=f"MD5 sum {MD5}, not 00; it was removed"):
+        download.fetch(server.url, path, None)
+
+
 def test_no_server_and_no_place(server, tmp_path):
     with pytest.raises(RelossError, match=r"cannot download http://127.0.0.1:9/file: .*refused"):
         download.fetch("http://127.0.0.1:9/file", tmp_path / "file", MD5)

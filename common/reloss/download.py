@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from reloss.errors import RelossError
+from reloss.files import write_text
 from reloss.progress import progress, say
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -52,8 +53,11 @@ def download_into(out: BinaryIO, url: str, path: Path) -> None:
         ) from error
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
+def fetch(url: str, path: Path, md5: str | None) -> None:
     """Download `url` to `path` unless it is there, going on from what an earlier call left, and verify it.
+
+    Where no source states a sum (`md5` is None), that of the first download is kept in `<path>.md5`, and later ones are
+    held against it.
 
     Raises:
         RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
@@ -71,7 +75,18 @@ def fetch(url: str, path: Path, md5: str) -> None:
             found = hashlib.file_digest(written, "md5").hexdigest()
     except OSError as error:
         raise RelossError(f"cannot write {part}: {error.strerror or error}; what came is kept") from error
-    if found != md5:
+    expected = md5 or _first_sum(path, found)
+    if found != expected:
         part.unlink()
-        raise RelossError(f"{url} gave a file with the MD5 sum {found}, not {md5}; it was removed: try again")
+        raise RelossError(f"{url} gave a file with the MD5 sum {found}, not {expected}; it was removed: try again")
     part.replace(path)
+
+
+def _first_sum(path: Path, found: str) -> str:
+    """Return the sum of the first download to `path`; if this is the first, keep `found`."""
+    kept = path.with_name(f"{path.name}.md5")
+    if kept.exists():
+        return kept.read_text(encoding="utf-8").strip()
+    say(f"{path.name}: no source states a checksum; that of this first download, MD5 {found}, is kept in {kept}")
+    write_text(kept, found + "\n")
+    return found
