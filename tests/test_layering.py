@@ -46,6 +46,8 @@ HEAVY = {
     "mmcv",
     "mmengine",
     "mmpose",
+    "fairseq",
+    "sentencepiece",
 }
 
 
@@ -136,7 +138,14 @@ def test_this_test_sees_what_it_forbids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["show", "classification/imagenet_resnet50"], ["show", "pose/lsp_resnet18"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["show", "classification/imagenet_resnet50"],
+        ["show", "nmt/multi30k_de_en_nat"],
+        ["show", "pose/lsp_resnet18"],
+    ],
 )
 def test_light_commands_import_no_framework(arguments):
     code = (

@@ -45,6 +45,7 @@ def test_installed_packages_miss_only_what_is_excluded() -> None:
         "mmengine 0.10.7 requires opencv-python, which is not installed.",
         "mmpose 1.1.0 requires chumpy, which is not installed.",
         "mmpose 1.1.0 requires opencv-python, which is not installed.",
+        "ve-fairseq 0.12.3 requires torchaudio, which is not installed.",
     ]
 
 
