@@ -145,7 +145,11 @@ def test_learn_outside_any_task(cli, improving_bank, tmp_path):
     ("change", "code", "message"),
     [
         (["--metric", "acuracy"], 2, "unknown metric 'acuracy'; did you mean accuracy"),
-        (["--kind", "clasification"], 2, "unknown kind of surrogate 'clasification'; did you mean classification?"),
+        (
+            ["--kind", "clasification"],
+            2,
+            "unknown kind of surrogate 'clasification'; did you mean classification or translation?",
+        ),
         (["--set", "step=3"], 2, "unknown config key 'step'; did you mean steps"),
         (["--bank", "nowhere"], 1, "no prediction bank at nowhere: record one with `reloss run"),
     ],
@@ -202,8 +206,9 @@ def test_doctor(cli, tmp_path):
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "not installed" not in found["versions"].values()
     images, persons = {"digits", "cifar10", "cifar100", "imagenet"}, {"coco", "lsp"}
+    texts = {"multi30k", "iwslt14_de_en", "wmt14_en_de", "wmt16_en_ro"}
     questions = {"squad", "squad2", "cmrc2018", "drcd", "dureader_robust"}
-    assert found["data"].keys() == images | persons | questions
+    assert found["data"].keys() == images | persons | texts | questions
     assert found["data"]["digits"].startswith("digits: 1078 train")
     assert found["data"]["imagenet"].startswith("missing: ")
     assert len(found["devices"]["gpus"]) == torch.cuda.device_count()

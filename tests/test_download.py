@@ -8,7 +8,7 @@ from reloss import download
 from reloss.errors import RelossError
 
 CONTENT = bytes(range(256)) * 2000
-MD5 = hashlib.md5(CONTENT).hexdigest()
+MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
@@ -74,9 +74,26 @@ def test_a_part_that_is_whole_needs_no_more(server, tmp_path):
 
 
 def test_another_file_is_not_kept(server, tmp_path):
-    with pytest.raises(RelossError, match=f"MD5 sum {MD5}, not 00; it was removed"):
-        download.fetch(server.url, tmp_path / "file", "00")
+    for wrong in (32 * "0", 64 * "0"):
+        kind, found = ("MD5", MD5) if len(wrong) == 32 else ("SHA256", SHA256)
+        with pytest.raises(RelossError, match=f"{kind} sum {found}, not {wrong}; it was removed"):
+            download.fetch(server.url, tmp_path / "file", wrong)
     assert list(tmp_path.iterdir()) == []
+    download.fetch(server.url, tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_without_a_stated_sum_the_first_downloads_is_kept(server, tmp_path, capsys):
+    path = tmp_path / "file"
+    download.fetch(server.url, path, None)
+    assert f"no source states a checksum; that of this first download, {SHA256}, is kept" in capsys.readouterr().err
+    path.unlink()
+    download.fetch(server.url, path, None)
+    assert path.read_bytes() == CONTENT
+    path.unlink()
+    (tmp_path / "file.sha256").write_text("00\n")
+    with pytest.raises(RelossError, match=f"SHA256 sum {SHA256}, not 00; it was removed"):
+        download.fetch(server.url, path, None)
 
 
 def test_no_server_and_no_place(server, tmp_path):

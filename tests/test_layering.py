@@ -47,6 +47,8 @@ HEAVY = {
     "mmcv",
     "mmengine",
     "mmpose",
+    "fairseq",
+    "sentencepiece",
 }
 
 
@@ -143,6 +145,7 @@ def test_this_test_sees_what_it_forbids(tmp_path):
         ["list"],
         ["show", "classification/imagenet_resnet50"],
         ["show", "pose/lsp_resnet18"],
+        ["show", "nmt/multi30k_de_en_nat"],
         ["show", "mrc/squad_minilm"],
     ],
 )

@@ -11,11 +11,12 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from reloss.errors import RelossError
+from reloss.files import write_text
 from reloss.progress import progress, say
 
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16
-SHA256_DIGITS = 64
+MD5_DIGITS = 32
 
 
 def download_into(out: BinaryIO, url: str, path: Path) -> None:
@@ -59,7 +60,8 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
     Args:
         url: where it is.
         path: where it goes.
-        checksum: MD5 or SHA-256 of the file, told apart by their lengths; None where none is known.
+        checksum: MD5 or SHA-256 of the file, told apart by their lengths. Where no source states one, the SHA-256 sum of
+            the first download is kept in `<path>.sha256`, and later ones are held against it.
 
     Raises:
         RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
@@ -67,24 +69,24 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
     """
     if path.exists():
         return
-    part = path.with_name(f"{path.name}.part")
-    say(f"downloading {url} to {path}")
+    say(f"download {url}")
+    part, kept = (path.with_name(f"{path.name}.{ending}") for ending in ("part", "sha256"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as out:
             download_into(out, url, path)
-        found = _checksum(part, checksum)
+        expected = checksum or (kept.read_text(encoding="utf-8").strip() if kept.exists() else None)
+        kind = "md5" if expected and len(expected) == MD5_DIGITS else "sha256"
+        with part.open("rb") as written:
+            found = hashlib.file_digest(written, kind).hexdigest()
     except OSError as error:
         raise RelossError(f"cannot write {part}: {error.strerror or error}; what came is kept") from error
-    if found != checksum:
+    if expected is None:
+        say(f"{path.name}: no source states a checksum; that of this first download, {found}, is kept in {kept}")
+        write_text(kept, found + "\n")
+    elif found != expected:
         part.unlink()
-        kind = "SHA-256" if len(checksum or "") == SHA256_DIGITS else "MD5"
-        raise RelossError(f"{url} gave a file with the {kind} sum {found}, not {checksum}; it was removed: try again")
+        raise RelossError(
+            f"{url} gave a file with the {kind.upper()} sum {found}, not {expected}; it was removed: try again"
+        )
     part.replace(path)
-
-
-def _checksum(path: Path, like: str | None) -> str | None:
-    if like is None:
-        return None
-    with path.open("rb") as written:
-        return hashlib.file_digest(written, "sha256" if len(like) == SHA256_DIGITS else "md5").hexdigest()

@@ -64,9 +64,9 @@ def _fetch_dureader(folder: Path, wanted: list[str]) -> None:
     missing = [file for file in wanted if not (folder / file).exists()]
     if not missing:
         return
-    url, md5 = DUREADER
+    url, checksum = DUREADER
     archive = folder / Path(url).name
-    download.fetch(url, archive, md5)
+    download.fetch(url, archive, checksum)
     try:
         with tarfile.open(archive) as opened:
             for file in missing:

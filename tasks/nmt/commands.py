@@ -88,6 +88,7 @@ def train(
             bfloat16=recipe.precision == "bf16",
             seed=seed,
             num_workers=config.data.workers,
+            update_epoch_batch_itr="True",  # else batches are those of the epoch that a process began with
             distributed_world_size=1,
             save_dir=folder,
             save_interval_updates=recipe.updates,  # so that the last update's is kept too, in the midst of an epoch
@@ -109,11 +110,13 @@ def generate(config: TranslationExperiment, prepared: Path, model: Path, subset:
         *_words(
             user_dir=PLUGIN,
             task="translation_lev" if nat else "translation",
+            left_pad_source=nat,  # see `_nat_options`
             path=model,
             gen_subset=subset,
             results_path=results,
             max_tokens=config.decode.max_tokens,
             required_batch_size_multiple=1,  # see `train`
+            num_workers=0,  # a worker of so short a pass takes five seconds to end
             post_process="sentencepiece",
             fp16=config.train.precision == "fp16",
             **decoding(config),
@@ -140,6 +143,7 @@ def _nat_options(config: TranslationExperiment) -> dict[str, Any]:
         **{"noise": "full_mask", "pred_length_offset": True, "length_loss_factor": config.train.length_weight},
         **{"apply_bert_init": True, "encoder_learned_pos": True, "decoder_learned_pos": True},
         **{"activation_fn": "gelu", "src_embedding_copy": config.model.copy_source},
+        "left_pad_source": True,  # this word means no: copying counts from the left, and padding there would be copied
     }
 
 

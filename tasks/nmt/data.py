@@ -15,6 +15,7 @@ from tasks.nmt import commands
 from tasks.nmt.config import Data
 
 SPLITS = ("train", "valid", "test")
+FETCHED = ("wmt16_en_ro",)
 
 
 def text_files(config: Data, folder: Path) -> dict[tuple[str, str], Path]:
@@ -35,6 +36,7 @@ def describe(config: Data, folder: Path) -> str:
             raise RelossError(
                 f"{config.name}: {path} is missing; put parallel texts, a sentence a line, at {folder / config.name}/"
                 f"{{{','.join(SPLITS)}}}.{{{config.source},{config.target}}}"
+                + (f", or `reloss data fetch {config.name}`" if config.name in FETCHED else "")
             )
         with path.open("rb") as lines:
             counts.setdefault(split, {})[lang] = sum(1 for _ in lines)
@@ -58,11 +60,6 @@ def _hash_of(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
-
-
-def fetch(config: Data, folder: Path) -> None:
-    """Say where texts come from: none of them is downloaded here yet."""
-    raise UsageError(f"{config.name} is not fetched; put its texts into {folder / config.name}")
 
 
 def prepare(config: Data, folder: Path, runs: Path) -> Path:

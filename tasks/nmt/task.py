@@ -42,9 +42,9 @@ class TranslationTask(Task):
 
     def fetch_data(self, config: Any, data: Path) -> None:
         """Download the experiment's sentence pairs, where they are free to download."""
-        from tasks.nmt.data import fetch
+        from tasks.nmt.fetch import fetch_texts
 
-        fetch(config.data, data)
+        fetch_texts(config.data, data)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the texts."""

@@ -31,6 +31,7 @@ from tasks.nmt.recording import NO_TOKEN, observed_by
 from tasks.nmt.scoring import corpus_scores
 
 CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
+DIVERGED, REMEDY = "training diverged", "the checkpoint before it is kept. Try a smaller train.lr"
 SPEED = re.compile(r"Translated .* \(([\d.,]+) sentences/s")
 
 
@@ -63,8 +64,11 @@ def train(run: Run) -> None:
     )
     _note(run, "train", words)
     if last is None or _updates(_load(last)) < run.config.train.updates:
-        with observed_by(watcher):
-            run_command("train", words, run.record.path / "fairseq.log")
+        try:
+            with observed_by(watcher):
+                run_command("train", words, run.record.path / "fairseq.log")
+        except (FloatingPointError, StopIteration) as error:  # the second from fairseq's search for where it began
+            raise RelossError(f"{DIVERGED}: gradients of epoch {watcher.epoch} are not finite; {REMEDY}") from error
         last = _last_checkpoint(folder)
     assert last is not None
     state = _load(last)
@@ -76,35 +80,38 @@ def train(run: Run) -> None:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Return the scores of the weights in the record on the test sentences and, named `validation_*`, the others.
+    """Return the scores of the test sentences as fairseq-generate translates them, and the last epoch's validation.
 
-    Leaves the translations and sacrebleu's signature in the record.
+    `copied_source_sacreBLEU` is that of leaving the sentences as they are. The translations and sacrebleu's signatures
+    stay in the record.
 
     Raises:
         RelossError: the model is not there.
     """
     prepared = prepare(run.config.data, run.data, runs_folder(run))
-    language, results = run.config.data, run.record.path / "translations"
+    data, results = run.config.data, run.record.path / "translations"
+    translator = run.record.path / "checkpoint" / "translator.pt"
+    if not translator.exists():
+        raise RelossError(f"the model {translator} is gone; train the run again")
+    words = commands.generate(run.config, prepared, translator, "test", results)
+    _note(run, "generate", words)
+    lines = run_command("generate", words, run.record.path / "fairseq.log")
+    (speed,) = [match for line in lines if (match := SPEED.search(line))]
+    sources, references = (_lines(prepared / "texts" / f"test.{lang}") for lang in (data.source, data.target))
+    found, signatures = corpus_scores(read_translations(results / "generate-test.txt"), references, data.lowercase)
+    write_json(results / "sacrebleu.json", signatures)
+    copied, _ = corpus_scores(sources, references, data.lowercase)
+    validation = read_metrics(run.record.metrics.path)[-1]["validation_sacreBLEU"]
+    return {
+        **found,
+        "sentences_per_second": float(speed[1].replace(",", "")),
+        "copied_source_sacreBLEU": copied["sacreBLEU"],
+        "validation_sacreBLEU": validation,
+    }
 
-    def texts(subset: str, lang: str) -> list[str]:
-        return (prepared / "texts" / f"{subset}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
 
-    def scores(subset: str, hypotheses: Sequence[str]) -> dict[str, float]:
-        found, signatures = corpus_scores(hypotheses, texts(subset, language.target), language.lowercase)
-        write_json(results / "sacrebleu.json", signatures)
-        return found
-
-    copied = scores("test", texts("test", language.source))["sacreBLEU"]
-    found = {"copied_source_sacreBLEU": copied}
-    for subset, prefix in (("test", ""), ("valid", "validation_")):
-        words = commands.generate(run.config, prepared, run.record.path / "checkpoint/translator.pt", subset, results)
-        _note(run, f"generate-{subset}", words)
-        lines = run_command("generate", words, run.record.path / "fairseq.log")
-        (speed,) = [match for line in lines if (match := SPEED.search(line))]
-        measured = scores(subset, read_translations(results / f"generate-{subset}.txt"))
-        measured["sentences_per_second"] = float(speed[1].replace(",", ""))
-        found |= {prefix + name: value for name, value in measured.items()}
-    return found
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def translate_training_set(record: Path) -> list[str]:
@@ -143,7 +150,7 @@ def read_translations(path: Path) -> list[str]:
 
 def _note(run: Run, name: str, words: Sequence[str]) -> None:
     """Write the command into the record."""
-    text = shlex.join([f"fairseq-{name.partition('-')[0]}", *words]) + "\n"
+    text = shlex.join([f"fairseq-{name}", *words]) + "\n"
     write_text(run.record.path / "commands" / f"{name}.txt", text)
 
 
@@ -221,10 +228,7 @@ class Watcher:
         trained = metrics.get_smoothed_values("train")
         loss = float(trained["loss"])
         if not math.isfinite(loss):
-            raise RelossError(
-                f"the loss of epoch {self.epoch} is {loss}: training diverged; the checkpoint before it is kept. Try a "
-                "smaller train.lr"
-            )
+            raise RelossError(f"{DIVERGED}: the loss of epoch {self.epoch} is {loss}; {REMEDY}")
         seconds = round(time.monotonic() - self._began, 2)
         scores = validation_scores(task, model, self.run.config)
         self.run.record.log(

@@ -282,3 +282,13 @@ def test_items_of_metrics_by_item_are_made_once_and_alike(improving_bank):
     assert torch.equal(one["relabelled"][1], other["relabelled"][1])
     assert fit_of(bank, accuracy).pool is None
     assert len(fit_of(bank, PerItem(metric), pool=8).pool["relabelled"][1]) == 8
+
+
+def test_synthetic_items_of_recorded_hypotheses_are_blended():
+    outputs = torch.arange(24.0).view(2, 3, 4)
+    made_of = items.Items(outputs, torch.stack([outputs, outputs], -1).int())
+    made = items.synthetic(made_of, torch.Generator().manual_seed(1), {"recorded": 0.5, "blended": 0.5})
+    assert torch.equal(made.targets[..., 0].float(), made.outputs)
+    assert not torch.equal(made.outputs, outputs)
+    shifted = items.synthetic(made_of, torch.Generator().manual_seed(1))
+    assert torch.equal(shifted.outputs, outputs)

@@ -168,7 +168,7 @@ class Fit:
         self._check_kind()
         self._read_bank()
         real = self._recorded(self.held_out)
-        self.validation = {"spearman": real, "spearman_synthetic": synthetic(real, generator)}
+        self.validation = {"spearman": real, "spearman_synthetic": synthetic(real, generator, options.shares())}
         self.validation_metric = {
             "spearman": self.metric[self.held_out.to(device)],
             "spearman_synthetic": measure(self.validation["spearman_synthetic"], "synthetic item"),

@@ -5,7 +5,7 @@ logits with targets [N, B]; outputs [N, B] are scores, above 0 for the positive 
 that draw targets need one of the two; the others take outputs [N, B, ...] of any kind.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,12 +139,17 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def synthetic(items: Items, generator: torch.Generator) -> Items:
-    """Return the items on which a surrogate is validated beside the recorded: relabelled, else shuffled."""
+def synthetic(items: Items, generator: torch.Generator, sources: Collection[str] = ()) -> Items:
+    """Return the items on which a surrogate is validated beside the recorded: relabelled, else shuffled.
+
+    Where items cannot be relabelled and `sources`, those that are learned from, hold blended but no shuffled ones: as
+    where the targets hold what was predicted, they are blended.
+    """
     try:
         return relabelled(items, generator)
     except UsageError:
-        return shuffled(items, generator)
+        blends = "blended" in sources and "shuffled" not in sources
+        return (blended if blends else shuffled)(items, generator)
 
 
 def _are_scores(items: Items) -> bool:

@@ -7,11 +7,11 @@ import pytest
 from reloss.experiment.run import Request, run
 
 WORDS = {"ba": "zwei", "ko": "hund", "mi": "rot", "lu": "haus", "se": "baum", "ta": "lauf", "ni": "gut", "po": "weg"}
-COUNTS = {"train": 160, "valid": 13, "test": 11}
+COUNTS = {"train": 480, "valid": 13, "test": 11}
 TINY = (
-    *("data.subwords=40", "model.width=32", "model.feedforward=32", "model.heads=2", "model.layers=1"),
-    *("train.updates=30", "train.warmup_updates=4", "train.max_tokens=300", "train.precision=no", "train.lr=0.01"),
-    *("recording.item_size=8", "recording.length=12", "learn.steps=4", "learn.items=4"),
+    *("data.subwords=64", "model.width=64", "model.feedforward=64", "model.heads=2", "model.layers=1"),
+    *("model.dropout=0", "train.updates=16", "train.warmup_updates=4", "train.max_tokens=400", "train.lr=0.005"),
+    *("train.precision=no", "recording.item_size=8", "recording.length=8", "learn.steps=4", "learn.items=4"),
 )
 
 

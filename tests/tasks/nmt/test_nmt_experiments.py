@@ -50,6 +50,9 @@ def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
     assert getattr(parsed.criterion, "surrogate", None) == (str(surrogate) if surrogate else None)
     assert (model.encoder_embed_dim, model.decoder_layers) == (config.model.width, config.model.layers)
     assert model.share_all_embeddings
+    # fairseq copies source embeddings by places counted from the left, and takes padding there for words.
+    assert parsed.task.left_pad_source == (config.model.kind == "at")
+    assert parsed.dataset.required_batch_size_multiple == 1
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
@@ -67,7 +70,7 @@ def test_fairseqs_own_parser_takes_the_arguments_of_the_other_commands(name):
 def test_data_are_checked(toy, tmp_path, cli):
     code, out, err = cli("data", "check", "multi30k", "--data", toy)
     assert code == 0, err
-    assert "de-en sentence pairs: 160 train, 13 valid, 11 test" in out
+    assert "de-en sentence pairs: 480 train, 13 valid, 11 test" in out
     data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
     with pytest.raises(RelossError, match=r"train.de is missing; put parallel texts"):
         describe(data, tmp_path)

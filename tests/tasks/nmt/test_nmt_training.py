@@ -13,7 +13,10 @@ from reloss.metrics import bleu, token_bleu
 from tasks.nmt import training
 from tasks.nmt.training import Watcher, read_translations
 
-SCORES = {"sacreBLEU", "tokenised_BLEU", "sentences_per_second"}
+SCORES = {
+    *("sacreBLEU", "tokenised_BLEU", "sentences_per_second"),
+    *("copied_source_sacreBLEU", "validation_sacreBLEU"),
+}
 
 
 def metrics(record):
@@ -31,30 +34,28 @@ def test_the_whole_line_translates_a_toy_language(run_toy, tmp_path):
     for folder in (baseline, record):
         summary = read_json(folder / "summary.json")
         assert summary["status"] == "finished"
-        expected = SCORES | {f"validation_{name}" for name in SCORES} | {"copied_source_sacreBLEU"}
-        assert summary["scores"].keys() == expected
+        assert summary["scores"].keys() == SCORES
         assert summary["scores"]["copied_source_sacreBLEU"] < 0.1
         entries = metrics(folder)
         assert [entry["epoch"] for entry in entries] == list(range(1, len(entries) + 1))
         assert entries[-1]["step"] == 120
         assert entries[-1]["train_loss"] < entries[0]["train_loss"]
-        # Decoding in training is that of fairseq-generate.
-        assert entries[-1]["validation_sacreBLEU"] == pytest.approx(summary["scores"]["validation_sacreBLEU"])
+        assert entries[-1]["validation_sacreBLEU"] == summary["scores"]["validation_sacreBLEU"]
         assert not any("surrogate" in name for name in weights(folder))
         assert "fairseq-train" in (folder / "commands" / "train.txt").read_text()
         assert "case:lc" in read_json(folder / "translations" / "sacrebleu.json")["sacreBLEU"]
-    assert read_json(baseline / "summary.json")["scores"]["sacreBLEU"] > 0.3
+    assert read_json(baseline / "summary.json")["scores"]["sacreBLEU"] > 0.8
     bank = PredictionBank.open(home / "bank")
     outputs, targets = bank.items(torch.arange(len(bank)))
-    assert outputs.shape == (len(bank), 8, 12)
-    assert targets.shape == (len(bank), 8, 12, 2)
-    assert bank.position == sum(entry["step"] > 0 for entry in metrics(baseline)) * 160 // 8
+    assert outputs.shape == (len(bank), 8, 8)
+    assert targets.shape == (len(bank), 8, 8, 2)
     values = token_bleu(outputs, targets)
     assert values[-5:].mean() > values[:5].mean() + 0.3
     predicted, _ = read_predictions(record)
-    assert predicted.shape[1:] == (13, 12)
+    assert predicted.shape[1:] == (13, 8)
 
 
+@pytest.mark.slow
 def test_scores_are_sacrebleus_of_the_translations(run_toy):
     record = run_toy()
     hypotheses = read_translations(record / "translations" / "generate-test.txt")
@@ -65,12 +66,12 @@ def test_scores_are_sacrebleus_of_the_translations(run_toy):
     assert scores["sacreBLEU"] == pytest.approx(float(bleu([hypotheses], [references])), abs=1e-6)
 
 
-@pytest.mark.parametrize("when", ["in an epoch", "before a checkpoint"])
+@pytest.mark.parametrize("when", ["in an epoch", pytest.param("before a checkpoint", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monkeypatch, when):
     whole = run_toy(runs=tmp_path / "whole")
 
     def interrupted(self, *call):
-        if self.epoch == 3:
+        if self.epoch == 2:
             self.run.record.log(99, epoch=99)
             raise KeyboardInterrupt
         return original(self, *call)
@@ -92,6 +93,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monk
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_done_again(run_toy, monkeypatch):
     record = run_toy()
     before, entries = weights(record), metrics(record)
@@ -100,11 +102,12 @@ def test_a_finished_training_is_not_done_again(run_toy, monkeypatch):
     run_command = training.run_command
     monkeypatch.setattr(training, "run_command", lambda name, *more: called.append(name) or run_command(name, *more))
     run_toy()
-    assert called == ["generate", "generate"]
+    assert called == ["generate"]
     assert metrics(record) == entries
     assert all(torch.equal(value, before[name]) for name, value in weights(record).items())
 
 
+@pytest.mark.slow
 def test_a_bank_that_is_gone_is_recorded_anew(run_toy):
     record = run_toy()
     bank = record.parents[1] / "bank"
@@ -117,6 +120,7 @@ def test_a_bank_that_is_gone_is_recorded_anew(run_toy):
     assert all(torch.equal(*pair) for pair in zip(again.items(torch.arange(len(again))), kept, strict=True))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(run_toy):
     record = run_toy()
     last = training._last_checkpoint(record / "checkpoint")
@@ -126,6 +130,7 @@ def test_a_damaged_checkpoint_is_named(run_toy):
         run_toy()
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_baseline(run_toy):
     tuned = run_toy("bon", "train.init=baseline", "train.lr=1e-12", "train.updates=4")
     (baseline,) = tuned.parents[1].glob("nll@*/seed0")
@@ -133,19 +138,24 @@ def test_fine_tuning_starts_from_the_baseline(run_toy):
         assert (value.float() - weights(baseline)[name].float()).abs().max() < 1e-6, name
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(run_toy, tmp_path):
-    with pytest.raises((RelossError, FloatingPointError), match=r"diverged|NaN|nan|inf"):
-        run_toy("nll", "train.lr=1e30")
-    (record,) = (tmp_path / "runs" / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed0")
+    with pytest.raises(RelossError, match="diverged"):
+        run_toy("nll", "train.lr=1e30", seed=1)
+    (record,) = (tmp_path / "runs" / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed1")
     assert read_json(record / "summary.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_on_a_cpu(run_toy):
-    exact, rounded = (metrics(run_toy("nll", f"train.precision={name}"))[0] for name in ("no", "bf16"))
-    assert rounded["train_loss"] != exact["train_loss"]
-    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+    exact, rounded = (run_toy("nll", f"train.precision={name}") for name in ("no", "bf16"))
+    assert all(value.dtype == torch.float32 for value in weights(rounded).values())
+    assert any(not torch.equal(value, weights(exact)[name]) for name, value in weights(rounded).items())
+    for ours, theirs in zip(metrics(rounded), metrics(exact), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
     words = ("--data", toy, "--runs", tmp_path, "--track", "off", "--set", "data.subwords=40", "train.updates=2")
     code, out, err = cli("run", "nmt/multi30k_de_en_nat", *words, "recording.item_size=2", "model.width=32")
@@ -160,7 +170,7 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
     named = f"data.teacher={teacher.relative_to(tmp_path / 'runs')}"
     record = run_toy("nll", "data.distilled=true", named)
     distilled = (teacher / "distilled" / "train.en").read_text().splitlines()
-    assert len(distilled) == 160
+    assert len(distilled) == 480
     texts = [path / "texts" / "train.en" for path in record.parents[2].glob("prepared/*")]
     assert sorted(path.read_text().splitlines() == distilled for path in texts) == [False, True]
     tuned = run_toy("reloss", "train.ordinary_weight=1", kind="at")
