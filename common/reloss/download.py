@@ -60,8 +60,8 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
     Args:
         url: where it is.
         path: where it goes.
-        checksum: MD5 or SHA-256 of the file, told apart by their lengths. Where no source states one, the SHA-256 sum of
-            the first download is kept in `<path>.sha256`, and later ones are held against it.
+        checksum: MD5 or SHA-256 of the file, told apart by their lengths. Where no source states one, the SHA-256 sum
+            of the first download is kept in `<path>.sha256`, and later ones are held against it.
 
     Raises:
         RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
