@@ -30,7 +30,8 @@ def add(runs: Path, into: Path) -> None:
     for card in runs.glob("*/*/surrogates/*/surrogate.json"):
         _copy(card.parent, runs, into, ("surrogate.json",))
     for path in runs.glob("*/*/diagnostics/diagnostics.json"):
-        _copy(path.parent, runs, into, ("diagnostics.json", "curves.png", "checkpoints.png"))
+        drawn = [name for name in ("curves.png", "checkpoints.png") if (path.parent / name).exists()]
+        _copy(path.parent, runs, into, ("diagnostics.json", *drawn))
 
 
 def _copy(folder: Path, runs: Path, into: Path, names: tuple[str, ...]) -> None:

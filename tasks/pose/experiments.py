@@ -60,7 +60,7 @@ def lsp_resnet18() -> PoseExperiment:
     """
     return PoseExperiment(
         name="pose/lsp_resnet18",
-        paper=NOT_IN_PAPER,
+        paper="reduced: 800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper's are of COCO",
         score="PCK",
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
         model=Model(config="lsp_resnet18_128x96.py", pretrained=False),

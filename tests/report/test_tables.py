@@ -60,6 +60,17 @@ def test_what_was_not_run_says_so(tmp_path):
         assert all(shown.values())
 
 
+def test_an_experiment_that_is_smaller_than_the_papers_says_so(tmp_path):
+    name = "pose/lsp_resnet18"
+    summary = {"status": "finished", "experiment": name, "loss": "mse", "settings": ["train.lr=0.1"], "seed": 0}
+    folder = tmp_path / name / "mse@train.lr=0.1" / "seed0"
+    write_json(folder / "summary.json", {**summary, "protocol": "p", "scores": {"PCK": 0.25}})
+    write_json(folder / "environment.json", {"commit": "abc", "command": f"reloss run {name}"})
+    (row,) = (row for row in table("pose", tmp_path) if row.records)
+    assert row.status.startswith("reduced: 800 persons of LSP, ")
+    assert row.status.endswith(" train.lr=0.1")
+
+
 def test_a_number_that_no_run_here_can_be_scored_like_has_a_row_of_its_own(tmp_path):
     rows = [row for row in table("pose", tmp_path) if (row.experiment, row.loss) == (W48, "reloss")]
     ours, theirs = (dict(zip([*HEADERS, *PROVENANCE], cells(row), strict=True)) for row in rows)

@@ -36,7 +36,9 @@ class Experiment(Section):
     """Keys that may differ between runs that are compared, such as train.lr; learn.* may too."""
 
     name: str
-    paper: str = Field(description="the paper's table or claim that it stands for")
+    paper: str = Field(
+        description="the paper's table or claim that it stands for; else `none: `, or `reduced: ` if smaller, and why"
+    )
     score: str = Field(description="the metric of its table")
     metric: str = Field(description="the metric that teaches the surrogate")
     ordinary_loss: str

@@ -140,9 +140,13 @@ def _spearman(
 
 def _status(config: Experiment, mine: list[Summary]) -> str:
     settings = mine[0]["settings"]
-    kind = "not in the paper" if config.paper.startswith("none") else "full protocol"
-    reduced = f"reduced: {' '.join(settings)}" if settings else kind
-    return "; ".join([reduced, *unfinished(mine)])
+    if config.paper.startswith("reduced"):
+        kind = " ".join([config.paper, *settings])
+    elif settings:
+        kind = f"reduced: {' '.join(settings)}"
+    else:
+        kind = "not in the paper" if config.paper.startswith("none") else "full protocol"
+    return "; ".join([kind, *unfinished(mine)])
 
 
 HEADERS = (
