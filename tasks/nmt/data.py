@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from reloss.errors import RelossError, UsageError
-from reloss.experiment import distributed
 from reloss.files import short_hash, write_text
 from reloss.progress import say
 from tasks.nmt import commands
@@ -78,15 +79,18 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
     if teacher is not None:
         described.append(_hash_of([teacher]))
     target = runs / "nmt" / "prepared" / f"{config.name}-{short_hash(described)}"
-    with distributed.main_first():
-        if not target.exists():
-            say(f"preparing {target}")
-            if teacher is not None:
-                files[("train", config.target)] = teacher
-            making = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(making, ignore_errors=True)
+    if not target.exists():
+        say(f"preparing {target}")
+        if teacher is not None:
+            files[("train", config.target)] = teacher
+        making = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(making, ignore_errors=True)
+        try:
             _make(config, files, making)
-            making.rename(target)
+            with suppress(OSError):  # another run was faster
+                making.rename(target)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
     return target
 
 

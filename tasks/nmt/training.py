@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import yaml
 from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
-from reloss.errors import RelossError
-from reloss.experiment import distributed
+from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -40,7 +39,10 @@ def train(run: Run) -> None:
 
     Raises:
         RelossError: data are missing, a checkpoint is damaged, or the loss is not finite.
+        UsageError: there are several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("translation is trained in one process here; train.accumulate makes batches larger")
     prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
     last = _last_checkpoint(folder)
@@ -76,7 +78,6 @@ def train(run: Run) -> None:
     with atomic(folder / "translator.pt") as temporary:
         torch.save(state, temporary)
     run.record.save_weights({name: value.clone() for name, value in state["model"].items()})  # shared ones too
-    distributed.barrier()
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -184,7 +185,6 @@ class Watcher:
         self.epoch = 0
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._began = time.monotonic()
-        self._bar = ExitStack()
 
     def forget_after(self, checkpoint: Path | None) -> None:
         """Forget what was recorded after the checkpoint: it will come again."""

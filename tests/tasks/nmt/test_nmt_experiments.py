@@ -91,6 +91,24 @@ def test_too_many_subwords_are_named(toy, tmp_path):
     config = override(TASK.experiments["nmt/multi30k_de_en_nat"](), ["data.subwords=900"])
     with pytest.raises(RelossError, match="sentencepiece cannot learn 900 subwords of multi30k"):
         prepare(config.data, toy, tmp_path)
+    assert list((tmp_path / "nmt" / "prepared").iterdir()) == []
+
+
+def test_data_are_prepared_once_and_named_by_what_they_depend_on(toy, tmp_path):
+    configs = [
+        override(TASK.experiments["nmt/multi30k_de_en_nat"](), [f"data.subwords={size}", "data.workers=3"]).data
+        for size in (50, 60)
+    ]
+    first, second = (prepare(config, toy, tmp_path) for config in configs)
+    assert first != second
+    made = (first / "train.de-en.en.bin").stat().st_mtime_ns
+    assert prepare(configs[0].model_copy(update={"workers": 0, "teacher": "other"}), toy, tmp_path) == first
+    assert (first / "train.de-en.en.bin").stat().st_mtime_ns == made
+    vocabularies = [(folder / "subwords.vocab").read_text().splitlines() for folder in (first, second)]
+    assert [len(words) for words in vocabularies] == [50, 60]
+    text = (first / "texts" / "valid.de").read_text()
+    assert text == text.lower()
+    assert len(text.splitlines()) == 13
 
 
 def test_a_missing_teacher_is_named(toy, tmp_path):
