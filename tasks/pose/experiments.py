@@ -54,7 +54,8 @@ def lsp_resnet18() -> PoseExperiment:
     """Leeds Sports Pose, extended (14 joints), with ResNet-18 and images of 128x96: not in the paper.
 
     PCK@0.2 is relative to the torso, the right shoulder's distance from the left hip. 100 of the training persons are
-    held out. From scratch; time and score not measured yet.
+    held out. 40 epochs from scratch in bfloat16: 9 to 15 minutes on one core. With mse PCK is 25.7 % (3 seeds), that of
+    the mean pose 3.6 %.
 
     reloss run pose/lsp_resnet18 --loss reloss --seed 0 --data DATA
     """
