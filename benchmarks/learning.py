@@ -115,13 +115,14 @@ def _shown(row: dict[str, Any]) -> list[str]:
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write CSV and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
+    commit = environment.commit()  # before the tables change the tree
     with (out / "learning.csv").open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
     where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     lines = [
         f"# One learning step of {ITEMS} items of {EXAMPLES} examples with {CLASSES} classes",
-        f"{where}, commit {environment.commit()}, {date.today()}. Command: `make bench-learning`.",
+        f"{where}, commit {commit}, {date.today()}. Command: `make bench-learning`.",
         "\n".join("| " + " | ".join(row) + " |" for row in [FIELDS, ["---"] * len(FIELDS), *map(_shown, rows)]),
     ]
     (out / "learning.md").write_text("\n\n".join(lines) + "\n")

@@ -213,14 +213,13 @@ def _line(row: dict[str, Any]) -> str:
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write CSV, Markdown and plot."""
     out.mkdir(parents=True, exist_ok=True)
+    commit = environment.commit()  # before the tables change the tree
     with (out / "ranking.csv").open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
     where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     head = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
-    title = (
-        f"# Soft ranks\n\n{where}, commit {environment.commit()}, {date.today()}. Command: `make bench-ranking`.\n\n"
-    )
+    title = f"# Soft ranks\n\n{where}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
     (out / "ranking.md").write_text(title + "\n".join([*head, *map(_line, rows), ""]))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, batch in zip(figure.subplots(1, 2, sharey=True), BATCHES, strict=True):
