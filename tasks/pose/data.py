@@ -114,7 +114,7 @@ def describe(config: Data, folder: Path) -> str:
     root = folder / config.name
     found = []
     for labels_file, images in zip(ANNOTATIONS[config.name], IMAGES[config.name], strict=True):
-        labels = _checked_labels(config.name, root, labels_file, images)
+        labels = _checked_labels(config.name, root, labels_file, images, SOURCES[config.name])
         found.append(f"{len(labels['images'])} images with {len(labels['annotations'])} persons")
     if config.boxes == "detector":
         _check_boxes(
@@ -125,7 +125,8 @@ def describe(config: Data, folder: Path) -> str:
     if config.test_dev:
         without = "do without test-dev with --set data.test_dev=false"
         try:
-            labels = _checked_labels(config.name, root, *TEST_DEV)
+            source = "`reloss data fetch pose/coco_hrnet_w48_dark_384x288` downloads it"
+            labels = _checked_labels(config.name, root, *TEST_DEV, source)
         except RelossError as error:
             raise RelossError(f"{error}; or {without}") from None
         _check_boxes(root / TEST_DEV_BOXES, without)
@@ -133,10 +134,10 @@ def describe(config: Data, folder: Path) -> str:
     return shown
 
 
-def _checked_labels(name: str, root: Path, labels_file: str, images: str) -> dict[str, Any]:
+def _checked_labels(name: str, root: Path, labels_file: str, images: str, source: str) -> dict[str, Any]:
     for path in (root / labels_file, root / images):
         if not path.exists():
-            raise RelossError(f"{name}: {path} is missing; {SOURCES[name]}")
+            raise RelossError(f"{name}: {path} is missing; {source}")
     labels: dict[str, Any] = read_json(root / labels_file)
     missing = [image["file_name"] for image in labels["images"] if not (root / images / image["file_name"]).exists()]
     if missing:

@@ -4,6 +4,7 @@ from zipfile import ZipFile
 import pytest
 
 from reloss.errors import RelossError, UsageError
+from reloss.experiment.config import override
 from reloss.experiment.task import tasks
 from tasks.pose import data
 
@@ -79,6 +80,15 @@ def test_test_dev_is_fetched_where_it_is_predicted(archives, tmp_path):
     assert TASK.check_data(config, tmp_path).endswith("4 images of test-dev")
     next((root / "test2017").iterdir()).unlink()
     with pytest.raises(RelossError, match=r"1 of 4 images .*; or do without test-dev with --set data.test_dev=false"):
+        TASK.check_data(config, tmp_path)
+
+
+def test_what_is_missing_of_test_dev_is_named_with_what_fetches_it(archives, tmp_path):
+    TASK.fetch_data(TASK.experiments["pose/coco_res50_256x192"](), tmp_path)
+    config = override(TASK.experiments["pose/coco_hrnet_w48_dark_384x288"](), ["data.boxes=annotated"])
+    with pytest.raises(
+        RelossError, match=r"test-dev2017.json is missing; `reloss data fetch pose/coco_hrnet_w48\w+` down"
+    ):
         TASK.check_data(config, tmp_path)
 
 
