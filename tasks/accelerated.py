@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
-from reloss.errors import UsageError
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.task import Run
 
 
 @contextmanager
@@ -27,3 +30,52 @@ def open_accelerator(precision: str) -> Iterator[Accelerator]:
     finally:
         accelerator.free_memory()
         AcceleratorState._reset_state()
+
+
+def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, **place: int) -> None:
+    """Write what training goes on from into the record, with the bank flushed and its position.
+
+    Args:
+        run: the run.
+        accelerator: that prepared the model and the optimizer.
+        model: prepared.
+        optimizer: prepared.
+        place: how far the training is, such as epoch=3.
+    """
+    bank = run.bank
+    if bank is not None:
+        bank.flush()
+    scaler = accelerator.scaler
+    run.record.save_checkpoint(
+        {
+            **place,
+            "model": accelerator.unwrap_model(model).state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "bank_position": bank.position if bank is not None else None,
+        }
+    )
+
+
+def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, Any] | None:
+    """Go on from what `save_state` wrote last, and return it; None, with an empty bank, if there is nothing.
+
+    Raises:
+        RelossError: it does not fit the model.
+    """
+    state = run.record.load_checkpoint()
+    bank = run.bank
+    if state is None:
+        if bank is not None:
+            bank.resume(0)
+        return None
+    try:
+        accelerator.unwrap_model(model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RelossError(f"the checkpoint in {run.record.path} does not fit the model: {error}") from error
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if bank is not None:
+        bank.resume(state["bank_position"])
+    return state

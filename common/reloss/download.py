@@ -69,7 +69,7 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
     """
     if path.exists():
         return
-    say(f"download {url}")
+    say(f"downloading {url} to {path}")
     part, kept = (path.with_name(f"{path.name}.{ending}") for ending in ("part", "sha256"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

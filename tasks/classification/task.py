@@ -60,10 +60,6 @@ class ClassificationTask(Task):
 
         return fingerprint(config.data, data)
 
-    def fine_tunes(self, config: Any) -> bool:
-        """Return whether training starts from the baseline's weights."""
-        return bool(config.train.init == "baseline")
-
     def train(self, run: Run) -> None:
         """Train with accelerate."""
         from tasks.classification.training import train

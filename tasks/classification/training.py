@@ -17,7 +17,7 @@ from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
-from tasks.accelerated import open_accelerator
+from tasks.accelerated import load_state, open_accelerator, save_state
 from tasks.classification import data, models
 from tasks.classification.config import ClassificationExperiment, Train
 from tasks.classification.criteria import make_criterion
@@ -110,21 +110,9 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the epoch to begin with."""
-        state = self.run.record.load_checkpoint()
-        bank = self.run.bank
+        state = load_state(self.run, self.accelerator, self.model, self.optimizer)
         if state is None:
-            if bank is not None:
-                bank.resume(0)
             return 0
-        try:
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RelossError(f"the checkpoint in {self.run.record.path} does not fit the model: {error}") from error
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if bank is not None:
-            bank.resume(state["bank_position"])
         say(f"going on from epoch {state['epoch']}/{self.config.train.epochs}")
         return int(state["epoch"])
 
@@ -164,7 +152,7 @@ class _Training:
                 f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, "
                 f"accuracy {right / examples:.4f} training, {score} {reached:.4f} validation, {seconds:.0f} s"
             )
-            self._save(epoch + 1)
+            save_state(self.run, self.accelerator, self.model, self.optimizer, epoch=epoch + 1)
 
     def _step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Take one training step; returns the sums of loss and right answers, and the number of examples."""
@@ -186,21 +174,6 @@ class _Training:
                 f"the loss of epoch {epoch + 1} is {totals[0].item()}: training diverged; the checkpoint before it is "
                 "kept. Try a smaller train.lr, or train.clip_norm"
             )
-
-    def _save(self, epoch: int) -> None:
-        bank = self.run.bank
-        if bank is not None:
-            bank.flush()
-        scaler = self.accelerator.scaler
-        self.run.record.save_checkpoint(
-            {
-                "epoch": epoch,
-                "model": self.accelerator.unwrap_model(self.model).state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "bank_position": bank.position if bank is not None else None,
-            }
-        )
 
 
 def learning_rate(recipe: Train, epoch: float) -> float:

@@ -23,7 +23,7 @@ from reloss.experiment.task import Run
 from reloss.metrics import MASKED
 from reloss.progress import progress, say
 from reloss.surrogates import ReadingReLoss
-from tasks.accelerated import open_accelerator
+from tasks.accelerated import load_state, open_accelerator, save_state
 from tasks.mrc import data, models
 from tasks.mrc.config import ReadingExperiment, Train
 from tasks.mrc.data import Question
@@ -237,21 +237,9 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the part of all epochs to begin with."""
-        state = self.run.record.load_checkpoint()
-        bank = self.run.bank
+        state = load_state(self.run, self.accelerator, self.model, self.optimizer)
         if state is None:
-            if bank is not None:
-                bank.resume(0)
             return 0
-        try:
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RelossError(f"the checkpoint in {self.run.record.path} does not fit the model: {error}") from error
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if bank is not None:
-            bank.resume(state["bank_position"])
         parts = self.config.train.epochs * self.config.train.checkpoints_per_epoch
         say(f"going on from part {state['part']}/{parts}")
         return int(state["part"])
@@ -302,7 +290,7 @@ class _Training:
             f"epoch {epoch:g}/{recipe.epochs}: loss {loss:.4f}, {speed:.1f} windows/s, validation F1 "
             f"{reached['f1']:.4f}, exact match {reached['exact_match']:.4f}"
         )
-        self._save(part)
+        save_state(self.run, self.accelerator, self.model, self.optimizer, part=part)
 
     def _step(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Take one training step; returns the sum of the loss and the number of windows."""
@@ -320,21 +308,6 @@ class _Training:
             self.run.bank.append(outputs, batch["targets"], step)
         count = torch.tensor(float(len(outputs)), device=loss.device)
         return torch.stack([loss.detach() * count, count])
-
-    def _save(self, part: int) -> None:
-        bank = self.run.bank
-        if bank is not None:
-            bank.flush()
-        scaler = self.accelerator.scaler
-        self.run.record.save_checkpoint(
-            {
-                "part": part,
-                "model": self.accelerator.unwrap_model(self.model).state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "bank_position": bank.position if bank is not None else None,
-            }
-        )
 
 
 def epoch_order(lengths: np.ndarray, recipe: Train, seed: int, steps: int) -> np.ndarray:

@@ -52,10 +52,6 @@ class TranslationTask(Task):
 
         return fingerprint(config.data, data)
 
-    def fine_tunes(self, config: Any) -> bool:
-        """Return whether training starts from the baseline's weights."""
-        return bool(config.train.init == "baseline")
-
     def train(self, run: Run) -> None:
         """Train with fairseq-train."""
         from tasks.nmt.training import train

@@ -56,10 +56,6 @@ class PoseTask(Task):
 
         return fingerprint(config.data, data)
 
-    def fine_tunes(self, config: Any) -> bool:
-        """Return whether training starts from the baseline's weights."""
-        return bool(config.train.init == "baseline")
-
     def train(self, run: Run) -> None:
         """Train with mmengine."""
         from tasks.pose.training import train

@@ -85,9 +85,9 @@ class Task(ABC):
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a name that changes when the data do."""
 
-    @abstractmethod
     def fine_tunes(self, config: Any) -> bool:
         """Return whether the run starts from the weights of the finished baseline of its seed."""
+        return bool(config.train.init == "baseline")
 
     @abstractmethod
     def train(self, run: Run) -> None:

@@ -86,16 +86,16 @@ def test_cross_entropy_learns_to_read(run_reading):
 @pytest.mark.parametrize("loss", ["ce", "reloss"])
 def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, monkeypatch, loss):
     whole = run_reading(loss, runs=tmp_path / "whole")
-    save, calls = training._Training._save, []
+    save, calls = training.save_state, []
 
-    def killed(self, part):
-        save(self, part)
+    def killed(*state, part):
+        save(*state, part=part)
         calls.append(part)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
 
-    monkeypatch.setattr(training._Training, "_save", killed)
+    monkeypatch.setattr(training, "save_state", killed)
     with pytest.raises(Terminated):
         run_reading(loss)
     again = run_reading(loss)
