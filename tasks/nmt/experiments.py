@@ -69,7 +69,7 @@ def multi30k_de_en_at() -> TranslationExperiment:
 
     reloss run nmt/multi30k_de_en_at --loss reloss --seed 0 --data DATA
     """
-    return _multi30k("at", Train(updates=3000, lr=2e-3, **SMALL))
+    return _multi30k("at", Train(updates=2000, lr=2e-3, **SMALL))
 
 
 SMALL = {
