@@ -26,12 +26,14 @@ LIBRARIES = {
     "safetensors",
     "scipy",
     "torch",
+    "triton",
     "tyro",
     "wandb",
     "yaml",
 }
 HEAVY = {
     "torch",
+    "triton",
     "torchvision",
     "accelerate",
     "joblib",
