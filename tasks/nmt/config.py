@@ -85,8 +85,5 @@ class TranslationExperiment(Experiment):
 
     def protocol(self) -> str:
         """Return a hash of data, model and recipe but for what may be tuned for each loss."""
-        recipe = self.train.model_dump(
-            exclude={key.removeprefix("train.") for key in self.TUNED if key.startswith("train.")}
-        )
         data = self.data.model_dump(exclude={"workers"})
-        return short_hash([data, self.model.model_dump(), recipe, self.decode.model_dump()])
+        return short_hash([data, self.model.model_dump(), self.recipe(), self.decode.model_dump()])

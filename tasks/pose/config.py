@@ -60,7 +60,6 @@ class PoseExperiment(Experiment):
 
     def protocol(self) -> str:
         """Return a hash of data, model and recipe but for what may be tuned for each loss."""
-        recipe = self.train.model_dump(
-            exclude={key.removeprefix("train.") for key in self.TUNED if key.startswith("train.")}
+        return short_hash(
+            [self.data.model_dump(exclude={"workers", "test_dev"}), self.model.model_dump(), self.recipe()]
         )
-        return short_hash([self.data.model_dump(exclude={"workers", "test_dev"}), self.model.model_dump(), recipe])

@@ -50,6 +50,12 @@ class Experiment(Section):
         """Return a hash of what two runs must share to be compared: all but how the loss was learned and tuned."""
         raise NotImplementedError
 
+    def recipe(self) -> dict[str, Any]:
+        """Return the section `train` but for what may be tuned for each loss."""
+        tuned = {key.removeprefix("train.") for key in self.TUNED if key.startswith("train.")}
+        train: Section = getattr(self, "train")  # noqa: B009 (the section is a task's)
+        return train.model_dump(exclude=tuned)
+
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 FIXED = ("name", "paper", "score", "ordinary_loss", "losses")  # what an experiment is; not to be changed by --set

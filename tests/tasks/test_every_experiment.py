@@ -1,0 +1,36 @@
+import inspect
+import json
+
+import pytest
+import yaml
+
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.task import tasks
+
+EVERY = [pytest.param(task, name, id=name) for task in tasks().values() for name in task.experiments]
+
+
+@pytest.mark.parametrize(("task", "name"), EVERY)
+def test_docstring_holds_the_exact_command(task, name):
+    make = task.experiments[name]
+    lines = [line.strip() for line in inspect.getdoc(make).splitlines()]
+    (command,) = [line for line in lines if line.startswith("reloss ")]
+    assert command.removesuffix(" --data DATA") == f"reloss run {name} --loss reloss --seed 0"
+    assert not lines[0].startswith("reloss ")
+
+
+@pytest.mark.parametrize(("task", "name"), EVERY)
+def test_config_survives_yaml_and_json(task, name):
+    config = task.experiments[name]()
+    assert config.name == name
+    assert type(config).model_validate(yaml.safe_load(to_yaml(config))) == config
+    assert type(config).model_validate(json.loads(config.model_dump_json())) == config
+    assert override(config, []) == config
+    assert config.losses[0] == config.ordinary_loss
+    assert {"approx", "reloss"} < set(config.losses)
+
+
+@pytest.mark.parametrize("task", tasks().values(), ids=tasks())
+def test_protocol_tells_experiments_apart(task):
+    protocols = [make().protocol() for make in task.experiments.values()]
+    assert len(set(protocols)) == len(protocols)
