@@ -14,8 +14,8 @@ CRITERIA = {
 }
 
 
-def preprocess(config: Data, texts: Path, target: Path) -> list[str]:
-    """Return the arguments that binarise the subwords in `texts` into `target`."""
+def preprocess(config: Data, texts: Path, target: Path, dictionary: Path | None = None) -> list[str]:
+    """Return the arguments that binarise the subwords in `texts` into `target`, by a dictionary that is there."""
     return _words(
         source_lang=config.source,
         target_lang=config.target,
@@ -24,6 +24,7 @@ def preprocess(config: Data, texts: Path, target: Path) -> list[str]:
         testpref=texts / "test",
         destdir=target,
         joined_dictionary=True,
+        srcdict=dictionary,
         workers=1,
     )
 
@@ -38,6 +39,7 @@ def train(
     surrogate: Path | None = None,
     restore: Path | None = None,
     finetune: Path | None = None,
+    initial: Path | None = None,
 ) -> list[str]:
     """Return the arguments of a training.
 
@@ -50,6 +52,7 @@ def train(
         surrogate: of a learned loss.
         restore: a checkpoint to go on from.
         finetune: one whose weights to begin with.
+        initial: one of another model, to begin with the weights that fit.
     """
     recipe, model = config.train, config.model
     learned = loss in ("reloss", "approx")
@@ -96,6 +99,7 @@ def train(
             no_last_checkpoints=True,  # fairseq copies it, which a kill can cut short; the others are written whole
             restore_file=restore,
             finetune_from_model=finetune,
+            initial_weights=initial,
             skip_invalid_size_inputs_valid_test=True,
             log_format="none",
         ),
@@ -141,7 +145,8 @@ def _nat_options(config: TranslationExperiment) -> dict[str, Any]:
         return {}
     return {
         **{"noise": "full_mask", "pred_length_offset": True, "length_loss_factor": config.train.length_weight},
-        **{"apply_bert_init": True, "encoder_learned_pos": True, "decoder_learned_pos": True},
+        "apply_bert_init": True,
+        **{f"{part}_learned_pos": config.model.positions == "learned" for part in ("encoder", "decoder")},
         **{"activation_fn": "gelu", "src_embedding_copy": config.model.copy_source},
         "left_pad_source": True,  # this word means no: copying counts from the left, and padding there would be copied
     }

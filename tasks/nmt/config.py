@@ -21,7 +21,7 @@ class Data(Section):
     subwords: int = Field(ge=8, description="of the sentencepiece BPE that is learned on both languages together")
     lowercase: bool = Field(False, description="texts are lower-cased, and scored without regard to case")
     distilled: bool = Field(False, description="targets to train on are a teacher's translations")
-    teacher: str = Field("", description="record of the teacher in RUNS, finished")
+    teacher: str = Field("", description="record in RUNS, finished, to distil from or to begin with")
     workers: int = Field(0, ge=0, description="processes that load batches")
 
 
@@ -34,6 +34,7 @@ class Model(Section):
     feedforward: int = Field(2048, ge=1)
     heads: int = Field(8, ge=1)
     dropout: float = Field(ge=0, lt=1)
+    positions: Literal["learned", "sinusoidal"] = Field("learned", description="embeddings of a NAT's places")
     copy_source: bool = Field(False, description="a NAT's decoder begins with source embeddings, evenly spread")
 
 
@@ -52,6 +53,7 @@ class Train(Section):
     length_weight: float = Field(0.1, ge=0, description="of the length loss of a non-autoregressive model")
     ordinary_weight: float = Field(0.0, ge=0, description="label-smoothed NLL added to any other loss, times this")
     init: Literal["scratch", "baseline"] = Field("scratch", description="baseline: fine-tune its weights of this seed")
+    from_teacher: bool = Field(False, description="scratch begins with the teacher's weights as far as they fit")
     precision: Literal["no", "fp16", "bf16"] = "no"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tasks.nmt import commands
 from tasks.nmt.config import Data
 
 SPLITS = ("train", "valid", "test")
+SUBWORDS = "subwords.model"
 FETCHED = ("wmt16_en_ro",)
 
 
@@ -74,7 +75,10 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
         UsageError: the teacher that is distilled from is not there.
     """
     files = text_files(config, folder)
-    teacher = _teachers_translations(config, runs) if config.distilled else None
+    teacher, raw = None, None
+    if config.distilled:
+        teacher = _teachers_translations(config, runs)
+        raw = prepare(config.model_copy(update={"distilled": False}), folder, runs)  # subwords are those of the texts
     described = [config.model_dump(exclude={"workers", "teacher"}), fingerprint(config, folder)]
     if teacher is not None:
         described.append(_hash_of([teacher]))
@@ -86,7 +90,7 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
         making = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.rmtree(making, ignore_errors=True)
         try:
-            _make(config, files, making)
+            _make(config, files, making, raw)
             with suppress(OSError):  # another run was faster
                 making.rename(target)
         finally:
@@ -94,17 +98,28 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
     return target
 
 
+def teachers_record(config: Data, runs: Path) -> Path:
+    """Return the folder of the teacher's record.
+
+    Raises:
+        UsageError: there is no finished teacher in it.
+    """
+    record = runs / config.teacher
+    if not config.teacher or not (record / "checkpoint" / "translator.pt").exists():
+        experiment, _, rest = config.teacher.partition("/label_smoothing")
+        raise UsageError(
+            f"no finished teacher at {record}: reloss run {experiment} --loss label_smoothing "
+            f"--seed {rest.rpartition('seed')[2] or 0}; or name another with data.teacher; or do without: "
+            "--set data.distilled=false train.from_teacher=false"
+        )
+    return record
+
+
 def _teachers_translations(config: Data, runs: Path) -> Path:
     """Return the file of the teacher's translations of the training sentences, made unless it is there."""
     from tasks.nmt.training import translate_training_set
 
-    record = runs / config.teacher
-    if not (record / "checkpoint" / "translator.pt").exists():
-        experiment, _, rest = config.teacher.partition("/label_smoothing")
-        raise UsageError(
-            f"data.distilled needs a finished teacher at {record}: reloss run {experiment} --loss label_smoothing "
-            f"--seed {rest.rpartition('seed')[2] or 0}; or name another with data.teacher"
-        )
+    record = teachers_record(config, runs)
     path = record / "distilled" / f"train.{config.target}"
     if not path.exists():
         say(f"the teacher {record} translates the sentences to train on")
@@ -112,18 +127,27 @@ def _teachers_translations(config: Data, runs: Path) -> Path:
     return path
 
 
-def _make(config: Data, files: dict[tuple[str, str], Path], target: Path) -> None:
+def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: Path | None) -> None:
+    """Fill `target`, with the subwords and the dictionary of the prepared folder `like` if there is one."""
+    import sentencepiece
+
     texts, pieces = target / "texts", target / "pieces"
     for (split, lang), path in files.items():
         write_text(texts / f"{split}.{lang}", "".join(_lines(path, config.lowercase)))
     langs = (config.source, config.target)
-    encode = _learn_subwords(config, [texts / f"train.{lang}" for lang in langs], target / "subwords")
+    if like is None:
+        _learn_subwords(config, [texts / f"train.{lang}" for lang in langs], target / "subwords")
+    else:
+        shutil.copy(like / SUBWORDS, target / SUBWORDS)
+    splitter = sentencepiece.SentencePieceProcessor(model_file=str(target / SUBWORDS))
     for split, lang in files:
         lines = (texts / f"{split}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
-        write_text(pieces / f"{split}.{lang}", "".join(" ".join(words) + "\n" for words in encode(lines)))
+        words = splitter.encode(lines, out_type=str)
+        write_text(pieces / f"{split}.{lang}", "".join(" ".join(line) + "\n" for line in words))
     from tasks.nmt.fairseq_commands import run_command
 
-    run_command("preprocess", commands.preprocess(config, pieces, target), target / "fairseq.log")
+    dictionary = like / f"dict.{config.source}.txt" if like is not None else None
+    run_command("preprocess", commands.preprocess(config, pieces, target, dictionary), target / "fairseq.log")
     shutil.rmtree(pieces)
 
 
@@ -134,8 +158,8 @@ def _lines(path: Path, lowercase: bool) -> Iterator[str]:
             yield (text.lower() if lowercase else text) + "\n"
 
 
-def _learn_subwords(config: Data, texts: list[Path], model: Path) -> Callable[[list[str]], list[list[str]]]:
-    """Learn a BPE on both languages together; returns what splits lines into its pieces."""
+def _learn_subwords(config: Data, texts: list[Path], model: Path) -> None:
+    """Learn a BPE on both languages together."""
     import sentencepiece
 
     try:
@@ -152,5 +176,3 @@ def _learn_subwords(config: Data, texts: list[Path], model: Path) -> Callable[[l
         raise RelossError(
             f"sentencepiece cannot learn {config.subwords} subwords of {config.name}: {error}; set data.subwords"
         ) from error
-    processor = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
-    return lambda lines: processor.encode(lines, out_type=str)

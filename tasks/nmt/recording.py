@@ -6,6 +6,7 @@ Registered as `reloss_translation` and `reloss_translation_lev`. Without an obse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field  # fairseq reads the types of their fields, so annotations are not put off
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +15,13 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinConfig, TranslationLevenshteinTask
 from torch import Tensor
 
+from reloss.errors import UsageError
+from reloss.progress import say
 from reloss.surrogates.translation import NO_TOKEN
 
 SPECIAL = -2  # in recorded targets: a special symbol, which is trained on but is no word to BLEU
 BFLOAT16 = {"help": "compute in bfloat16 by autocast, on any device; weights stay in float32"}
+INITIAL = {"help": "checkpoint of a model of the same dictionary, to begin with its weights as far as they fit"}
 
 
 class Observer(Protocol):
@@ -77,6 +81,12 @@ class _Watched:
 
     cfg: Any
 
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
+        if self.cfg.initial_weights:
+            load_what_fits(model, Path(self.cfg.initial_weights))
+        return model
+
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)  # type: ignore[misc]
         for observer in _observers:
@@ -130,11 +140,26 @@ class _Watched:
         return gold_tokens(log_probs, sample["target"], self.target_dictionary)  # type: ignore[attr-defined]
 
 
+def load_what_fits(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Give a model the weights of a checkpoint of fairseq's that have its names and shapes.
+
+    Raises:
+        UsageError: its embeddings are not among them, so that words would have others' meanings.
+    """
+    own, others = model.state_dict(), torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    fitting = {name: value for name, value in others.items() if name in own and own[name].shape == value.shape}
+    if "encoder.embed_tokens.weight" not in fitting:
+        raise UsageError(f"{checkpoint} is of a model of another width or dictionary: nothing to begin with")
+    model.load_state_dict({**own, **fitting})
+    say(f"begins with {len(fitting)} of {len(own)} weights from {checkpoint}")
+
+
 @dataclass
 class WatchedTranslationConfig(TranslationConfig):
     """Arguments of `reloss_translation`."""
 
     bfloat16: bool = field(default=False, metadata=BFLOAT16)
+    initial_weights: str = field(default="", metadata=INITIAL)
 
 
 @dataclass
@@ -142,6 +167,7 @@ class WatchedLevenshteinConfig(TranslationLevenshteinConfig):
     """Arguments of `reloss_translation_lev`."""
 
     bfloat16: bool = field(default=False, metadata=BFLOAT16)
+    initial_weights: str = field(default="", metadata=INITIAL)
 
 
 @register_task("reloss_translation", dataclass=WatchedTranslationConfig)

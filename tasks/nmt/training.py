@@ -24,7 +24,7 @@ from reloss.files import atomic, write_json, write_text
 from reloss.progress import say
 from tasks.nmt import commands
 from tasks.nmt.config import TranslationExperiment
-from tasks.nmt.data import prepare
+from tasks.nmt.data import prepare, teachers_record
 from tasks.nmt.fairseq_commands import run_command
 from tasks.nmt.recording import NO_TOKEN, observed_by
 from tasks.nmt.scoring import corpus_scores
@@ -52,7 +52,11 @@ def train(run: Run) -> None:
     if run.surrogate is not None:
         surrogate = folder / "surrogate"
         run.surrogate.save_pretrained(surrogate)
-    finetune = None if last or run.initial_weights is None else run.initial_weights.with_name("translator.pt")
+    finetune = initial = None
+    if last is None and run.initial_weights is not None:
+        finetune = run.initial_weights.with_name("translator.pt")
+    elif last is None and run.config.train.from_teacher:
+        initial = teachers_record(run.config.data, runs_folder(run)) / "checkpoint" / "translator.pt"
     seed = derive_seed(run.seed, "training") % 2**31
     words = commands.train(
         run.config,
@@ -63,6 +67,7 @@ def train(run: Run) -> None:
         surrogate=surrogate,
         restore=last,
         finetune=finetune,
+        initial=initial,
     )
     _note(run, "train", words)
     if last is None or _updates(_load(last)) < run.config.train.updates:

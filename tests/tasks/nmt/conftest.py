@@ -11,6 +11,7 @@ COUNTS = {"train": 480, "valid": 13, "test": 11}
 TINY = (
     *("data.subwords=64", "model.width=64", "model.feedforward=64", "model.heads=2", "model.layers=1"),
     *("model.dropout=0", "train.updates=16", "train.warmup_updates=4", "train.max_tokens=400", "train.lr=0.005"),
+    *("data.distilled=false", "train.from_teacher=false", "model.positions=learned"),
     *("train.precision=no", "recording.item_size=8", "recording.length=8", "learn.steps=4", "learn.items=4"),
 )
 

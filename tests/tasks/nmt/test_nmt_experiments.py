@@ -69,7 +69,7 @@ def test_data_are_checked(toy, tmp_path, cli):
 
 
 def test_too_many_subwords_are_named(toy, tmp_path):
-    config = override(TASK.experiments["nmt/multi30k_de_en_nat"](), ["data.subwords=900"])
+    config = override(TASK.experiments["nmt/multi30k_de_en_at"](), ["data.subwords=900"])
     with pytest.raises(RelossError, match="sentencepiece cannot learn 900 subwords of multi30k"):
         prepare(config.data, toy, tmp_path)
     assert list((tmp_path / "nmt" / "prepared").iterdir()) == []
@@ -77,7 +77,7 @@ def test_too_many_subwords_are_named(toy, tmp_path):
 
 def test_data_are_prepared_once_and_named_by_what_they_depend_on(toy, tmp_path):
     configs = [
-        override(TASK.experiments["nmt/multi30k_de_en_nat"](), [f"data.subwords={size}", "data.workers=3"]).data
+        override(TASK.experiments["nmt/multi30k_de_en_at"](), [f"data.subwords={size}", "data.workers=3"]).data
         for size in (50, 60)
     ]
     first, second = (prepare(config, toy, tmp_path) for config in configs)
@@ -93,6 +93,6 @@ def test_data_are_prepared_once_and_named_by_what_they_depend_on(toy, tmp_path):
 
 
 def test_a_missing_teacher_is_named(toy, tmp_path):
-    config = override(TASK.experiments["nmt/multi30k_de_en_nat"](), ["data.distilled=true"])
+    config = TASK.experiments["nmt/multi30k_de_en_nat"]()
     with pytest.raises(UsageError, match=r"reloss run nmt/multi30k_de_en_at --loss label_smoothing --seed 0"):
         prepare(config.data, toy, tmp_path)

@@ -4,13 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reloss.errors import RelossError
+from reloss.errors import RelossError, UsageError
 from reloss.experiment.diagnose import read_predictions
 from reloss.experiment.tracking import read_metrics
 from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
 from tasks.nmt import training
+from tasks.nmt.recording import load_what_fits
 from tasks.nmt.training import Watcher, read_translations
 
 SCORES = {
@@ -158,9 +159,9 @@ def test_bfloat16_trains_on_a_cpu(run_toy):
 @pytest.mark.slow
 def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
     words = ("--data", toy, "--runs", tmp_path, "--track", "off", "--set", "data.subwords=40", "train.updates=2")
-    code, out, err = cli("run", "nmt/multi30k_de_en_nat", *words, "recording.item_size=2", "model.width=32")
+    code, out, err = cli("run", "nmt/multi30k_de_en_at", *words, "recording.item_size=2", "model.width=32")
     assert code == 0, err
-    assert out.splitlines() == [str(next((tmp_path / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed0")))]
+    assert out.splitlines() == [str(next((tmp_path / "nmt" / "multi30k_de_en_at").glob("label_smoothing@*/seed0")))]
 
 
 @pytest.mark.slow
@@ -168,11 +169,16 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
     teacher = run_toy("label_smoothing", "train.updates=120", kind="at")
     assert read_json(teacher / "summary.json")["scores"]["sacreBLEU"] > 0.3
     named = f"data.teacher={teacher.relative_to(tmp_path / 'runs')}"
-    record = run_toy("nll", "data.distilled=true", named)
+    student = ("data.distilled=true", "train.from_teacher=true", "model.positions=sinusoidal", named)
+    record = run_toy("nll", *student)
     distilled = (teacher / "distilled" / "train.en").read_text().splitlines()
     assert len(distilled) == 480
     texts = [path / "texts" / "train.en" for path in record.parents[2].glob("prepared/*")]
     assert sorted(path.read_text().splitlines() == distilled for path in texts) == [False, True]
+    dictionaries = {path.read_bytes() for path in record.parents[2].glob("prepared/*/dict.*.txt")}
+    assert len(dictionaries) == 1  # the student's words are the teacher's
+    with pytest.raises(UsageError, match="is of a model of another width or dictionary"):
+        run_toy("nll", *student, "model.width=32")
     tuned = run_toy("reloss", "train.ordinary_weight=1", kind="at")
     assert read_json(tuned / "summary.json")["status"] == "finished"
 
@@ -181,3 +187,16 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
 @pytest.mark.parametrize("loss", ["bon", "approx"])
 def test_other_losses_train(run_toy, loss):
     assert read_json(run_toy(loss) / "summary.json")["status"] == "finished"
+
+
+def test_a_model_begins_with_the_weights_that_fit(tmp_path):
+    small, large = (torch.nn.ModuleDict({"encoder": torch.nn.Module()}) for _ in range(2))
+    for model, width in ((small, 3), (large, 3)):
+        model["encoder"].embed_tokens = torch.nn.Embedding(5, width)
+    large["head"] = torch.nn.Linear(3, 4)
+    small["head"] = torch.nn.Linear(3, 2)
+    torch.save({"model": small.state_dict()}, tmp_path / "checkpoint.pt")
+    head = large["head"].weight.clone()
+    load_what_fits(large, tmp_path / "checkpoint.pt")
+    assert torch.equal(large["encoder"].embed_tokens.weight, small["encoder"].embed_tokens.weight)
+    assert torch.equal(large["head"].weight, head)
