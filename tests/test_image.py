@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from results.render import _put
 
 from reloss.cli import COMMANDS
 from reloss.experiment.sweep import phases
+from results.render import _put
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
