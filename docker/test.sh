@@ -25,7 +25,7 @@ stop() {
 prepare() {
   [ "$(id -u)" = 0 ] || stop "needs root, for buildah without a user namespace; or build with your own engine: make docker"
   local missing=()
-  for tool in buildah podman runc mmdebstrap git; do
+  for tool in buildah podman runc mmdebstrap; do
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
   if [ ${#missing[@]} -gt 0 ]; then
@@ -81,8 +81,11 @@ clean() {
 check() {
   local began=$SECONDS what=$1
   shift
-  "$@" >"$work/log" 2>&1 &
-  if wait $!; then
+  set +e
+  (set -e; "$@") >"$work/log" 2>&1
+  local code=$?
+  set -e
+  if [ $code = 0 ]; then
     passed=$((passed + 1))
     printf 'ok      %s (%d s)\n' "$what" $((SECONDS - began))
   else
