@@ -104,12 +104,12 @@ build_base() {
   rm "$work/base.tar"
 }
 
-build() {
+build() { # TAG [option]...
   buildah bud --isolation chroot --layers=false --format docker --pull-never --network host \
     --secret "id=pip.conf,src=$work/secrets/pip.conf" \
     --secret "id=ca-certificates.crt,src=$work/secrets/ca-certificates.crt" \
     --build-arg BASE_IMAGE=$BASE --build-arg VERSION="$VERSION" --build-arg COMMIT="$COMMIT" \
-    --file docker/Dockerfile --tag "$1" .
+    --file docker/Dockerfile --tag "$@" .
 }
 
 context_holds_only_the_sources() {
@@ -223,10 +223,11 @@ killed_stopped_and_resumed_gives_the_same() {
   cmp "$(record whole reloss)/checkpoint/weights.safetensors" "$(record parted reloss)/checkpoint/weights.safetensors"
 }
 
-# What two builds must have in common: packages and versions, what doctor finds, and every installed file.
+# What two builds of the environment must have in common: packages and versions, what doctor finds, every installed file.
 describe() {
-  reloss --entrypoint pip "$1" freeze --all
-  reloss "$1" doctor --json
+  local named=(--env "RELOSS_IMAGE=$VERSION" --env "RELOSS_COMMIT=$COMMIT" --env RELOSS_DATA=/data --env HOME=/tmp)
+  reloss --entrypoint /opt/reloss/bin/pip "$1" freeze --all
+  reloss "${named[@]}" --entrypoint /opt/reloss/bin/reloss "$1" doctor --json
   (cd "$(podman image mount "$1")/opt/reloss" && find . -type f ! -name '*.pyc' -print0 \
     | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
   podman image umount "$1" >/dev/null
@@ -235,7 +236,7 @@ describe() {
 two_builds_are_alike() {
   describe $IMAGE >"$work/first"
   podman rmi --force $IMAGE
-  build $AGAIN
+  build $AGAIN --target build
   describe $AGAIN >"$work/again"
   wc -l "$work/first"
   diff "$work/first" "$work/again"
@@ -267,7 +268,7 @@ main() {
     killed_stopped_and_resumed_gives_the_same
   echo "        size: $(podman image inspect --format '{{.Size}}' $IMAGE | numfmt --to=si)B, of it the environment \
 $(inside 'du -s --block-size=1 /opt/reloss' | cut -f 1 | numfmt --to=si)B"
-  check "built again: the same packages, the same doctor, the same files" two_builds_are_alike
+  check "the environment built again: the same packages, the same doctor, the same files" two_builds_are_alike
   echo "Not shown by the stand-in: that the tag of the real base image (BASE_IMAGE) exists and its Python is alike; a GPU, its"
   echo "driver and the NVIDIA container toolkit; Docker's own builder and engine. $((SECONDS / 60)) min $((SECONDS % 60)) s."
   echo "$passed passed, $failed failed"
