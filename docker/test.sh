@@ -129,7 +129,7 @@ labels_user_and_volumes() {
 }
 
 no_secret_in_a_layer() {
-  if grep --recursive --files-with-matches --fixed-strings --no-messages "$canary" "$work/storage"; then
+  if grep --recursive --files-with-matches --fixed-strings --no-messages "$canary" "$work"/storage/overlay{,-images}; then
     return 1
   fi
   podman history --no-trunc $IMAGE >"$work/history"
