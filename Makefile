@@ -5,7 +5,7 @@ FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning
+.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning docker docker-test
 
 setup: .venv/.installed
 
@@ -20,6 +20,9 @@ test-slow: setup
 
 lint: setup
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/shellcheck .ci/run docker/test.sh requirements/install.sh
 
 format: setup
 	$(BIN)/ruff check --fix && $(BIN)/ruff format
@@ -38,6 +41,16 @@ lock: setup
 results: setup
 	$(BIN)/python -m results.render
 
+# The image, by whichever engine is there: make docker DOCKER=podman.
+DOCKER := docker
+COMMIT := git describe --always --abbrev=12 --exclude="*" --dirty=+changes
+docker:
+	$(DOCKER) build --file docker/Dockerfile --tag reloss --build-arg COMMIT="$$($(COMMIT))" .
+
+# Builds the image and uses it, as root on Debian, without an engine or an image registry; see docker/test.sh.
+docker-test:
+	docker/test.sh
+
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup
 	$(BIN)/python -m benchmarks.ranking --out results/benchmarks/$(or $(DEVICE),cpu)
@@ -53,16 +66,13 @@ ablation: setup
 	for name in digits_cnn cifar10_cnn; do $(BIN)/reloss diagnose classification/$$name --runs runs/ablation; done
 	$(BIN)/reloss table ablation --runs runs/ablation
 
-.venv/.installed: requirements/lock.txt $(ENCODER).txt pyproject.toml
+.venv/.installed: requirements/lock.txt $(ENCODER).txt requirements/install.sh pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "make: needs Python 3.11, \
 	for which the lock is made, but '$(PYTHON)' is missing or another version. Install it (Debian, Ubuntu: apt-get install \
 	python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv; install it \
 	(Debian, Ubuntu: apt-get install python3.11-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/pip install --no-deps --no-build-isolation --only-binary :all: --no-binary $(FROM_SOURCE) --require-hashes \
-	  -r requirements/lock.txt
-	$(BIN)/pip install --no-deps --only-binary :all: --require-hashes -r $(ENCODER).txt
+	requirements/install.sh $(BIN)/pip
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,5 +1,7 @@
 """Render the tables of results/ and of the README from the committed records: `make results`.
 
+The `docker run` lines of the READMEs too, from the registry of experiments.
+
 `python -m results.render --add RUNS [rare|ablation]` first copies the ended records below RUNS into results/runs, or
 into results/rare/runs or results/ablation/runs: configs, summaries and environments, no weights and no data; so too
 the cards of surrogates and, of the ablation, the diagnostics.
@@ -7,9 +9,11 @@ the cards of surrogates and, of the ablation, the diagnostics.
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from reloss.experiment.task import tasks
+from reloss.experiment.task import Task, tasks
 from reloss.files import read_json, write_text
 from reloss.report.ablation import ablation_rows, render_ablation
 from reloss.report.tables import HEADERS, Row, cells, render, table
@@ -17,7 +21,9 @@ from reloss.report.tuned import render_tuned, tuned_rows
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- results: begin, written by `make results` -->", "<!-- results: end -->"
+BEGIN, END = "<!-- {}: begin, written by `make results` -->", "<!-- {}: end -->"
+DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
+LARGE = ("imagenet", "coco")  # whose batches overfill the 64 MB of shared memory that Docker gives
 KEPT = ("config.yaml", "environment.json", "summary.json")
 RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10car"))  # have their own page
 
@@ -53,6 +59,10 @@ def rendered() -> dict[Path, str]:
     files[rare] = _between(rare, "\n\n".join(_tuned(rare, score) for score in ("average_precision", "binary_f1")))
     found = render_ablation(ablation_rows(ablation.parent / "runs"), "md")
     files[ablation] = _between(ablation, f"{_tuned(ablation, 'accuracy')}\n\n{found}")
+    pages: dict[Path, Iterable[Task]] = {README: tasks().values()}
+    pages |= {HERE.parent / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
+    for page, of in pages.items():
+        files[page] = _put(files.get(page) or page.read_text(encoding="utf-8"), "docker", _docker(of))
     return files
 
 
@@ -61,9 +71,31 @@ def _tuned(page: Path, score: str) -> str:
 
 
 def _between(page: Path, text: str) -> str:
-    """Return the page with `text` between its markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    """Return the page with `text` between its markers of results."""
+    return _put(page.read_text(encoding="utf-8"), "results", text)
+
+
+def _put(page: str, what: str, text: str) -> str:
+    """Return the page with `text` between the markers of `what`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    begin, end = BEGIN.format(what), END.format(what)
+    before, found, rest = page.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"no '{begin}' and '{end}' in the page that begins with {page[:40]!r}")
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def _docker(of: Iterable[Task]) -> str:
+    """Return the `docker run` line of each experiment of the tasks."""
+    lines = ["```sh"]
+    for task in of:
+        for make in task.experiments.values():
+            config: Any = make()
+            lines.append(DOCKER.format(" --shm-size 8g" if config.data.name in LARGE else "", config.name))
+    return "\n".join([*lines, "```"])
 
 
 def _short(rows: list[Row]) -> str:

@@ -11,9 +11,10 @@ from reloss.experiment.task import tasks
 
 
 def examine(data: Path) -> dict[str, Any]:
-    """Return commit, versions, devices, the data sets found below `data`, and the state of W&B."""
+    """Return commit, image, versions, devices, the data sets found below `data`, and the state of W&B."""
     return {
         "commit": environment.commit(),
+        "image": environment.image(),
         "versions": environment.versions(),
         "devices": environment.devices(),
         "data": _data_sets(data),
@@ -46,7 +47,7 @@ def _wandb() -> str:
 def render(found: dict[str, Any]) -> str:
     """Return the findings as lines of text."""
     devices = found["devices"]
-    lines = [f"commit    {found['commit']}"]
+    lines = [f"commit    {found['commit']}", f"image     {found['image']}"]
     lines += [f"{'versions' if not i else '':<9} {name} {v}" for i, (name, v) in enumerate(found["versions"].items())]
     lines.append(f"cpu       {devices['cpu']}, {devices['threads']} threads")
     lines.append(f"gpus      {', '.join(devices['gpus']) or 'none'}")

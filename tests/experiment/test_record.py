@@ -38,7 +38,7 @@ def test_holds_what_design_names(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoint").iterdir()} == {"last.pt", "weights.safetensors"}
     assert (tmp_path / "config.yaml").read_text() == to_yaml(DIGITS)
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment.keys() == {"commit", "command", "versions", "devices", "data"}
+    assert environment.keys() == {"commit", "image", "command", "versions", "devices", "data"}
     assert environment["data"] == "abc"
     assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 5, "epoch": 1, "accuracy": 0.25}]

@@ -33,6 +33,11 @@ def commit() -> str:
         return "unknown"
 
 
+def image() -> str:
+    """Return the version label of the container image that this runs in; `none` outside one."""
+    return os.environ.get("RELOSS_IMAGE", "none")
+
+
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
@@ -67,4 +72,5 @@ def _cpu_name() -> str:
 def describe() -> dict[str, Any]:
     """Return what `environment.json` of a record holds about the machine and the call."""
     command = ["reloss", *sys.argv[1:]] if Path(sys.argv[0]).name in ("reloss", "cli.py") else sys.argv
-    return {"commit": commit(), "command": shlex.join(command), "versions": versions(), "devices": devices()}
+    where = {"commit": commit(), "image": image(), "command": shlex.join(command)}
+    return {**where, "versions": versions(), "devices": devices()}

