@@ -161,7 +161,8 @@ class Learn:
 
 @dataclass
 class Table:
-    """Print the results table of a task, or the `ablation`: means over n seeds, paired differences, commands, records.
+    """Print a table: of a task (published beside ours over n seeds, paired differences, commands, records), of the
+    `ablation`, or the `correlation`, how well each loss ranks.
 
     Example: reloss table classification --format md
     """
@@ -176,13 +177,16 @@ class Table:
     def __call__(self) -> None:
         from reloss.experiment.sweep import ABLATION
         from reloss.report.ablation import ablation_rows, render_ablation
-        from reloss.report.tables import render, table
+        from reloss.report.correlation import correlation_rows, render_correlation
+        from reloss.report.tables import CORRELATION, render, table
         from reloss.report.tuned import render_tuned, tuned_rows
 
         if self.tuned:
             print(render_tuned(tuned_rows(self.name, self.runs, self.tuned), self.tuned, self.format))
         elif self.name == ABLATION:
             print(render_ablation(ablation_rows(self.runs), self.format))
+        elif self.name == CORRELATION:
+            print(render_correlation(correlation_rows(self.runs), self.format))
         else:
             print(render(table(self.name, self.runs), self.format))
 

@@ -191,15 +191,41 @@ def read_summary(record: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.exists() else {}
 
 
-def read_summaries(runs: Path) -> list[dict[str, Any]]:
+def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the summaries of all records below `runs`, each with its relative folder, `record`, and its environment.
 
+    Args:
+        runs: the folder of the records.
+        damaged: takes what is wrong with records that cannot be read, which are then left out.
+
     Raises:
-        RelossError: a summary is damaged.
+        RelossError: a summary or an environment is damaged, and there is no list to say so in.
     """
     found = []
     for path in sorted(runs.glob("*/*/*/seed*/summary.json")):
-        folder = path.parent
-        env = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        found.append({**read_summary(folder), "record": str(folder.relative_to(runs)), "environment": env})
+        try:
+            found.append(_whole_summary(path.parent, runs))
+        except RelossError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
     return found
+
+
+FACTS = {"status": str, "experiment": str, "loss": str, "settings": list, "seed": int, "protocol": str, "scores": dict}
+
+
+def _whole_summary(folder: Path, runs: Path) -> dict[str, Any]:
+    summary = read_json(folder / "summary.json")
+    environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
+    facts = summary if isinstance(summary, dict) else {}
+    wrong = [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
+    if not wrong and not all(isinstance(score, int | float) for score in facts["scores"].values()):
+        wrong = ["scores"]
+    if wrong:
+        raise RelossError(
+            f"{folder / 'summary.json'} is no summary of a record (wrong: {', '.join(wrong)}); restore it, or remove it"
+        )
+    if not isinstance(environment, dict):
+        raise RelossError(f"{folder / 'environment.json'} is no environment of a record; restore it, or remove it")
+    return {**summary, "record": str(folder.relative_to(runs)), "environment": environment}

@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from reloss.errors import UsageError
 from reloss.experiment.ablation import Variant
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import ablations, find_experiment
 from reloss.files import read_json
 from reloss.report.groups import Summary, commits, group, key_of, scores, unfinished
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
-from reloss.report.tables import written
+from reloss.report.tables import existing, written
 
 RANKINGS = ("spearman_synthetic", "spearman", "spearman_checkpoints", "kendall_checkpoints", "spearman_late")
 HEADERS = (
@@ -55,9 +54,7 @@ def ablation_rows(runs: Path) -> list[AblationRow]:
     Raises:
         UsageError: there is no folder `runs`.
     """
-    if not runs.is_dir():
-        raise UsageError(f"no folder of records at {runs}; name it with --runs, or begin with `reloss sweep ablation`")
-    summaries = read_summaries(runs)
+    summaries = read_summaries(existing(runs, "reloss sweep ablation"))
     rows = []
     for ablation in ablations():
         for experiment in ablation.experiments:
