@@ -12,6 +12,7 @@ from pathlib import Path
 from reloss.experiment.task import tasks
 from reloss.files import read_json, write_text
 from reloss.report.ablation import ablation_rows, render_ablation
+from reloss.report.correlation import correlation_rows, render_correlation
 from reloss.report.tables import HEADERS, Row, cells, render, table
 from reloss.report.tuned import render_tuned, tuned_rows
 
@@ -49,6 +50,8 @@ def rendered() -> dict[Path, str]:
         files[HERE / f"{name}.md"] = f"# {name}: results\n\n{render(rows, 'md')}\n"
         summary += [row for row in rows if row.records]
     files[README] = _between(README, _short(summary))
+    ranked = [row for row in correlation_rows(HERE / "runs") if row.experiment not in RARE]
+    files[HERE / "correlation.md"] = f"# How well each loss ranks\n\n{render_correlation(ranked, 'md')}\n"
     rare, ablation = HERE / "rare" / "README.md", HERE / "ablation" / "README.md"
     files[rare] = _between(rare, "\n\n".join(_tuned(rare, score) for score in ("average_precision", "binary_f1")))
     found = render_ablation(ablation_rows(ablation.parent / "runs"), "md")

@@ -52,7 +52,7 @@ def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
 def _print(markdown: str) -> None:
     """Print the table without the long columns of provenance, aligned."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
-    rows = [[row[1], *row[3:8]] for row in lines if not row[0].startswith("---")]
+    rows = [[row[1], *row[4:9]] for row in lines if not row[0].startswith("---")]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(
         "\n" + "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

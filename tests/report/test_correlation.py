@@ -77,7 +77,7 @@ def test_formats(runs, cli):
 def test_a_damaged_card_is_named_or_left_out(runs):
     path = runs / DIGITS / "surrogates" / "one" / "surrogate.json"
     path.write_text("{")
-    with pytest.raises(RelossError, match="one/surrogate.json"):
+    with pytest.raises(RelossError, match=r"one/surrogate\.json"):
         correlation_rows(runs)
     damaged = []
     assert list(digits(rows_of(runs, [], damaged))) == ["none", "two penalty=off"]

@@ -29,8 +29,8 @@ HEADERS = (
 )
 UNPUBLISHED = "unverified: value not recorded"
 NOTE = (
-    "Rank correlation of minus the loss with the metric. Recorded items: held-out batches of the baseline's training, the "
-    "ordinary loss on the same ones; the difference is taken on them, and has no interval, as one surrogate serves all "
+    "Rank correlation of minus the loss with the metric. Recorded items: held-out batches of the baseline's training, "
+    "the same for the ordinary loss; the difference is taken on them, and has no interval, as one surrogate serves all "
     "seeds. Synthetic items: such as the release learns from. Checkpoints: of all finished runs on the same validation "
     "examples, as `reloss diagnose` measures them; late ones are the second half of each run's. The paper's own values "
     "were not recorded."
@@ -120,10 +120,9 @@ def _of_experiment(
     cards: Mapping[str, Any],
     diagnosed: Mapping[str | None, Any],
 ) -> list[CorrelationRow]:
-    beside = next((card["fit"] for card in cards.values() if "spearman_ordinary" in card["fit"]), None)
-    ordinary = (
-        {"spearman": beside["spearman_ordinary"], "validation_items": beside["validation_items"]} if beside else {}
-    )
+    ordinary: dict[str, float] = {}
+    for fit in (card["fit"] for card in cards.values() if "spearman_ordinary" in card["fit"]):
+        ordinary = {"spearman": fit["spearman_ordinary"], "validation_items": fit["validation_items"]}
     same = [summary for summary in summaries if summary["loss"] == config.ordinary_loss]
     rows = [_row(config, config.ordinary_loss, ordinary, _figures(diagnosed.get(None), same), same)]
     for loss, objective in (("approx", "value"), ("reloss", "rank")):

@@ -200,9 +200,9 @@ PROVENANCE = ("command", "commit", "record")
 NOTE = (
     "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
     "protocol (of several, the one that is best on the validation split), with its 95 % t interval. Spearman: of minus "
-    "the loss with the metric, on held-out recorded items. Status: `reproduced`: full data and protocol, at least as many "
-    "seeds as the published value is the mean of, and a 95 % t interval that contains or exceeds it; `reduced`: anything "
-    "smaller, said how."
+    "the loss with the metric, on held-out recorded items. Status: `reproduced`: full data and protocol, at least as "
+    "many seeds as the published value is the mean of, and a 95 % t interval that contains or exceeds it; `reduced`: "
+    "anything smaller, said how."
 )
 
 
@@ -281,10 +281,9 @@ def latex(headers: Sequence[str], texts: Sequence[Sequence[str]], note: str = ""
     shown = [index for index, header in enumerate(headers) if header not in PROVENANCE]
     body = []
     for text in texts:
+        row = " & ".join(_escape(text[index]) for index in shown) + r" \\"
         said = [f"{headers[index]}: {_one_line(text[index])}" for index in range(len(headers)) if index not in shown]
-        body.append(
-            " & ".join(_escape(text[index]) for index in shown) + r" \\" + (f" % {'; '.join(said)}" if said else "")
-        )
+        body.append(f"{row} % {'; '.join(said)}" if said else row)
     head = " & ".join(_escape(headers[index]) for index in shown) + r" \\"
     begin = ["% \\usepackage{booktabs}", *([f"% {_one_line(note)}"] if note else [])]
     begin += [rf"\begin{{tabular}}{{{'l' * len(shown)}}}", r"\toprule", head, r"\midrule"]
