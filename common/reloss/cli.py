@@ -192,6 +192,25 @@ class Table:
 
 
 @dataclass
+class Report:
+    """Write one page, whole in itself, of all that the records hold: tables, curves, pictures, where numbers come from.
+
+    Example: reloss report --runs runs --out report.html
+    """
+
+    out: Path
+    """The HTML file."""
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+
+    def __call__(self) -> None:
+        from reloss.report.page import write_report
+
+        size = write_report(self.runs, self.out)
+        print(f"{self.out} ({size / 1e6:.1f} MB, needs no network)")
+
+
+@dataclass
 class Diagnose:
     """Rank the checkpoints of all finished runs of an experiment with its ordinary loss and every learned one.
 
@@ -320,7 +339,7 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Doctor, Demo)
+    for command in (List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Data, Doctor, Demo)
 }
 
 

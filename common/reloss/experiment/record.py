@@ -220,6 +220,7 @@ def _whole_summary(folder: Path, runs: Path) -> dict[str, Any]:
     environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
     facts = summary if isinstance(summary, dict) else {}
     wrong = [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
+    wrong += [name for name in ("surrogate", "diagnostics") if not isinstance(facts.get(name, {}), dict)]
     if not wrong and not all(isinstance(score, int | float) for score in facts["scores"].values()):
         wrong = ["scores"]
     if wrong:

@@ -54,7 +54,15 @@ def ablation_rows(runs: Path) -> list[AblationRow]:
     Raises:
         UsageError: there is no folder `runs`.
     """
-    summaries = read_summaries(existing(runs, "reloss sweep ablation"))
+    return rows_of(runs, read_summaries(existing(runs, "reloss sweep ablation")))
+
+
+def rows_of(runs: Path, summaries: Sequence[Summary]) -> list[AblationRow]:
+    """Return the rows, given the summaries of the records below `runs`.
+
+    Raises:
+        RelossError: a diagnosis is damaged.
+    """
     rows = []
     for ablation in ablations():
         for experiment in ablation.experiments:

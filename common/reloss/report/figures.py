@@ -16,8 +16,7 @@ from torch import Tensor
 from reloss.experiment.tracking import read_metrics
 from reloss.files import atomic
 from reloss.learning import PredictionBank
-from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints
-from reloss.learning.fit import split_items
+from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints, measure_held_out
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import spearman
@@ -106,14 +105,9 @@ def loss_against_metric(
     surrogate: SurrogateLoss, bank: PredictionBank, metric: Metric, options: LearnOptions, path: Path
 ) -> None:
     """Draw ordinary and learned loss of held-out recorded items against their metric, with the rank correlations."""
-    outputs, targets = bank.items(split_items(len(bank), options)[1])
-    values = metric(outputs, targets)
+    found = measure_held_out(surrogate, bank, metric, options)
+    values, losses = found["metric"], {"ordinary loss": found["ordinary"], "surrogate": found["surrogate"]}
     figure, axes = _figure(2)
-    with torch.no_grad():
-        losses = {
-            "ordinary loss": surrogate.ordinary_loss(outputs, targets),
-            "surrogate": surrogate.per_item(outputs, targets),
-        }
     for axis, color, (name, loss) in zip(axes, COLORS, losses.items(), strict=False):
         axis.scatter(values, loss, s=12, alpha=0.6, color=color, linewidths=0)
         axis.set(xlabel=getattr(metric, "__name__", "metric"), ylabel=name)

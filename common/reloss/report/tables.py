@@ -219,7 +219,7 @@ def cells(row: Row) -> list[str]:
         row.published,
         ours,
         error,
-        _shown_difference(row),
+        shown_difference(row),
         spearman,
         str(row.ours.n if row.ours else 0),
         row.status,
@@ -229,7 +229,8 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _shown_difference(row: Row) -> str:
+def shown_difference(row: Row) -> str:
+    """Return the text of a row's difference to its baseline, or why there is none."""
     if row.difference is None:
         return row.missing if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
     return row.difference.shown()
