@@ -1,14 +1,16 @@
 """Render the tables of results/ and of the README from the committed records: `make results`.
 
 `python -m results.render --add RUNS [rare|ablation]` first copies the ended records below RUNS into results/runs, or
-into results/rare/runs or results/ablation/runs: configs, summaries and environments, no weights and no data; so too
-the cards of surrogates and, of the ablation, the diagnostics.
+into results/rare/runs or results/ablation/runs: configs, summaries, environments and metrics, no weights and no data,
+hence no examples and no pictures of persons either; so too of surrogates the cards, histories and what `reloss report`
+draws, and the diagnostics.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
+from reloss.experiment.diagnose import read_picture, write_picture
 from reloss.experiment.task import tasks
 from reloss.files import read_json, write_text
 from reloss.report.ablation import ablation_rows, render_ablation
@@ -19,27 +21,31 @@ from reloss.report.tuned import render_tuned, tuned_rows
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: begin, written by `make results` -->", "<!-- results: end -->"
-KEPT = ("config.yaml", "environment.json", "summary.json")
+KEPT = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl")
+DIAGNOSED = ("diagnostics.json", "curves.png", "checkpoints.png")
 RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10car"))  # have their own page
 
 
 def add(runs: Path, into: Path) -> None:
-    """Copy the ended records below `runs`, the cards of surrogates and the diagnostics into the folder `into`."""
+    """Copy what is kept of ended records, of surrogates and of diagnostics below `runs` into the folder `into`."""
     for summary in runs.glob("*/*/*/seed*/summary.json"):
         if read_json(summary)["status"] in ("finished", "failed"):
             _copy(summary.parent, runs, into, KEPT)
     for card in runs.glob("*/*/surrogates/*/surrogate.json"):
-        _copy(card.parent, runs, into, ("surrogate.json",))
+        _copy(card.parent, runs, into, ("surrogate.json", "history.jsonl"))
+        drawn = read_picture(str(card.parents[2].relative_to(runs)), card.parent)
+        if drawn is not None:
+            write_picture(into / card.parent.relative_to(runs), drawn)
     for path in runs.glob("*/*/diagnostics/diagnostics.json"):
-        drawn = [name for name in ("curves.png", "checkpoints.png") if (path.parent / name).exists()]
-        _copy(path.parent, runs, into, ("diagnostics.json", *drawn))
+        _copy(path.parent, runs, into, DIAGNOSED)
 
 
 def _copy(folder: Path, runs: Path, into: Path, names: tuple[str, ...]) -> None:
     target = into / folder.relative_to(runs)
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copy(folder / name, target / name)
+        if (folder / name).exists():
+            shutil.copy(folder / name, target / name)
 
 
 def rendered() -> dict[Path, str]:

@@ -320,13 +320,13 @@ class Doctor:
 
 @dataclass
 class Demo:
-    """Run the whole line on scikit-learn's digits: baseline, surrogate, training, table, figures. A few minutes.
+    """Run the whole line on scikit-learn's digits: baseline, surrogate, training, table, figures, report. Minutes.
 
     Example: reloss demo --out demo
     """
 
     out: Path = Path("demo")
-    """Folder for records, table and figures; what is finished there is not done again."""
+    """Folder for records, table, figures and report.html; what is finished there is not done again."""
     seeds: int = 3
 
     def __call__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.record import read_summary
 from reloss.experiment.task import find_experiment
-from reloss.files import read_json, write_json
+from reloss.files import read_json, write_json, write_text
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
 from reloss.metrics import get_metric
@@ -96,6 +97,11 @@ def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
             entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
             advance()
     return entries
+
+
+def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> None:
+    """Keep what there is to draw of the surrogate in `folder`, on one line."""
+    write_text(folder / PICTURE, json.dumps(drawn) + "\n")
 
 
 def read_picture(experiment: str, folder: Path) -> dict[str, dict[str, list[float]]] | None:

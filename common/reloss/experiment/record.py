@@ -6,7 +6,7 @@ config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,8 +142,18 @@ class Record:
         if self._writes:
             write_json(self.path / f"{name}.json", value)
 
+    def save_examples(self, kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Keep examples to look at as `examples.json`: kinds, such as wrong and right, of rows with the same keys.
+
+        `reloss report` shows the first of each kind, as a table with the keys as its columns.
+        """
+        self.save_json("examples", {kind: list(map(dict, rows)) for kind, rows in kinds.items()})
+
     def save_figure(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B."""
+        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B.
+
+        `reloss report` shows it too; what the PNG says as its `Description` is its caption and alternative text.
+        """
         if self._writes:
             path = self.path / f"{name}.png"
             draw(path)

@@ -98,7 +98,8 @@ def measure_held_out(
     for indices in held[_spread(len(held))].split(CHUNK):
         item = bank.items(indices)
         with torch.no_grad():
-            parts.append(torch.stack([metric(*item).float(), surrogate.ordinary_loss(*item), surrogate.per_item(*item)]))
+            losses = surrogate.ordinary_loss(*item), surrogate.per_item(*item)
+            parts.append(torch.stack([metric(*item).float(), *losses]))
     return dict(zip(("metric", "ordinary", "surrogate"), torch.cat(parts, -1), strict=True))
 
 

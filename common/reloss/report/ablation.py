@@ -108,6 +108,7 @@ def _row(
 ) -> AblationRow:
     validation, test = scores(mine, f"validation_{score}"), scores(mine, score)
     fits = [summary["surrogate"] for summary in mine if "surrogate" in summary]
+    seconds = [fit["seconds"] for fit in fits if "seconds" in fit]
     entry = diagnosed.get(fits[0]["folder"] if fits else None, {}) if mine else {}
     found = {**(fits[0] if fits else {}), **entry}
     return AblationRow(
@@ -118,7 +119,7 @@ def _row(
         validation=describe(list(validation.values())) if validation else None,
         difference=paired_difference(validation, reference) if variant.factor != "baseline" else None,
         test=describe(list(test.values())) if test else None,
-        seconds=mean(fit["seconds"] for fit in fits) if fits else None,
+        seconds=mean(seconds) if seconds else None,
         status=("; ".join(unfinished(mine)) or "finished") if mine else "not run (no record)",
         commits=commits(mine),
     )

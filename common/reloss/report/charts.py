@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 420.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 10.0, 10.0, 40.0  # of the frame, within the picture
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 10.0, 10.0, 40.0  # of the frame, within the picture
 POINTS = 200  # a series holds at most
 MARKED = 12  # a line of up to so many points shows them
 
@@ -72,7 +72,8 @@ def chart(title: str, xlabel: str, ylabel: str, series: Sequence[Series], alt: s
         return None
     xs = _axis(np.concatenate([x for _, x, _ in kept]), LEFT, WIDTH - RIGHT)
     ys = _axis(np.concatenate([np.concatenate(bands) for _, _, bands in kept]), HEIGHT - BOTTOM, TOP)
-    return Chart(title, xlabel, ylabel, alt, xs.ticks, ys.ticks, [_draw(each, x, bands, xs, ys) for each, x, bands in kept])
+    drawn = [_draw(each, x, bands, xs, ys) for each, x, bands in kept]
+    return Chart(title, xlabel, ylabel, alt, xs.ticks, ys.ticks, drawn)
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,27 @@ class _Axis:
     high: float
     start: float
     end: float
+    whole: bool
 
     def __call__(self, values: Floats) -> Floats:
         return np.round(self.start + (values - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
     @property
     def ticks(self) -> list[Mark]:
-        found = MaxNLocator(5).tick_values(self.low, self.high)
+        found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.whole).tick_values(self.low, self.high)
         return [Mark(float(self(np.array(v))), f"{v:.6g}") for v in found if self.low <= v <= self.high]
 
 
 def _axis(values: Floats, start: float, end: float) -> _Axis:
     low, high = float(values.min()), float(values.max())
     margin = 0.03 * (high - low) or 0.05 * abs(high) or 1.0
-    return _Axis(low - margin, high + margin, start, end)
+    return _Axis(low - margin, high + margin, start, end, bool((values == values.round()).all()))
 
 
 def _finite(series: Series) -> tuple[Floats, list[Floats]]:
     """Return the positions, and values [, low, high], where all are finite."""
-    rows = [series.x, series.y, *([series.low, series.high] if series.low is not None and series.high is not None else [])]
-    values = np.array(rows, dtype=np.float64)
+    band = [] if series.low is None or series.high is None else [series.low, series.high]
+    values = np.array([series.x, series.y, *band], dtype=np.float64)
     values = values[:, np.isfinite(values).all(0)]
     if values.shape[1] > POINTS:
         values = values[:, np.linspace(0, values.shape[1] - 1, POINTS).round().astype(int)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,11 @@ def _read(home: Path, damaged: list[str] | None) -> tuple[dict[str, Any], dict[s
     cards: dict[str, Any] = {}
     diagnosed: dict[str | None, Any] = {}
 
-    def read(path: Path) -> Any:
+    def read(path: Path, check: Callable[[Any, Path], None] = lambda value, path: None) -> Any:
         try:
-            return read_json(path)
+            value = read_json(path)
+            check(value, path)
+            return value
         except RelossError as error:
             if damaged is None:
                 raise
@@ -103,15 +105,32 @@ def _read(home: Path, damaged: list[str] | None) -> tuple[dict[str, Any], dict[s
 
     for path in sorted(home.glob("surrogates/*/surrogate.json")):
         folder = str(path.parent.relative_to(home))
-        card = read(path)
-        if isinstance(card, dict) and isinstance(card.get("fit"), dict):
+        card = read(path, _check_card)
+        if card is not None:
             cards[folder] = card
         if (path.parent / "diagnostics.json").exists():
-            diagnosed[folder] = read(path.parent / "diagnostics.json") or {}
+            diagnosed[folder] = read(path.parent / "diagnostics.json", _check_figures)
     if (home / "diagnostics" / "diagnostics.json").exists():
-        for entry in read(home / "diagnostics" / "diagnostics.json") or []:
+        for entry in read(home / "diagnostics" / "diagnostics.json", _check_diagnosis) or []:
             diagnosed[entry.get("folder")] = entry
     return cards, diagnosed
+
+
+def _check_card(card: Any, path: Path) -> None:
+    """Raise RelossError if it is no card of a surrogate."""
+    parts = [card.get(name) for name in ("fit", "learn")] if isinstance(card, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or "spearman" not in card["fit"]:
+        raise RelossError(f"{path} is no card of a surrogate; restore it from a copy, or remove it and learn anew")
+
+
+def _check_figures(figures: Any, path: Path) -> None:
+    if not isinstance(figures, dict):
+        raise RelossError(f"{path} is no diagnosis; remove it, and write it anew with `reloss diagnose`")
+
+
+def _check_diagnosis(entries: Any, path: Path) -> None:
+    for entry in entries if isinstance(entries, list) else [None]:
+        _check_figures(entry, path)
 
 
 def _of_experiment(
@@ -126,7 +145,7 @@ def _of_experiment(
     same = [summary for summary in summaries if summary["loss"] == config.ordinary_loss]
     rows = [_row(config, config.ordinary_loss, ordinary, _figures(diagnosed.get(None), same), same)]
     for loss, objective in (("approx", "value"), ("reloss", "rank")):
-        mine = {folder: card for folder, card in cards.items() if card["learn"]["objective"] == objective}
+        mine = {folder: card for folder, card in cards.items() if card["learn"].get("objective") == objective}
         for folder, card in mine.items():
             users = [summary for summary in summaries if summary.get("surrogate", {}).get("folder") == folder]
             figures = _figures(diagnosed.get(folder), users)

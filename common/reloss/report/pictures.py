@@ -25,7 +25,7 @@ class Picture:
     source: str
 
 
-def read_picture(path: Path, source: str) -> Picture:
+def read_png(path: Path, source: str) -> Picture:
     """Return a PNG file as WebP of at most LONGEST pixels a side; its `Description`, if it has one, says what it shows.
 
     Raises:
