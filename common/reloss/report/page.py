@@ -95,6 +95,7 @@ def _templates(rows: Sequence[Row]) -> Environment:
         "chip": chip,
         "difference": shown_difference,
         "own": lambda row: [setting for setting in row.settings if setting not in shared.get(row.experiment, ())],
+        "stands_for": stands_for,
         "ablation_cells": ablation.cells,
         "breakable": lambda text: Markup(re.sub("([/_.=,])", r"\1<wbr>", str(escape(text)))),
     }
@@ -117,6 +118,13 @@ def chip(status: str) -> tuple[str, str]:
     """Return a status as its first words, such as `reduced`, and how or why."""
     head, _, tail = re.sub(r"\s*[:;(,]\s*", "\0", status, count=1).partition("\0")
     return head, tail.removesuffix(")") if f"{head} (" in status else tail
+
+
+def stands_for(paper: str) -> str:
+    """Return what an experiment has to do with the paper, as a sentence."""
+    kind, colon, why = paper.partition(": ")
+    said = {"none": "Not in the paper", "reduced": "Smaller than in the paper"}.get(kind) if colon else None
+    return f"{said}: {why}" if said else f"Stands for: {paper}"
 
 
 def unknown_records(summaries: Iterable[Summary]) -> list[str]:
