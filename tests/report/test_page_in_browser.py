@@ -152,6 +152,9 @@ def test_the_keyboard_reaches_and_sorts(visit):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left >= 0")
+    for _ in range(page.locator("nav a").count()):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.parentElement.tagName") == "NAV"
     for name in ("task", "absent"):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == name

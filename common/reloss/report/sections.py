@@ -86,8 +86,9 @@ def section(task: str, config: Experiment, told: str, reading: Reading) -> Secti
     shown.charts += _present([reading.attempt(config.name, training, config, kinds, reading)])
     for loss, folder in surrogates_of(config, mine, reading.runs):
         shown.charts += reading.attempt(folder, surrogate_charts, config, loss, folder) or []
+    shown.pictures += pictures(f"{config.name}/diagnostics", reading)
     for kind in kinds[:LINES]:
-        shown.pictures += pictures(kind, reading)
+        shown.pictures += pictures(kind.summaries[0]["record"], reading)
         shown.examples += _present([examples(kind, reading)])
     return shown
 
@@ -222,16 +223,15 @@ def _history(folder: Path, name: str) -> Chart | None:
     return chart(f"Learning {name}", "step", "Spearman, held-out items", series, alt)
 
 
-def pictures(kind: Kind, reading: Reading) -> list[Picture]:
-    """Return the pictures that the first record of a kind left, as long as the page has room for them."""
-    record = kind.summaries[0]["record"]
+def pictures(folder: str, reading: Reading) -> list[Picture]:
+    """Return the pictures in a folder below the records, as long as the page has room for them."""
     found = []
-    for path in sorted((reading.runs / record).glob("*.png")):
-        picture = reading.attempt(path, read_png, path, f"{record}/{path.name}")
+    for path in sorted((reading.runs / folder).glob("*.png")):
+        picture = reading.attempt(path, read_png, path, f"{folder}/{path.name}")
         if picture is None:
             continue
         if len(picture.uri) > reading.bytes_left:
-            reading.left_out.append(f"{record}/{path.name}")
+            reading.left_out.append(f"{folder}/{path.name}")
             continue
         reading.bytes_left -= len(picture.uri)
         found.append(picture)
