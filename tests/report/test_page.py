@@ -13,7 +13,7 @@ from small import DIGITS
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
 from reloss.report import sections
-from reloss.report.page import chip, forest, page
+from reloss.report.page import chip, forest, leading_number, page
 from reloss.report.statistics import Difference
 from reloss.report.tables import task_rows
 
@@ -211,6 +211,22 @@ def test_differences_share_a_scale_that_wide_intervals_leave(report_runs):
 )
 def test_a_status_is_a_word_and_how(status, head, tail):
     assert chip(status) == (head, tail)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("-0.25 [-1, 0.5]", -0.25), ("57.00 ± 1.00", 57), ("+1", 1), ("0.981", 0.981)]
+    + [(text, None) for text in ("not run", "+ 1 cross-entropy", "3x", "1.5-fold", "", "p")],
+)
+def test_a_cell_is_sorted_by_the_number_that_it_begins_with(text, number):
+    assert leading_number(text) == number
+
+
+def test_an_ablation_has_its_table(tmp_path):
+    record(tmp_path, DIGITS, "ce", 0, 0.9, scores={"accuracy": 0.9, "validation_accuracy": 0.9})
+    scores = {"accuracy": 0.9, "validation_accuracy": 0.85}
+    record(tmp_path, DIGITS, "reloss", 0, 0.9, settings=("learn.penalty=off",), scores=scores)
+    assert '<td data-value="-5.0">-5.00 (one seed)</td>' in page(tmp_path)
 
 
 def test_the_command_writes_one_file(cli, report_runs, tmp_path):

@@ -96,6 +96,7 @@ def _templates(rows: Sequence[Row]) -> Environment:
         "difference": shown_difference,
         "own": lambda row: [setting for setting in row.settings if setting not in shared.get(row.experiment, ())],
         "stands_for": stands_for,
+        "number": leading_number,
         "ablation_cells": ablation.cells,
         "breakable": lambda text: Markup(re.sub("([/_.=,])", r"\1<wbr>", str(escape(text)))),
     }
@@ -118,6 +119,12 @@ def chip(status: str) -> tuple[str, str]:
     """Return a status as its first words, such as `reduced`, and how or why."""
     head, _, tail = re.sub(r"\s*[:;(,]\s*", "\0", status, count=1).partition("\0")
     return head, tail.removesuffix(")") if f"{head} (" in status else tail
+
+
+def leading_number(text: str) -> float | None:
+    """Return the number that a cell begins with, to sort by, such as that of `-0.25 [-1, 0.5]`."""
+    found = re.match(r"[+-]?\d+(\.\d+)?(?=$|\s)", text)
+    return float(found[0]) if found else None
 
 
 def stands_for(paper: str) -> str:
@@ -196,14 +203,10 @@ class Forest:
 
 
 def forest(rows: Sequence[tuple[str, Row]]) -> Forest:
-    """Return the differences of learned losses to their baseline; the scale holds most intervals, and all means."""
+    """Return the differences of learned losses to their baseline; the scale holds four of five."""
     compared = [(task, row, row.difference) for task, row in rows if row.difference and row.loss in LEARNED_LOSSES]
-    ends = [max(abs(d.low), abs(d.high)) for _, _, d in compared if d.low is not None and d.high is not None]
-    widest = max(
-        [float(np.quantile(ends, 0.8, method="lower")) if ends else 0.0, *(abs(d.mean) for _, _, d in compared)],
-        default=0.0,
-    )
-    limit = float(max(1, np.ceil(widest)))
+    ends = [max(abs(end) for end in (d.mean, d.low, d.high) if end is not None) for _, _, d in compared]
+    limit = float(max(1, np.ceil(np.quantile(ends, 0.8, method="lower")))) if ends else 1.0
 
     def place(value: float) -> float:
         return round(50 + 50 * max(-1.0, min(1.0, value / limit)), 2)
