@@ -78,7 +78,7 @@ def visit(chromium, report):
 
     def open_page(path=report, viewport=DESKTOP, **more):
         page = chromium.new_page(viewport=viewport, **more)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("request", lambda request: wrong.append(request.url) if _leaves(request.url) else None)
@@ -282,4 +282,4 @@ def test_a_sweep_of_hundreds_of_runs_sorts_and_filters_at_once(visit, tmp_path):
           return performance.now() - began;
         }"""
     )
-    assert milliseconds < 1000
+    assert milliseconds < 3000
