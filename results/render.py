@@ -3,8 +3,9 @@
 The `docker run` lines of the READMEs too, from the registry of experiments.
 
 `python -m results.render --add RUNS [rare|ablation]` first copies the ended records below RUNS into results/runs, or
-into results/rare/runs or results/ablation/runs: configs, summaries and environments, no weights and no data; so too
-the cards of surrogates and, of the ablation, the diagnostics.
+into results/rare/runs or results/ablation/runs: configs, summaries, environments and metrics, no weights and no data,
+hence no examples and no pictures of persons either; so too of surrogates the cards, histories and what `reloss report`
+draws, and the diagnostics.
 """
 
 import shutil
@@ -13,9 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from reloss.experiment.diagnose import read_picture, write_picture
 from reloss.experiment.task import Task, tasks
 from reloss.files import read_json, write_text
 from reloss.report.ablation import ablation_rows, render_ablation
+from reloss.report.correlation import correlation_rows, render_correlation
 from reloss.report.tables import HEADERS, Row, cells, render, table
 from reloss.report.tuned import render_tuned, tuned_rows
 
@@ -24,27 +27,31 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- {}: begin, written by `make results` -->", "<!-- {}: end -->"
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
 LARGE = ("imagenet", "coco")  # whose batches overfill the 64 MB of shared memory that Docker gives
-KEPT = ("config.yaml", "environment.json", "summary.json")
+KEPT = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl")
+DIAGNOSED = ("diagnostics.json", "curves.png", "checkpoints.png")
 RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10car"))  # have their own page
 
 
 def add(runs: Path, into: Path) -> None:
-    """Copy the ended records below `runs`, the cards of surrogates and the diagnostics into the folder `into`."""
+    """Copy what is kept of ended records, of surrogates and of diagnostics below `runs` into the folder `into`."""
     for summary in runs.glob("*/*/*/seed*/summary.json"):
         if read_json(summary)["status"] in ("finished", "failed"):
             _copy(summary.parent, runs, into, KEPT)
     for card in runs.glob("*/*/surrogates/*/surrogate.json"):
-        _copy(card.parent, runs, into, ("surrogate.json",))
+        _copy(card.parent, runs, into, ("surrogate.json", "history.jsonl"))
+        drawn = read_picture(str(card.parents[2].relative_to(runs)), card.parent)
+        if drawn is not None:
+            write_picture(into / card.parent.relative_to(runs), drawn)
     for path in runs.glob("*/*/diagnostics/diagnostics.json"):
-        drawn = [name for name in ("curves.png", "checkpoints.png") if (path.parent / name).exists()]
-        _copy(path.parent, runs, into, ("diagnostics.json", *drawn))
+        _copy(path.parent, runs, into, DIAGNOSED)
 
 
 def _copy(folder: Path, runs: Path, into: Path, names: tuple[str, ...]) -> None:
     target = into / folder.relative_to(runs)
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copy(folder / name, target / name)
+        if (folder / name).exists():
+            shutil.copy(folder / name, target / name)
 
 
 def rendered() -> dict[Path, str]:
@@ -55,6 +62,8 @@ def rendered() -> dict[Path, str]:
         files[HERE / f"{name}.md"] = f"# {name}: results\n\n{render(rows, 'md')}\n"
         summary += [row for row in rows if row.records]
     files[README] = _between(README, _short(summary))
+    ranked = [row for row in correlation_rows(HERE / "runs") if row.experiment not in RARE]
+    files[HERE / "correlation.md"] = f"# How well each loss ranks\n\n{render_correlation(ranked, 'md')}\n"
     rare, ablation = HERE / "rare" / "README.md", HERE / "ablation" / "README.md"
     files[rare] = _between(rare, "\n\n".join(_tuned(rare, score) for score in ("average_precision", "binary_f1")))
     found = render_ablation(ablation_rows(ablation.parent / "runs"), "md")

@@ -16,8 +16,11 @@ LAYERS = (
     {"cli", "demo", "doctor"},
 )
 LIBRARIES = {
+    "PIL",
     "cloudpickle",
+    "jinja2",
     "joblib",
+    "markupsafe",
     "matplotlib",
     "numpy",
     "pydantic",

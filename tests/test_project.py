@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from reloss.experiment.task import tasks
+from reloss.files import write_json, write_text
 from reloss.learning import PredictionBank
-from results.render import rendered
+from results.render import add, rendered
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements" / "lock.txt").read_text()
@@ -56,6 +57,24 @@ def test_installed_packages_miss_only_what_is_excluded() -> None:
 def test_rendered_results_have_not_drifted() -> None:
     for path, text in rendered().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} has drifted: run `make results`"
+
+
+def test_records_are_added_with_their_curves_and_without_data(tmp_path: Path) -> None:
+    runs, into = tmp_path / "runs", tmp_path / "into"
+    home = runs / "classification" / "digits_cnn"
+    kept = ["config.yaml", "environment.json", "metrics.jsonl"]
+    for name, status in (("ce/seed0", "finished"), ("ce/seed1", "running")):
+        write_json(home / name / "summary.json", {"status": status})
+        for other in (*kept, "examples.json", "persons.png", "checkpoint/weights.safetensors"):
+            write_text(home / name / other, other)
+    write_json(home / "surrogates" / "a" / "surrogate.json", {})
+    write_json(home / "surrogates" / "a" / "picture.json", {"items": {"metric": [0.5]}})
+    write_text(home / "surrogates" / "a" / "surrogate.safetensors", "weights")
+    add(runs, into)
+    found = {str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()}
+    expected = [f"ce/seed0/{name}" for name in (*kept, "summary.json")]
+    expected += ["surrogates/a/surrogate.json", "surrogates/a/picture.json"]
+    assert found == {f"classification/digits_cnn/{name}" for name in expected}
 
 
 def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

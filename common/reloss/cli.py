@@ -161,7 +161,8 @@ class Learn:
 
 @dataclass
 class Table:
-    """Print the results table of a task, or the `ablation`: means over n seeds, paired differences, commands, records.
+    """Print a table: of a task (published beside ours over n seeds, paired differences, commands, records), of the
+    `ablation`, or the `correlation`, how well each loss ranks.
 
     Example: reloss table classification --format md
     """
@@ -176,15 +177,37 @@ class Table:
     def __call__(self) -> None:
         from reloss.experiment.sweep import ABLATION
         from reloss.report.ablation import ablation_rows, render_ablation
-        from reloss.report.tables import render, table
+        from reloss.report.correlation import correlation_rows, render_correlation
+        from reloss.report.tables import CORRELATION, render, table
         from reloss.report.tuned import render_tuned, tuned_rows
 
         if self.tuned:
             print(render_tuned(tuned_rows(self.name, self.runs, self.tuned), self.tuned, self.format))
         elif self.name == ABLATION:
             print(render_ablation(ablation_rows(self.runs), self.format))
+        elif self.name == CORRELATION:
+            print(render_correlation(correlation_rows(self.runs), self.format))
         else:
             print(render(table(self.name, self.runs), self.format))
+
+
+@dataclass
+class Report:
+    """Write one page, whole in itself, of all that the records hold: tables, curves, pictures, where numbers come from.
+
+    Example: reloss report --runs runs --out report.html
+    """
+
+    out: Path
+    """The HTML file."""
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+
+    def __call__(self) -> None:
+        from reloss.report.page import write_report
+
+        size = write_report(self.runs, self.out)
+        print(f"{self.out} ({size / 1e6:.1f} MB, needs no network)")
 
 
 @dataclass
@@ -297,13 +320,13 @@ class Doctor:
 
 @dataclass
 class Demo:
-    """Run the whole line on scikit-learn's digits: baseline, surrogate, training, table, figures. A few minutes.
+    """Run the whole line on scikit-learn's digits: baseline, surrogate, training, table, figures, report. Minutes.
 
     Example: reloss demo --out demo
     """
 
     out: Path = Path("demo")
-    """Folder for records, table and figures; what is finished there is not done again."""
+    """Folder for records, table, figures and report.html; what is finished there is not done again."""
     seeds: int = 3
 
     def __call__(self) -> None:
@@ -316,7 +339,7 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Doctor, Demo)
+    for command in (List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Data, Doctor, Demo)
 }
 
 

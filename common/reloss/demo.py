@@ -10,6 +10,7 @@ from reloss.learning import LearnOptions, PredictionBank
 from reloss.metrics import get_metric
 from reloss.progress import say
 from reloss.report.figures import loss_against_metric, loss_curves, training_curves
+from reloss.report.page import write_report
 from reloss.report.tables import render, table
 from reloss.surrogates import ClassificationReLoss
 
@@ -20,7 +21,7 @@ def demo(out: Path, seeds: int) -> None:
     """Train with cross-entropy while recording, learn one surrogate, train with it; then print the table, draw figures.
 
     Args:
-        out: folder for records (`runs/`), `table.md` and `figures/`.
+        out: folder for records (`runs/`), `table.md`, `figures/` and `report.html`.
         seeds: of each loss.
     """
     began = time.monotonic()
@@ -30,11 +31,15 @@ def demo(out: Path, seeds: int) -> None:
         (loss, run(Request(EXPERIMENT, loss, seed, runs=runs, track="off"))) for loss in losses for seed in range(seeds)
     ]
     _draw(records, runs, out / "figures")
+    write_report(runs, out / "report.html")
     rows = [row for row in table("classification", runs) if row.experiment == EXPERIMENT and row.records]
     text = render(rows, "md")
     write_text(out / "table.md", text + "\n")
     _print(text)
-    say(f"\ntable, figures and records are in {out} ({time.monotonic() - began:.0f} s)")
+    say(
+        f"\ntable, figures and records are in {out} ({time.monotonic() - began:.0f} s); all of it on one page, to open "
+        f"in a browser: {out / 'report.html'}"
+    )
 
 
 def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
@@ -52,7 +57,7 @@ def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
 def _print(markdown: str) -> None:
     """Print the table without the long columns of provenance, aligned."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
-    rows = [[row[1], *row[3:8]] for row in lines if not row[0].startswith("---")]
+    rows = [[row[1], *row[4:9]] for row in lines if not row[0].startswith("---")]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(
         "\n" + "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -70,7 +70,7 @@ def evaluate(run: Run) -> dict[str, float]:
         if splits.validation is not splits.test:
             found |= {f"validation_{name}": value for name, value in answer(splits.validation)[0].items()}
     run.record.save_json("predictions", answers)
-    run.record.save_json("examples", examples(answers, splits.test, config.data.language))
+    run.record.save_examples(examples(answers, splits.test, config.data.language))
     return found
 
 

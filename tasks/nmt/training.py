@@ -27,7 +27,7 @@ from tasks.nmt.config import TranslationExperiment
 from tasks.nmt.data import prepare, teachers_record
 from tasks.nmt.fairseq_commands import run_command
 from tasks.nmt.recording import NO_TOKEN, observed_by
-from tasks.nmt.scoring import corpus_scores
+from tasks.nmt.scoring import corpus_scores, examples
 
 CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
 DIVERGED, REMEDY = "training diverged", "the checkpoint before it is kept. Try a smaller train.lr"
@@ -88,8 +88,8 @@ def train(run: Run) -> None:
 def evaluate(run: Run) -> dict[str, float]:
     """Return the scores of the test sentences as fairseq-generate translates them, and the last epoch's validation.
 
-    `copied_source_sacreBLEU` is that of leaving the sentences as they are. The translations and sacrebleu's signatures
-    stay in the record.
+    `copied_source_sacreBLEU` is that of leaving the sentences as they are. The translations, sacrebleu's signatures and
+    examples to look at stay in the record.
 
     Raises:
         RelossError: the model is not there.
@@ -104,7 +104,9 @@ def evaluate(run: Run) -> dict[str, float]:
     lines = run_command("generate", words, run.record.path / "fairseq.log")
     (speed,) = [match for line in lines if (match := SPEED.search(line))]
     sources, references = (_lines(prepared / "texts" / f"test.{lang}") for lang in (data.source, data.target))
-    found, signatures = corpus_scores(read_translations(results / "generate-test.txt"), references, data.lowercase)
+    translations = read_translations(results / "generate-test.txt")
+    found, signatures = corpus_scores(translations, references, data.lowercase)
+    run.record.save_examples(examples(sources, translations, references, data.lowercase))
     write_json(results / "sacrebleu.json", signatures)
     copied, _ = corpus_scores(sources, references, data.lowercase)
     validation = read_metrics(run.record.metrics.path)[-1]["validation_sacreBLEU"]

@@ -68,4 +68,5 @@ def _draw(images: Tensor, columns: dict[str, Tensor], visible: Tensor, metainfo:
                     axes.plot(*points[row, [first, second]].T, color=color, linewidth=1)
             axes.scatter(*points[row, shown].T, c=joint_colors[shown.numpy()], s=8)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        description = f"Validation persons with their joints: {', '.join(columns)}"
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Description": description})

@@ -179,6 +179,10 @@ def test_demo(finish, tmp_path):
     said = finish("demo", "--out", tmp_path, "--seeds", "2")
     for name in ("training_curves", "loss_curve", "loss_against_metric"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+    page = (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "report.html") in said
+    for title in ("Training: accuracy on the validation split", "ce against accuracy", "The learned loss as a curve"):
+        assert title in page
     text = (tmp_path / "table.md").read_text()
     for loss in ("ce", "reloss"):
         records = [tmp_path / "runs" / DIGITS / loss / f"seed{seed}" for seed in range(2)]

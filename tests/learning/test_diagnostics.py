@@ -2,8 +2,10 @@ import pytest
 import torch
 from scipy.stats import kendalltau, spearmanr
 
-from reloss import ClassificationReLoss
-from reloss.learning.diagnostics import loss_curve, rank_checkpoints
+from reloss import ClassificationReLoss, PoseReLoss, ReadingReLoss, TranslationReLoss
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.diagnostics import SHOWN, loss_curve, measure_held_out, picture, rank_checkpoints
+from reloss.learning.fit import split_items
 from reloss.metrics import accuracy
 
 
@@ -47,3 +49,52 @@ def test_curve_and_slope_in_the_logit(input):
     rise = loss_curve(surrogate, logits + step)[1] - loss_curve(surrogate, logits - step)[1]
     torch.testing.assert_close(slopes, rise / (2 * step), rtol=1e-4, atol=1e-6)
     assert (slopes <= 0).all()
+
+
+def test_a_picture_holds_the_losses_of_held_out_items_and_the_curve(improving_bank):
+    bank, options = improving_bank(steps=60), LearnOptions()
+    torch.manual_seed(0)
+    surrogate = ClassificationReLoss(input="log_probability", output="monotone").freeze()
+    outputs, targets = bank.items(split_items(len(bank), options)[1])
+    drawn = picture(surrogate, bank, accuracy, options)
+    assert drawn.keys() == {"items", "curve"}
+    assert drawn["items"]["metric"] == pytest.approx(accuracy(outputs, targets).tolist(), rel=1e-4)
+    ordinary = torch.nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    assert drawn["items"]["ordinary"] == pytest.approx(ordinary.view_as(targets).mean(-1).tolist(), rel=1e-4)
+    assert drawn["items"]["surrogate"] == pytest.approx(surrogate.per_item(outputs, targets).tolist(), rel=1e-4)
+    curve = drawn["curve"]
+    assert curve["ordinary"] == pytest.approx([-torch.tensor(p).log().item() for p in curve["probability"]], abs=1e-3)
+    assert curve["surrogate"][-1] == 0
+    assert curve["surrogate"] == sorted(curve["surrogate"], reverse=True)
+
+
+def test_of_many_items_some_are_measured_evenly_spread(improving_bank):
+    bank = improving_bank(steps=2000, item_size=4)
+    found = measure_held_out(ClassificationReLoss(), bank, accuracy, LearnOptions())
+    assert {len(values) for values in found.values()} == {SHOWN}
+    early, late = found["metric"].chunk(2)
+    assert late.mean() > early.mean() + 0.1  # from the whole of the training, in its order
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "outputs", "targets"),
+    [
+        (PoseReLoss(size=(8, 6)), torch.rand(6, 3, 8, 6), torch.rand(6, 3, 8, 6)),
+        (ReadingReLoss(), torch.randn(6, 2, 10), torch.tensor([[[2, 4]]]).expand(6, -1, -1)),
+        (TranslationReLoss(width=8, feedforward=8, heads=2), -torch.rand(6, 5), torch.ones(6, 5, 2, dtype=torch.long)),
+    ],
+    ids=["pose", "reading", "translation"],
+)
+def test_a_loss_without_a_curve_is_drawn_example_by_example(tmp_path, surrogate, outputs, targets):
+    bank = PredictionBank.create(tmp_path / "bank", item_size=6)
+    for step in range(20):
+        bank.append(outputs, targets, step)
+    bank.finish()
+    surrogate.freeze()
+    drawn = picture(surrogate, bank, lambda outputs, targets: torch.zeros(len(outputs)), LearnOptions())
+    assert drawn.keys() == {"items", "examples"}
+    values, count = drawn["examples"], 4 * 6  # of 4 held-out items
+    assert len(values["surrogate"]) == count
+    stored, kept = bank.items(torch.tensor([0]))
+    one = surrogate.per_item(stored[0, :, None], kept[0, :, None])
+    assert values["surrogate"][:6] == pytest.approx(one.tolist(), rel=1e-3)

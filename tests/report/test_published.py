@@ -29,6 +29,8 @@ def test_every_task_states_numbers_of_its_own_experiments(task):
 def test_a_verified_value_is_shown_with_its_source(tmp_path):
     (entry,) = read_published(write(tmp_path))
     assert entry.shown() == "98.5 (A. Author, 2020)"
+    (entry,) = read_published(write(tmp_path, table="table 2", page=7))
+    assert entry.shown() == "98.5 (A. Author, 2020, table 2, p. 7)"
 
 
 def test_a_value_that_was_not_recorded_says_so(tmp_path):
@@ -41,16 +43,35 @@ def test_a_value_that_was_not_recorded_says_so(tmp_path):
     [
         ({"verified": "value not recorded"}, "a value says how it was verified"),
         ({"value": None}, "a value says how it was verified"),
-        ({"value": "high"}, "valid number"),
-        ({"page": "four"}, "valid integer"),
+        ({"value": "high"}, "entry 1, value: .*valid number"),
+        ({"value": float("nan")}, "entry 1, value: .*finite"),
+        ({"page": "four"}, "entry 1, page: .*valid integer"),
+        ({"page": 0}, "greater than or equal to 1"),
+        ({"seeds": 0}, "entry 1, seeds"),
         ({"vlaue": 3}, "vlaue"),
     ],
 )
-def test_an_unverified_value_is_rejected(tmp_path, changes, message):
+def test_a_wrong_entry_is_rejected_in_one_line(tmp_path, changes, message):
     path = write(tmp_path, **changes)
     with pytest.raises(RelossError, match=message) as caught:
         read_published(path)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: entry 1")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: 1\n", "not a list of entries"), ("- [\n", "cannot be read")])
+def test_a_file_that_is_no_list_is_rejected_in_one_line(tmp_path, text, message):
+    (tmp_path / "published.yaml").write_text(text)
+    with pytest.raises(RelossError, match=message) as caught:
+        read_published(tmp_path / "published.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_is_stated_twice_is_rejected(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(RelossError, match="more than one number of classification/digits_cnn with ce"):
+        read_published(path)
 
 
 @pytest.mark.parametrize("missing", ["verified", "source", "metric"])

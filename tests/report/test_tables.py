@@ -2,13 +2,16 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from small import DIGITS
 
-from reloss.errors import UsageError
+from reloss.errors import RelossError, UsageError
 from reloss.experiment.task import tasks
 from reloss.files import write_json
+from reloss.report.published import read_published
 from reloss.report.tables import HEADERS, PROVENANCE, cells, render, table
 
 W48 = "pose/coco_hrnet_w48_dark_384x288"
@@ -76,8 +79,9 @@ def test_a_number_that_no_run_here_can_be_scored_like_has_a_row_of_its_own(tmp_p
     ours, theirs = (dict(zip([*HEADERS, *PROVENANCE], cells(row), strict=True)) for row in rows)
     assert (ours["published"], ours["ours, %"]) == ("none", "not run")
     assert theirs["published"] == "76.4 (ReLoss repository, COCO test-dev)"
-    needed = {theirs[header] for header in ("ours, %", "error, %", "difference to baseline", "status")}
+    needed = {theirs[header] for header in ("ours, %", "error, %", "difference to baseline")}
     assert needed == {"needs the COCO server"}
+    assert theirs["status"] == "not run (needs the COCO server)"
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):
@@ -156,7 +160,7 @@ def test_unfinished_runs_do_not_count(tmp_path, write_summary):
     assert (baseline["ours, %"], baseline["n"]) == ("70.00", "1")
     assert baseline["status"] == "not in the paper; seed 1 failed: no disk"
     assert ours["ours, %"] == ours["difference to baseline"] == "not finished"
-    assert ours["status"].endswith("seed 0 interrupted")
+    assert ours["status"] == "not run (seed 0 interrupted)"
 
 
 def test_changed_settings_are_marked_reduced(tmp_path, write_summary):
@@ -187,13 +191,18 @@ def test_csv_is_read_back(odd_rows):
 
 def test_latex_is_escaped(odd_rows):
     lines = render(odd_rows, "tex").splitlines()
-    assert lines[0] == rf"\begin{{tabular}}{{{'l' * len(HEADERS)}}}"
+    assert lines[0] == r"% \usepackage{booktabs}"
+    assert lines[2] == rf"\begin{{tabular}}{{{'l' * len(HEADERS)}}}"
     assert lines[-1] == r"\end{tabular}"
-    body = [line for line in lines if line.endswith(r" \\")]
+    body = [line for line in lines if r" \\" in line]
     assert len(body) == 1 + len(odd_rows)
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(HEADERS) - 1}
-    assert body[0].startswith(r"experiment & loss & published & ours, \% & error, \%")
-    assert r"a|b\_c\%\textasciitilde{}\textasciicircum{}\&\#\$\{\}\textbackslash{}" in body[2]
+    shown = [line.partition(r" \\")[0] for line in body]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in shown} == {len(HEADERS) - 1}
+    assert body[0].startswith(r"experiment & loss & metric & published & ours, \% & error, \%")
+    assert r"a\textbar{}b\_c\%\textasciitilde{}\textasciicircum{}\&\#\$\{\}\textbackslash{}" in body[2]
+    assert body[1].endswith(
+        f"% command: `reloss run {DIGITS} --loss ce --seed 0`; commit: abc0; record: {DIGITS}/ce/seed0"
+    )
 
 
 def test_latex_shows_the_deviation(tmp_path, write_summary):
@@ -215,3 +224,82 @@ def test_unknown_format_and_table(tmp_path):
         render([], "html")
     with pytest.raises(UsageError, match="did you mean classification"):
         table("clasification", tmp_path)
+
+
+W32 = "pose/coco_hrnet_w32_256x192"
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "status"),
+    [
+        ([0.744, 0.746, 0.750], (), "reproduced"),  # the interval 74.67 ± 0.76 contains 74.8
+        ([0.751], (), "reproduced"),
+        ([0.747], (), "not reproduced: below the published value"),
+        ([0.740, 0.741, 0.742], (), "not reproduced: below the published value"),
+        ([0.9, 0.91], ("train.epochs=9",), "reduced: train.epochs=9"),
+    ],
+)
+def test_reproduced_is_what_contains_or_exceeds_the_published_value(tmp_path, scores, settings, status):
+    for seed, score in enumerate(scores):
+        folder = tmp_path / W32 / ("reloss@" + ",".join(settings) if settings else "reloss") / f"seed{seed}"
+        facts = {"experiment": W32, "loss": "reloss", "settings": list(settings), "seed": seed, "protocol": "p"}
+        write_json(folder / "summary.json", {"status": "finished", "scores": {"AP": score}, **facts})
+    (row,) = [row for row in table("pose", tmp_path) if row.records]
+    assert row.published == "74.8 (ReLoss repository, COCO val)"
+    assert row.status == status
+
+
+def test_fewer_seeds_than_the_published_value_is_the_mean_of_is_reduced(tmp_path, monkeypatch):
+    published = read_published(tasks()["pose"].folder / "published.yaml")
+    more = [entry.model_copy(update={"seeds": 3}) for entry in published]
+    monkeypatch.setattr("reloss.report.tables.read_published", lambda path: more)
+    facts = {"experiment": W32, "loss": "reloss", "settings": [], "seed": 0, "protocol": "p"}
+    scores = {"scores": {"AP": 0.9}}
+    write_json(tmp_path / W32 / "reloss/seed0/summary.json", {"status": "finished", **scores, **facts})
+    (row,) = [row for row in table("pose", tmp_path) if row.records]
+    assert row.status == "reduced: 1 of 3 seeds"
+
+
+def test_a_cell_of_several_lines_stays_in_its_row(tmp_path, write_summary):
+    write_summary("ce", 0, status="failed", cause="first\nsecond 中文 100 %")
+    rows = rows_of(tmp_path, "ce")
+    assert "| not run (seed 0 failed: first second 中文 100 %) |" in render(rows, "md")
+    assert r"first second ?? 100 \%" in render(rows, "tex")
+
+
+ODD_SCORES = json.dumps(
+    {"status": "finished", "experiment": DIGITS, "loss": "ce", "settings": [], "seed": 0, "protocol": "p"}
+    | {"scores": {"accuracy": "high"}}
+)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', '{"status": "finished"}', ODD_SCORES])
+def test_a_damaged_summary_is_named(tmp_path, write_summary, content):
+    write_summary("ce", 0, 0.5)
+    path = tmp_path / DIGITS / "ce" / "seed0" / "summary.json"
+    path.write_text(content)
+    with pytest.raises(RelossError, match=re.escape(str(path))):
+        table("classification", tmp_path)
+
+
+PDFLATEX = shutil.which("pdflatex")
+
+
+@pytest.mark.skipif(not PDFLATEX, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
+@pytest.mark.parametrize("name", ["classification", "pose", "nmt", "mrc", "ablation", "correlation"])
+def test_latex_compiles(tmp_path, cli, name):
+    runs = tmp_path / "runs"
+    for loss, settings, cause in (("ce", [], '50 % | <a_b> #1 & ~^\\ "x" äß'), ("reloss", ["train.lr=1e-3"], "{$")):
+        folder = runs / DIGITS / loss / "seed0"
+        facts = {"experiment": DIGITS, "loss": loss, "settings": settings, "seed": 0, "protocol": "p"}
+        write_json(folder / "summary.json", {"status": "failed", "cause": cause, "scores": {}, **facts})
+    code, out, _ = cli("table", name, "--runs", runs, "--format", "tex")
+    assert code == 0
+    (tmp_path / "table.tex").write_text(out)
+    packages = r"\usepackage{booktabs}\usepackage[paperwidth=200cm,margin=1cm]{geometry}"
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}\noindent\input{{table}}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(document)
+    words = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from torch import Tensor
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.record import read_summary
 from reloss.experiment.task import find_experiment
-from reloss.files import read_json, write_json
-from reloss.learning.diagnostics import Checkpoints, rank_checkpoints
+from reloss.files import read_json, write_json, write_text
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
 from reloss.metrics import get_metric
 from reloss.progress import progress
 from reloss.surrogates import SurrogateLoss
+
+PICTURE = "picture.json"  # beside a surrogate: held-out items and the learned curve
 
 
 def read_predictions(record: Path) -> Checkpoints | None:
@@ -93,3 +97,31 @@ def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
             entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
             advance()
     return entries
+
+
+def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> None:
+    """Keep what there is to draw of the surrogate in `folder`, on one line."""
+    write_text(folder / PICTURE, json.dumps(drawn) + "\n")
+
+
+def read_picture(experiment: str, folder: Path) -> dict[str, dict[str, list[float]]] | None:
+    """Return what there is to draw of the surrogate in `folder`: as it was kept, else measured on the bank beside it.
+
+    See `reloss.learning.diagnostics.picture`. None where neither the picture nor weights and bank are there.
+
+    Raises:
+        RelossError: a file is damaged, or weights and bank do not fit what is known here.
+    """
+    if (folder / PICTURE).exists():
+        return dict(read_json(folder / PICTURE))
+    bank = folder.parents[1] / "bank"
+    if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
+        return None
+    task, config = find_experiment(experiment)
+    card = read_json(folder / "surrogate.json")
+    try:
+        options = LearnOptions.model_validate(card["learn"])
+        surrogate = type(task.new_surrogate(config)).from_pretrained(folder)
+        return picture(surrogate, PredictionBank.open(bank), get_metric(card["metric"]), options)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error

@@ -6,7 +6,7 @@ config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,8 +142,18 @@ class Record:
         if self._writes:
             write_json(self.path / f"{name}.json", value)
 
+    def save_examples(self, kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Keep examples to look at as `examples.json`: kinds, such as wrong and right, of rows with the same keys.
+
+        `reloss report` shows the first of each kind, as a table with the keys as its columns.
+        """
+        self.save_json("examples", {kind: list(map(dict, rows)) for kind, rows in kinds.items()})
+
     def save_figure(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B."""
+        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B.
+
+        `reloss report` shows it too; what the PNG says as its `Description` is its caption and alternative text.
+        """
         if self._writes:
             path = self.path / f"{name}.png"
             draw(path)
@@ -191,15 +201,42 @@ def read_summary(record: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.exists() else {}
 
 
-def read_summaries(runs: Path) -> list[dict[str, Any]]:
+def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the summaries of all records below `runs`, each with its relative folder, `record`, and its environment.
 
+    Args:
+        runs: the folder of the records.
+        damaged: takes what is wrong with records that cannot be read, which are then left out.
+
     Raises:
-        RelossError: a summary is damaged.
+        RelossError: a summary or an environment is damaged, and there is no list to say so in.
     """
     found = []
     for path in sorted(runs.glob("*/*/*/seed*/summary.json")):
-        folder = path.parent
-        env = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        found.append({**read_summary(folder), "record": str(folder.relative_to(runs)), "environment": env})
+        try:
+            found.append(_whole_summary(path.parent, runs))
+        except RelossError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
     return found
+
+
+FACTS = {"status": str, "experiment": str, "loss": str, "settings": list, "seed": int, "protocol": str, "scores": dict}
+
+
+def _whole_summary(folder: Path, runs: Path) -> dict[str, Any]:
+    summary = read_json(folder / "summary.json")
+    environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
+    facts = summary if isinstance(summary, dict) else {}
+    wrong = [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
+    wrong += [name for name in ("surrogate", "diagnostics") if not isinstance(facts.get(name, {}), dict)]
+    if not wrong and not all(isinstance(score, int | float) for score in facts["scores"].values()):
+        wrong = ["scores"]
+    if wrong:
+        raise RelossError(
+            f"{folder / 'summary.json'} is no summary of a record (wrong: {', '.join(wrong)}); restore it, or remove it"
+        )
+    if not isinstance(environment, dict):
+        raise RelossError(f"{folder / 'environment.json'} is no environment of a record; restore it, or remove it")
+    return {**summary, "record": str(folder.relative_to(runs)), "environment": environment}

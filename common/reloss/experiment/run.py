@@ -21,13 +21,14 @@ import torch
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
-from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions
+from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, find_experiment
 from reloss.experiment.tracking import Track
 from reloss.files import read_json, short_hash, write_text
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.learning.diagnostics import picture
 from reloss.metrics import get_metric
 from reloss.progress import say
 from reloss.surrogates import SurrogateLoss
@@ -305,6 +306,7 @@ def learn(
         "bank": bank.fingerprint(),
         "fit": fit,
     }
+    write_picture(folder, picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)
     checkpoint.unlink(missing_ok=True)
     say(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from reloss.learning.bank import PredictionBank
+from reloss.learning.fit import split_items
+from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import kendall, spearman
-from reloss.surrogates import ClassificationReLoss
+from reloss.surrogates import ClassificationReLoss, SurrogateLoss
 
-CHUNK = 16  # checkpoints measured at a time
+CHUNK = 16  # checkpoints, or items, measured at a time
+SHOWN = 200  # held-out items and examples of a picture
 
 Checkpoints = tuple[Tensor, Tensor]
 """Outputs [T, E, ...] and targets [T, E, ...] of T checkpoints of one training run on the same E examples."""
@@ -82,3 +87,52 @@ def loss_curve(surrogate: ClassificationReLoss, logits: Tensor) -> tuple[Tensor,
     losses = surrogate.curve(log_p if surrogate.input == "log_probability" else log_p.exp())
     (slopes,) = torch.autograd.grad(losses.sum(), logits)
     return log_p.exp().detach(), losses.detach(), slopes
+
+
+def measure_held_out(
+    surrogate: SurrogateLoss, bank: PredictionBank, metric: Metric, options: LearnOptions
+) -> dict[str, Tensor]:
+    """Return `metric`, `ordinary` loss and `surrogate` loss of up to SHOWN held-out recorded items: [n] each."""
+    held = split_items(len(bank), options, str(bank.path))[1]
+    parts = []
+    for indices in held[_spread(len(held))].split(CHUNK):
+        item = bank.items(indices)
+        with torch.no_grad():
+            losses = surrogate.ordinary_loss(*item), surrogate.per_item(*item)
+            parts.append(torch.stack([metric(*item).float(), *losses]))
+    return dict(zip(("metric", "ordinary", "surrogate"), torch.cat(parts, -1), strict=True))
+
+
+def measure_examples(surrogate: SurrogateLoss, bank: PredictionBank, options: LearnOptions) -> dict[str, Tensor]:
+    """Return `ordinary` and `surrogate` loss of up to SHOWN examples of held-out items, one by one: [n] each."""
+    held = split_items(len(bank), options, str(bank.path))[1]
+    outputs, targets = (part.flatten(0, 1) for part in bank.items(held[_spread(len(held), CHUNK)]))
+    chosen = _spread(len(outputs))
+    single = outputs[chosen][:, None], targets[chosen][:, None]
+    with torch.no_grad():
+        return {"ordinary": surrogate.ordinary_loss(*single), "surrogate": surrogate.per_item(*single)}
+
+
+def picture(
+    surrogate: SurrogateLoss, bank: PredictionBank, metric: Metric, options: LearnOptions
+) -> dict[str, dict[str, list[float]]]:
+    """Return what there is to draw of a learned loss, to five digits.
+
+    `items`: held-out ones, as `measure_held_out` gives them. `curve`: of a loss of the target's probability, that
+    `probability`, and both losses less their value at 1. Else `examples`, as `measure_examples` gives them.
+    """
+    found: dict[str, Any] = {"items": measure_held_out(surrogate, bank, metric, options)}
+    if isinstance(surrogate, ClassificationReLoss):
+        p, losses, _ = loss_curve(surrogate, torch.linspace(-9, 9, SHOWN))
+        found["curve"] = {"probability": p, "ordinary": -p.log(), "surrogate": losses - losses[-1]}
+    else:
+        found["examples"] = measure_examples(surrogate, bank, options)
+    return {
+        name: {key: [float(f"{value:.5g}") for value in values.tolist()] for key, values in part.items()}
+        for name, part in found.items()
+    }
+
+
+def _spread(total: int, most: int = SHOWN) -> Tensor:
+    """Return up to `most` of the indices below `total`, evenly spread."""
+    return torch.linspace(0, total - 1, min(total, most)).round().long()

@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from reloss.errors import UsageError
 from reloss.experiment.ablation import Variant
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import ablations, find_experiment
 from reloss.files import read_json
 from reloss.report.groups import Summary, commits, group, key_of, scores, unfinished
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
-from reloss.report.tables import written
+from reloss.report.tables import existing, written
 
 RANKINGS = ("spearman_synthetic", "spearman", "spearman_checkpoints", "kendall_checkpoints", "spearman_late")
 HEADERS = (
@@ -55,9 +54,15 @@ def ablation_rows(runs: Path) -> list[AblationRow]:
     Raises:
         UsageError: there is no folder `runs`.
     """
-    if not runs.is_dir():
-        raise UsageError(f"no folder of records at {runs}; name it with --runs, or begin with `reloss sweep ablation`")
-    summaries = read_summaries(runs)
+    return rows_of(runs, read_summaries(existing(runs, "reloss sweep ablation")))
+
+
+def rows_of(runs: Path, summaries: Sequence[Summary]) -> list[AblationRow]:
+    """Return the rows, given the summaries of the records below `runs`.
+
+    Raises:
+        RelossError: a diagnosis is damaged.
+    """
     rows = []
     for ablation in ablations():
         for experiment in ablation.experiments:
@@ -103,6 +108,7 @@ def _row(
 ) -> AblationRow:
     validation, test = scores(mine, f"validation_{score}"), scores(mine, score)
     fits = [summary["surrogate"] for summary in mine if "surrogate" in summary]
+    seconds = [fit["seconds"] for fit in fits if "seconds" in fit]
     entry = diagnosed.get(fits[0]["folder"] if fits else None, {}) if mine else {}
     found = {**(fits[0] if fits else {}), **entry}
     return AblationRow(
@@ -113,7 +119,7 @@ def _row(
         validation=describe(list(validation.values())) if validation else None,
         difference=paired_difference(validation, reference) if variant.factor != "baseline" else None,
         test=describe(list(test.values())) if test else None,
-        seconds=mean(fit["seconds"] for fit in fits) if fits else None,
+        seconds=mean(seconds) if seconds else None,
         status=("; ".join(unfinished(mine)) or "finished") if mine else "not run (no record)",
         commits=commits(mine),
     )

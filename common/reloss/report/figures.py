@@ -16,8 +16,7 @@ from torch import Tensor
 from reloss.experiment.tracking import read_metrics
 from reloss.files import atomic
 from reloss.learning import PredictionBank
-from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints
-from reloss.learning.fit import split_items
+from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints, measure_held_out
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import spearman
@@ -45,6 +44,7 @@ def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) ->
         axes[0].fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
     axes[0].set(xlabel="epoch", ylabel=f"{metric.replace('_', ' ')}, %")
     axes[0].legend()
+    figure.set_label(f"{metric.replace('_', ' ')} against the epoch, over the seeds of each loss")
     _save(figure, path)
 
 
@@ -65,6 +65,7 @@ def loss_curves(surrogates: Mapping[str, ClassificationReLoss], path: Path) -> N
     axes[0].set(xlabel="probability of the target", ylabel="loss, less its value at p = 1")
     axes[1].set(xlabel="probability of the target", ylabel="slope in the target's logit (two classes)")
     axes[1].axhline(0, color="grey", linewidth=0.5)
+    figure.set_label("Learned losses, and their slopes in the logit, against the target's probability")
     _legend_below(figure, axes[0])
     _save(figure, path)
 
@@ -99,6 +100,7 @@ def checkpoints(
         axis.set(xlabel=f"{getattr(metric, '__name__', 'metric')} of a checkpoint", ylabel=loss)
         axis.set_title(f"Spearman of minus the loss: {correlation:.3f}", fontsize=10)
     _legend_below(figure, axes[0])
+    figure.set_label("Each loss of the checkpoints of training runs against their metric")
     _save(figure, path)
 
 
@@ -106,18 +108,14 @@ def loss_against_metric(
     surrogate: SurrogateLoss, bank: PredictionBank, metric: Metric, options: LearnOptions, path: Path
 ) -> None:
     """Draw ordinary and learned loss of held-out recorded items against their metric, with the rank correlations."""
-    outputs, targets = bank.items(split_items(len(bank), options)[1])
-    values = metric(outputs, targets)
+    found = measure_held_out(surrogate, bank, metric, options)
+    values, losses = found["metric"], {"ordinary loss": found["ordinary"], "surrogate": found["surrogate"]}
     figure, axes = _figure(2)
-    with torch.no_grad():
-        losses = {
-            "ordinary loss": surrogate.ordinary_loss(outputs, targets),
-            "surrogate": surrogate.per_item(outputs, targets),
-        }
     for axis, color, (name, loss) in zip(axes, COLORS, losses.items(), strict=False):
         axis.scatter(values, loss, s=12, alpha=0.6, color=color, linewidths=0)
         axis.set(xlabel=getattr(metric, "__name__", "metric"), ylabel=name)
         axis.set_title(f"Spearman of minus the loss: {spearman(-loss, values):.3f}", fontsize=10)
+    figure.set_label("Ordinary and learned loss of held-out recorded items against their metric")
     _save(figure, path)
 
 
@@ -136,4 +134,4 @@ def _legend_below(figure: Figure, axis: Any) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Description": figure.get_label()})

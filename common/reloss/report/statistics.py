@@ -20,6 +20,11 @@ class Sample(NamedTuple):
         """Return the mean ± the standard deviation, to two places."""
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % t interval of the mean; of one value, that value twice."""
+        half = _half_width(self.std, self.n) if self.std is not None else 0.0
+        return self.mean - half, self.mean + half
+
 
 class Difference(NamedTuple):
     """Mean of paired differences over n common seeds, with its 95 % t interval (None for one seed)."""
@@ -53,5 +58,10 @@ def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) 
     mean, n = float(differences.mean()), len(differences)
     if n == 1:
         return Difference(mean, None, None, 1)
-    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    half = _half_width(float(differences.std(ddof=1)), n)
     return Difference(mean, mean - half, mean + half, n)
+
+
+def _half_width(std: float, n: int) -> float:
+    """Return half the width of Student's 95 % interval for the mean of n > 1 values."""
+    return float(stats.t.ppf(0.975, n - 1) * std / np.sqrt(n))

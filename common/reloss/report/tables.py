@@ -13,10 +13,13 @@ from typing import Any
 from reloss.errors import UsageError, unknown
 from reloss.experiment.config import Experiment
 from reloss.experiment.record import read_summaries
+from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
 from reloss.report.groups import Key, Summary, baseline, commits, group, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
+
+CORRELATION = "correlation"  # the table of how well each loss ranks, of all tasks
 
 
 @dataclass(frozen=True)
@@ -47,41 +50,63 @@ def table(name: str, runs: Path) -> list[Row]:
 
     Raises:
         UsageError: there is no table of that name, or no folder `runs`.
+        RelossError: a record is damaged, or the published numbers are not of their schema.
     """
     if name not in tasks():
-        raise unknown("table", name, tasks())
+        raise unknown("table", name, [*tasks(), ABLATION, CORRELATION])
+    return task_rows(tasks()[name], read_summaries(existing(runs)))
+
+
+def existing(runs: Path, begin: str = "reloss run") -> Path:
+    """Return the folder of records `runs`.
+
+    Raises:
+        UsageError: there is none; the message names the command to begin with.
+    """
     if not runs.is_dir():
-        raise UsageError(f"no folder of records at {runs}; name it with --runs, or begin with `reloss run`")
-    task = tasks()[name]
-    summaries = [summary for summary in read_summaries(runs) if summary["experiment"] in task.experiments]
+        raise UsageError(f"no folder of records at {runs}; name it with --runs, or begin with `{begin}`")
+    return runs
+
+
+def task_rows(task: Task, summaries: Sequence[Summary]) -> list[Row]:
+    """Return the rows of every experiment and loss of a task, run or not.
+
+    Raises:
+        RelossError: the task's published numbers are not of their schema.
+    """
     published = {(entry.experiment, entry.loss): entry for entry in read_published(task.folder / "published.yaml")}
     rows = []
     for make in task.experiments.values():
-        rows += _rows(task, make(), summaries, published)
+        rows += _rows(make(), summaries, published)
     return rows
 
 
-def _rows(
-    task: Task, config: Experiment, summaries: list[Summary], published: dict[tuple[str, str], Published]
-) -> list[Row]:
+def _rows(config: Experiment, summaries: Sequence[Summary], published: dict[tuple[str, str], Published]) -> list[Row]:
     groups = group([summary for summary in summaries if summary["experiment"] == config.name])
     rows = []
     for loss in config.losses:
         entry = published.get((config.name, loss))
         elsewhere = entry if entry and entry.needs else None
-        shown = entry.shown() if entry and not elsewhere else "none"
+        comparable = None if elsewhere else entry
         variants = [groups[key] for key in sorted(groups) if key[0] == loss]
-        rows += [_row(config, loss, mine, shown, groups) for mine in variants] or [_not_run(config, loss, shown)]
+        rows += [_row(config, loss, mine, comparable, groups) for mine in variants] or [
+            _not_run(config, loss, comparable)
+        ]
         if elsewhere:
             needs = f"needs {elsewhere.needs}"
-            rows.append(_not_run(config, loss, elsewhere.shown(), missing=needs, status=needs))
+            rows.append(_not_run(config, loss, elsewhere, missing=needs, why=needs))
     return rows
 
 
 def _row(
-    config: Experiment, loss: str, mine: list[Summary], published: str, groups: Mapping[Key, Sequence[Summary]]
+    config: Experiment,
+    loss: str,
+    mine: list[Summary],
+    published: Published | None,
+    groups: Mapping[Key, Sequence[Summary]],
 ) -> Row:
     ours, first = scores(mine, config.score), mine[0]
+    sample = describe(list(ours.values())) if ours else None
     reference = baseline(groups, config.ordinary_loss, first, config.score)
     is_baseline = reference is mine
     return Row(
@@ -89,12 +114,12 @@ def _row(
         loss=loss,
         settings=tuple(first["settings"]),
         score=config.score,
-        published=published,
-        ours=describe(list(ours.values())) if ours else None,
+        published=published.shown() if published else "none",
+        ours=sample,
         difference=None if is_baseline else paired_difference(ours, scores(reference, config.score)),
         is_baseline=is_baseline,
         spearman=_spearman(config, loss, mine, groups),
-        status=_status(config, mine),
+        status=_status(config, mine, sample, published),
         command=first["environment"].get("command", f"reloss run {config.name} --loss {loss}"),
         commits=commits(mine),
         records=tuple(summary["record"] for summary in mine),
@@ -103,19 +128,19 @@ def _row(
 
 
 def _not_run(
-    config: Experiment, loss: str, published: str, missing: str = "not run", status: str = "not run (no record)"
+    config: Experiment, loss: str, published: Published | None, missing: str = "not run", why: str = "no record"
 ) -> Row:
     return Row(
         experiment=config.name,
         loss=loss,
         settings=(),
         score=config.score,
-        published=published,
+        published=published.shown() if published else "none",
         ours=None,
         difference=None,
         is_baseline=False,
         spearman=None,
-        status=status,
+        status=f"not run ({why})",
         command=f"reloss run {config.name} --loss {loss} --seed 0",
         commits=(),
         records=(),
@@ -138,20 +163,31 @@ def _spearman(
     return measured[0] if measured else None
 
 
-def _status(config: Experiment, mine: list[Summary]) -> str:
-    settings = mine[0]["settings"]
+def _status(config: Experiment, mine: list[Summary], ours: Sample | None, published: Published | None) -> str:
+    if ours is None:
+        return f"not run ({'; '.join(unfinished(mine)) or f'finished without {config.score}'})"
+    return "; ".join([_kind(config, mine[0]["settings"], ours, published), *unfinished(mine)])
+
+
+def _kind(config: Experiment, settings: Sequence[str], ours: Sample, published: Published | None) -> str:
+    """Return `reproduced`, `reduced` and how, or why it is neither."""
     if config.paper.startswith("reduced"):
-        kind = " ".join([config.paper, *settings])
-    elif settings:
-        kind = f"reduced: {' '.join(settings)}"
-    else:
-        kind = "not in the paper" if config.paper.startswith("none") else "full protocol"
-    return "; ".join([kind, *unfinished(mine)])
+        return " ".join([config.paper, *settings])
+    if settings:
+        return f"reduced: {' '.join(settings)}"
+    if config.paper.startswith("none"):
+        return "not in the paper"
+    if published is None or published.value is None:
+        return "full protocol, no verified number to compare with"
+    if ours.n < published.seeds:
+        return f"reduced: {ours.n} of {published.seeds} seeds"
+    return "reproduced" if ours.interval()[1] >= published.value else "not reproduced: below the published value"
 
 
 HEADERS = (
     "experiment",
     "loss",
+    "metric",
     "published",
     "ours, %",
     "error, %",
@@ -164,7 +200,9 @@ PROVENANCE = ("command", "commit", "record")
 NOTE = (
     "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
     "protocol (of several, the one that is best on the validation split), with its 95 % t interval. Spearman: of minus "
-    "the loss with the metric, on held-out recorded items."
+    "the loss with the metric, on held-out recorded items. Status: `reproduced`: full data and protocol, at least as "
+    "many seeds as the published value is the mean of, and a 95 % t interval that contains or exceeds it; `reduced`: "
+    "anything smaller, said how."
 )
 
 
@@ -177,10 +215,11 @@ def cells(row: Row) -> list[str]:
     return [
         row.experiment,
         row.loss,
+        row.score,
         row.published,
         ours,
         error,
-        _shown_difference(row),
+        shown_difference(row),
         spearman,
         str(row.ours.n if row.ours else 0),
         row.status,
@@ -190,7 +229,8 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _shown_difference(row: Row) -> str:
+def shown_difference(row: Row) -> str:
+    """Return the text of a row's difference to its baseline, or why there is none."""
     if row.difference is None:
         return row.missing if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
     return row.difference.shown()
@@ -203,8 +243,6 @@ def render(rows: list[Row], format: str) -> str:
         UsageError: another format.
     """
     texts = [cells(row) for row in rows]
-    if format == "tex":  # no room for commands and records
-        return written("tex", HEADERS, [text[: len(HEADERS)] for text in texts], NOTE, [])
     return written(format, [*HEADERS, *PROVENANCE], texts, NOTE, [asdict(row) for row in rows])
 
 
@@ -225,26 +263,43 @@ def written(
     if format == "md":
         return markdown(headers, texts, note)
     if format == "tex":
-        return latex(headers, texts)
+        return latex(headers, texts, note)
     raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
 
 
 def markdown(headers: Sequence[str], texts: Sequence[Sequence[str]], note: str) -> str:
     """Return a Markdown table with a note below it."""
     lines = ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in text) + " |" for text in texts]
+    lines += ["| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in text) + " |" for text in texts]
     return "\n".join([*lines, "", note])
 
 
-def latex(headers: Sequence[str], texts: Sequence[Sequence[str]]) -> str:
-    """Return a LaTeX table with booktabs' rules."""
-    special: dict[str, str] = {character: f"\\{character}" for character in "_%&#${}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+def latex(headers: Sequence[str], texts: Sequence[Sequence[str]], note: str = "") -> str:
+    """Return a LaTeX table with booktabs' rules.
 
-    def escape(text: str) -> str:
-        return "".join(special.get(character, character) for character in text)
+    There is no room for where its numbers came from (PROVENANCE): each row is followed by a comment that says it.
+    """
+    shown = [index for index, header in enumerate(headers) if header not in PROVENANCE]
+    body = []
+    for text in texts:
+        row = " & ".join(_escape(text[index]) for index in shown) + r" \\"
+        said = [f"{headers[index]}: {_one_line(text[index])}" for index in range(len(headers)) if index not in shown]
+        body.append(f"{row} % {'; '.join(said)}" if said else row)
+    head = " & ".join(_escape(headers[index]) for index in shown) + r" \\"
+    begin = ["% \\usepackage{booktabs}", *([f"% {_one_line(note)}"] if note else [])]
+    begin += [rf"\begin{{tabular}}{{{'l' * len(shown)}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}"])
 
-    body = [" & ".join(map(escape, text)) + r" \\" for text in texts]
-    head = " & ".join(map(escape, headers)) + r" \\"
-    begin = rf"\begin{{tabular}}{{{'l' * len(headers)}}}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+LATEX = {character: f"\\{character}" for character in "_%&#${}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
+
+
+def _escape(text: str) -> str:
+    """Return the text for LaTeX; what the T1 and OT1 encodings lack becomes a question mark."""
+    return "".join(LATEX.get(each, each if each.isascii() else "?") for each in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

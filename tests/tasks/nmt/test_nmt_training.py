@@ -12,6 +12,7 @@ from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
 from tasks.nmt import training
 from tasks.nmt.recording import load_what_fits
+from tasks.nmt.scoring import examples
 from tasks.nmt.training import Watcher, read_translations
 
 SCORES = {
@@ -65,6 +66,25 @@ def test_scores_are_sacrebleus_of_the_translations(run_toy):
     assert len(hypotheses) == len(references) == 11  # not a multiple of 8, of which fairseq's batching would lose 3
     scores = read_json(record / "summary.json")["scores"]
     assert scores["sacreBLEU"] == pytest.approx(float(bleu([hypotheses], [references])), abs=1e-6)
+    shown = read_json(record / "examples.json")
+    translations = dict(zip((texts / "test.de").read_text().splitlines(), hypotheses, strict=True))
+    assert sum(map(len, shown.values())) == 11
+    for kind, rows in shown.items():
+        for row in rows:
+            assert row["translation"] == translations[row["source"]]
+            assert (row["translation"] == row["reference"]) == (kind == "right")
+
+
+def test_examples_are_wrong_and_right_translations():
+    sources = [f"quelle {number}" for number in range(50)]
+    references = ["A man walks ." if number % 2 else "a dog" for number in range(50)]
+    found = examples(sources, ["a man walks ."] * 50, references, lowercase=True)
+    assert [len(rows) for rows in found.values()] == [20, 20]
+    assert found["right"][0] == {
+        "source": "quelle 1", "translation": "a man walks .", "reference": "A man walks .", "chrF": "100.0",
+    }  # fmt: skip
+    assert all(row["reference"] == "a dog" and float(row["chrF"]) < 50 for row in found["wrong"])
+    assert examples(sources, ["a man walks ."] * 50, references)["right"] == []
 
 
 @pytest.mark.parametrize("when", ["in an epoch", pytest.param("before a checkpoint", marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from reloss.errors import RelossError
@@ -209,7 +210,8 @@ def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
     draw = pictures._draw
     monkeypatch.setattr(pictures, "_draw", lambda *found: (drawn.append(found), draw(*found)))
     record = run_lsp("reloss", "train.epochs=1")
-    assert (record / "persons.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(record / "persons.png") as image:
+        assert image.info["Description"] == "Validation persons with their joints: truth, mse, reloss"
     _, (images, columns, visible, _, path) = drawn  # the baseline's own before
     assert path == record / "persons.png"
     assert list(columns) == ["truth", "mse", "reloss"]

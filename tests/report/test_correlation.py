@@ -1,0 +1,91 @@
+import csv
+import io
+import json
+
+import pytest
+from small import DIGITS
+
+from reloss.errors import RelossError
+from reloss.files import write_json
+from reloss.report.correlation import HEADERS, correlation_rows, render_correlation, rows_of
+
+
+def card(objective="rank", **learn):
+    fit = {"spearman": 0.91, "spearman_synthetic": 0.97, "spearman_ordinary": 0.88, "validation_items": 128}
+    return {"metric": "accuracy", "learn": {"objective": objective, **learn}, "fit": fit}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two surrogates, of which one has served a run, and a diagnosis of it and of cross-entropy."""
+    home = tmp_path / DIGITS
+    write_json(home / "surrogates" / "one" / "surrogate.json", card())
+    write_json(home / "surrogates" / "two" / "surrogate.json", card(penalty="off"))
+    facts = {"experiment": DIGITS, "loss": "reloss", "settings": [], "seed": 3, "protocol": "p", "scores": {}}
+    summary = {"status": "finished", "surrogate": {"folder": "surrogates/one"}, **facts}
+    write_json(home / "reloss" / "seed3" / "summary.json", summary)
+    write_json(home / "reloss" / "seed3" / "environment.json", {"commit": "abc", "command": "reloss run it"})
+    figures = {"kendall_checkpoints": 0.6, "spearman_late": 0.5, "checkpoints": 40}
+    entries = [{"spearman_checkpoints": 0.8, **figures}]
+    entries += [{"folder": "surrogates/one", "spearman_checkpoints": 0.9, "spearman": 0.1, **figures}]
+    write_json(home / "diagnostics" / "diagnostics.json", entries)
+    return tmp_path
+
+
+def digits(rows):
+    return {row.surrogate: row for row in rows if row.experiment == DIGITS and row.loss in ("ce", "reloss")}
+
+
+def test_each_loss_has_what_was_measured_of_it(runs):
+    found = digits(correlation_rows(runs))
+    assert list(found) == ["none", "one", "two penalty=off"]
+    ordinary, one, two = found.values()
+    assert ordinary.rankings == {
+        "spearman": 0.88, "spearman_checkpoints": 0.8, "kendall_checkpoints": 0.6, "spearman_late": 0.5,
+    }  # fmt: skip
+    assert one.rankings["spearman"] == 0.91  # of the fit, whatever else says so
+    assert one.rankings["spearman_checkpoints"] == 0.9
+    assert one.difference == pytest.approx(0.03)
+    assert (one.items, one.checkpoints, one.commits, one.command) == (128, 40, ("abc",), "reloss run it")
+    assert one.records == (f"{DIGITS}/surrogates/one", f"{DIGITS}/reloss/seed3")
+    assert "spearman_checkpoints" not in two.rankings
+    assert two.records == (f"{DIGITS}/surrogates/two",)
+
+
+def test_the_diagnostics_of_the_last_run_serve_where_nothing_was_diagnosed(runs):
+    (runs / DIGITS / "diagnostics" / "diagnostics.json").unlink()
+    path = runs / DIGITS / "reloss" / "seed3" / "summary.json"
+    measured = {"spearman_checkpoints": 0.7, "checkpoints": 20}
+    write_json(path, {**json.loads(path.read_text()), "diagnostics": measured})
+    row = digits(correlation_rows(runs))["one"]
+    assert (row.rankings["spearman_checkpoints"], row.checkpoints) == (0.7, 20)
+
+
+def test_formats(runs, cli):
+    code, out, _ = cli("table", "correlation", "--runs", runs)
+    assert code == 0
+    assert f"| {DIGITS} | ce | none | accuracy | none | 0.880 | not measured | 0.800 |" in out
+    assert f"| {DIGITS} | approx | none | accuracy | none | not run |" in out
+    rows = correlation_rows(runs)
+    table = list(csv.reader(io.StringIO(render_correlation(rows, "csv"))))
+    assert tuple(table[0]) == HEADERS
+    assert {len(row) for row in table} == {len(HEADERS)}
+    assert all(all(row) for row in table)
+    assert len(json.loads(render_correlation(rows, "json"))) == len(table) - 1
+
+
+def test_a_damaged_card_is_named_or_left_out(runs):
+    path = runs / DIGITS / "surrogates" / "one" / "surrogate.json"
+    path.write_text("{")
+    with pytest.raises(RelossError, match=r"one/surrogate\.json"):
+        correlation_rows(runs)
+    damaged = []
+    assert list(digits(rows_of(runs, [], damaged))) == ["none", "two penalty=off"]
+    assert len(damaged) == 1
+    assert str(path) in damaged[0]
+
+
+def test_no_folder(cli, tmp_path):
+    code, _, err = cli("table", "correlation", "--runs", tmp_path / "none")
+    assert code == 2
+    assert "begin with `reloss run`" in err
