@@ -24,7 +24,7 @@ class OfflineRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows that are metrics: without those that show a figure."""
-        return [row for row in self.rows if not any(isinstance(value, dict) for value in row.values())]
+        return [row for row in self.rows if not any("/" in key for key in row)]
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:

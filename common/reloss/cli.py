@@ -278,6 +278,26 @@ class Data:
 
 
 @dataclass
+class Sync:
+    """Upload the runs that W&B recorded offline, each once; what is uploaded is not uploaded again.
+
+    Example: WANDB_API_KEY=... reloss sync --runs runs
+    """
+
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    deadline: float = 300.0
+    """Seconds that the upload of one run may take."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.sync import sync
+
+        if self.deadline <= 0:
+            raise UsageError("--deadline must be more than 0")
+        sync(self.runs, self.deadline)
+
+
+@dataclass
 class Doctor:
     """Print versions, devices, which data are found, and the state of W&B.
 
@@ -316,7 +336,7 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Doctor, Demo)
+    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Sync, Doctor, Demo)
 }
 
 

@@ -49,12 +49,15 @@ class Mirror:
         project = os.environ.get("WANDB_PROJECT") or "reloss"
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         common = {"project": project, "dir": folder, "settings": quiet, "config": config, **settings}
+        if mode == "online" and (obstacle := _obstacle(wandb.setup().settings.base_url)):
+            self.problems.append(f"{obstacle}: offline instead, `reloss sync` uploads it")
+            mode = "offline"
         try:
             self._run = wandb.init(mode=mode, **common)
         except wandb.Error as error:
             if mode != "online":
                 raise
-            self.problems.append(f"{_named(error)}; offline instead, `reloss sync` uploads it")
+            self.problems.append(f"{_named(error)}: offline instead, `reloss sync` uploads it")
             self._run = wandb.init(mode="offline", **common)
         # W&B's own step only counts rows; what is drawn on the x axis is the step of the training or of the fit.
         self._run.define_metric("step")
@@ -124,12 +127,12 @@ class Mirror:
         self._run.finish(exit_code=exit_code)
         self._run = None
         wandb.teardown()
-        (path,) = folder.glob("run-*.wandb")
-        written = read_run(path)
-        if written["rows"] < self._rows or written["exit_code"] is None:
-            self.problems.append(f"{written['rows']} of {self._rows} rows are in {path}; is the disk full?")
-        elif not offline:
-            path.with_name(path.name + ".synced").touch()
+        for path in folder.glob("run-*.wandb"):  # one, or none if WANDB_MODE is disabled
+            written = read_run(path)
+            if written["rows"] < self._rows or written["exit_code"] is None:
+                self.problems.append(f"{written['rows']} of {self._rows} rows are in {path}; is the disk full?")
+            elif not offline:
+                path.with_name(path.name + ".synced").touch()
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -149,18 +152,29 @@ def read_run(path: Path) -> dict[str, Any]:
     from wandb.sdk.internal.datastore import DataStore
 
     store = DataStore()
-    store.open_for_scan(str(path))
     rows, exit_code = 0, None
     try:
+        store.open_for_scan(str(path))
         while data := store.scan_data():
             record = Record()
             record.ParseFromString(data)
             kind = record.WhichOneof("record_type")
             rows += kind == "history"
             exit_code = record.exit.exit_code if kind == "exit" else exit_code
-    except AssertionError:  # the last block was cut short
+    except AssertionError:  # it is empty, or its end was cut off
         pass
     return {"rows": rows, "exit_code": exit_code}
+
+
+def _obstacle(address: str) -> str:
+    """Return why no server answers at `address`, or the empty string; without one wandb.init waits for ever."""
+    import requests
+
+    try:
+        requests.head(address, timeout=INIT_SECONDS)
+    except requests.RequestException as error:
+        return _named(error)
+    return ""
 
 
 def _named(error: BaseException) -> str:

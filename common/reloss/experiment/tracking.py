@@ -104,12 +104,16 @@ def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 9]}-{short_hash(text, 8)}"
 
 
-def _children(pid: int) -> list[int]:
-    """Return the processes that a process started, where the system tells."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """End a process that is running still, and those that it started, where the system tells which they are."""
+    if process.poll() is not None:
+        return
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with suppress(OSError):
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    process.kill()
+    process.wait()
 
 
 class WandbMirror:
@@ -216,11 +220,7 @@ class WandbMirror:
                 self.cpu_seconds += answer["cpu_seconds"]
             except ValueError:
                 problems = [f"its process ended with code {process.returncode}"]
-        if process.poll() is None:
-            for pid in (*_children(process.pid), process.pid):
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        kill_tree(process)
         self._say("; ".join(problems))
 
     def _say(self, problem: str) -> None:
