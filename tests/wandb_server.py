@@ -45,6 +45,12 @@ class Kept:
         match name:
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
+            case "OrganizationCoreWeaveOrganizationID":
+                return {"entity": None}
+            case "ArtifactType":
+                return {"project": {"artifact": None}}
+            case "viewer" | "GetViewer":  # the former of a query without a name
+                return {"viewer": {"id": "me", "username": "me", "entity": "team", "teams": {"edges": []}}}
             case "UpsertBucket":
                 self.runs.setdefault(asked["name"], asked)
                 bucket = {"id": asked["name"], "name": asked["name"], "displayName": asked["displayName"]}
@@ -99,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             if not self._refused(""):
                 self.kept.stream(self.path.split("/")[-2], sent)
             return self._send({})
-        name = re.search(r"(?:mutation|query)\s+(\w+)", sent["query"]).group(1)
+        name = re.search(r"(\w+)", sent["query"].replace("mutation", "").replace("query", "", 1)).group(1)
         answer = {} if self._refused(name) else self.kept.answer(name, sent.get("variables") or {})
         return self._send({"data": answer}, name)
 
