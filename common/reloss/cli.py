@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from reloss.errors import RelossError, UsageError
 
@@ -298,6 +298,32 @@ class Sync:
 
 
 @dataclass
+class Dashboard:
+    """Build the W&B report of each task, baseline and ReLoss side by side; print what it holds, or push it.
+
+    Example: reloss dashboard classification --print
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]")] = ()
+    """Tasks or experiments; all by default."""
+    push: FlagCreatePairsOff[bool] = False
+    """Write it to W&B, as a new report a task."""
+    print: FlagCreatePairsOff[bool] = False
+    """Print it as JSON; needs no key and no network."""
+
+    def __call__(self) -> None:
+        from reloss.report.dashboard import dashboards, push, specs
+
+        if self.push == self.print:
+            raise UsageError("choose one of --push and --print")
+        if self.push:
+            for address in push(self.names):
+                print(address)
+        else:
+            print(json.dumps(specs(dashboards(self.names, entity="")), indent=2))
+
+
+@dataclass
 class Doctor:
     """Print versions, devices, which data are found, and the state of W&B.
 
@@ -336,7 +362,7 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Sync, Doctor, Demo)
+    for command in (List, Show, Run, Learn, Table, Diagnose, Sweep, Data, Sync, Dashboard, Doctor, Demo)
 }
 
 

@@ -41,7 +41,7 @@ def sync(runs: Path, deadline: float) -> None:
     everything = list(_wandb_files(runs))
     left = [path for path in everything if not _mark(path).exists()]
     waiting = sorted((path for path in left if _ended(path)), key=lambda path: path.parent.name.partition("run-")[2])
-    if waiting and not _has_key():
+    if waiting and not has_key():
         raise UsageError(
             f"{len(waiting)} runs wait for upload, but there is no key of W&B: set WANDB_API_KEY, or call `wandb login`"
         )
@@ -78,7 +78,8 @@ def _ended(path: Path) -> bool:
     return (record / "surrogate.json").exists() or read_summary(record).get("status", "running") != "running"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Return whether there is a key of W&B, in the environment or from `wandb login`; asks nobody."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
