@@ -28,6 +28,7 @@ LIBRARIES = {
     "torch",
     "tyro",
     "wandb",
+    "wandb_workspaces",
     "yaml",
 }
 HEAVY = {
@@ -41,6 +42,7 @@ HEAVY = {
     "sklearn",
     "matplotlib",
     "wandb",
+    "wandb_workspaces",
     "transformers",
     "tokenizers",
     "cv2",

@@ -54,7 +54,14 @@ class Kept:
             case "viewer" | "GetViewer" | "GetDefaultEntity":  # the first of a query without a name
                 return {"viewer": {"id": "me", "username": "me", "entity": "team", "teams": {"edges": []}}}
             case "GetProjects":
-                node = {"id": "p", "name": "reloss", "entityName": "team", "createdAt": "", "isBenchmark": False, "user": None}
+                node = {
+                    "id": "p",
+                    "name": "reloss",
+                    "entityName": "team",
+                    "createdAt": "",
+                    "isBenchmark": False,
+                    "user": None,
+                }
                 edges = [{"cursor": "", "node": node}]
                 return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
             case "upsertView":

@@ -1,4 +1,4 @@
-"""The upload is W&B's own command, against a server on this machine that speaks as much of W&B's language as it needs."""
+"""The upload is W&B's own command, against a server on this machine that knows as much as it needs."""
 
 import os
 import signal
@@ -63,7 +63,10 @@ def test_each_run_is_uploaded_once_under_its_id(server, recorded, cli, tmp_path)
 
 @pytest.mark.parametrize(
     "refused",
-    ["weights", *(pytest.param(each, marks=pytest.mark.slow) for each in ("CommitArtifact", "file_stream", "UpsertBucket"))],
+    [
+        "weights",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("CommitArtifact", "file_stream", "UpsertBucket")),
+    ],
 )
 def test_an_upload_that_fails_in_part_is_said_and_repeated(server, recorded, cli, tmp_path, refused):
     run = recorded()

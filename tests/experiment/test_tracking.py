@@ -2,18 +2,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from offline import offline_runs
-from small import DIGITS, SMALL
+from small import DIGITS
 
 from reloss.experiment import tracking
 from reloss.experiment.mirror import read_run
 from reloss.experiment.task import find_experiment
-from reloss.experiment.tracking import Artifact, WandbMirror, describe_run, read_metrics
+from reloss.experiment.tracking import WandbMirror, describe_run, read_metrics
 from reloss.files import read_json
 
 FAILED = "W&B failed ("
@@ -47,7 +46,9 @@ def wait_for(condition, seconds=30):
 
 def core(parent=None):
     """The process of W&B itself below this process."""
-    return wait_for(lambda: [pid for pid, words in processes(parent or os.getpid()).items() if "wandb-core" in words])[0]
+    return wait_for(lambda: [pid for pid, words in processes(parent or os.getpid()).items() if "wandb-core" in words])[
+        0
+    ]
 
 
 @pytest.fixture
@@ -146,7 +147,9 @@ def test_a_killed_run_is_gone_on_with_in_a_linked_run(start, finish, tmp_path):
     words = ("run", DIGITS, "--runs", tmp_path, "--data", tmp_path, "--set", "train.epochs=40")
     record = tmp_path / DIGITS / "ce@train.epochs=40" / "seed0"
     process = start(*words)
-    wait_for(lambda: (record / "checkpoint" / "last.pt").exists() and list(record.glob("wandb/offline-run-*/*.wandb")), 60)
+    wait_for(
+        lambda: (record / "checkpoint" / "last.pt").exists() and list(record.glob("wandb/offline-run-*/*.wandb")), 60
+    )
     process.kill()
     process.wait()
     wait_for(lambda: read_run(*record.glob("wandb/offline-run-*/*.wandb"))["exit_code"] is not None)
@@ -162,9 +165,7 @@ def test_a_killed_run_is_gone_on_with_in_a_linked_run(start, finish, tmp_path):
     assert [row["step"] for row in first.rows] == [row["step"] for row in second.rows[: len(first.rows)]]
 
 
-@pytest.mark.parametrize(
-    "victim", ["wandb-core", pytest.param("reloss.experiment.mirror", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("victim", ["wandb-core", pytest.param("reloss.experiment.mirror", marks=pytest.mark.slow)])
 def test_death_of_the_service_stops_nothing_and_is_said_once(run_digits, monkeypatch, capsys, victim):
     from reloss.experiment.record import Record
 
@@ -222,9 +223,7 @@ def test_a_full_disk_is_said_once(mirror, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("broken", ["raise ModuleNotFoundError('No module named wandb')", "import sys; sys.exit(3)"])
-def test_a_missing_or_broken_wandb_stops_nothing_and_is_said_once(
-    run_digits, tmp_path, monkeypatch, capsys, broken
-):
+def test_a_missing_or_broken_wandb_stops_nothing_and_is_said_once(run_digits, tmp_path, monkeypatch, capsys, broken):
     (tmp_path / "path" / "wandb").mkdir(parents=True)
     (tmp_path / "path" / "wandb" / "__init__.py").write_text(broken)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))

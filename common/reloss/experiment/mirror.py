@@ -47,10 +47,10 @@ class Mirror:
             x_stats_pid=pid, x_stats_track_process_tree=True,
         )  # fmt: skip
         project = os.environ.get("WANDB_PROJECT") or "reloss"
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         common = {"project": project, "dir": folder, "settings": quiet, "config": config, **settings}
-        if mode == "online" and (obstacle := _obstacle(wandb.setup().settings.base_url)):
-            self.problems.append(f"{obstacle}: offline instead, `reloss sync` uploads it")
+        if mode == "online" and (problem := obstacle(wandb.setup().settings.base_url)):
+            self.problems.append(f"{problem}: offline instead, `reloss sync` uploads it")
             mode = "offline"
         try:
             self._run = wandb.init(mode=mode, **common)
@@ -166,7 +166,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return {"rows": rows, "exit_code": exit_code}
 
 
-def _obstacle(address: str) -> str:
+def obstacle(address: str) -> str:
     """Return why no server answers at `address`, or the empty string; without one wandb.init waits for ever."""
     import requests
 

@@ -170,11 +170,16 @@ class WandbMirror:
         self._artifact(artifact, used=True)
 
     def _artifact(self, artifact: Artifact, used: bool) -> None:
-        files = {name: str(path.resolve()) for name, path in artifact.files.items()}
         self._send(
-            "artifact", name=_shortened(re.sub(r"[^\w.-]", "-", artifact.name), MAX_NAME), type=artifact.type, files=files, used=used,
-            references=dict(artifact.references), metadata=dict(artifact.metadata), table=dict(artifact.table),
-        )  # fmt: skip
+            "artifact",
+            name=_shortened(re.sub(r"[^\w.-]", "-", artifact.name), MAX_NAME),
+            type=artifact.type,
+            files={name: str(path.resolve()) for name, path in artifact.files.items()},
+            references=dict(artifact.references),
+            metadata=dict(artifact.metadata),
+            table=dict(artifact.table),
+            used=used,
+        )
 
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
         """Send the final scores, and wait until W&B has written everything, at most `DEADLINE` seconds."""

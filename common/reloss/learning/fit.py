@@ -102,8 +102,9 @@ def fit_surrogate(
     if checkpoint is not None and checkpoint.exists():
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
-        for entry in fit.history if on_validation is not None else ():
-            on_validation(entry)
+        if on_validation is not None:
+            for entry in fit.history:
+                on_validation(entry)
     with progress(fit.options.steps, "learn surrogate", fit.step) as advance:
         while fit.step < fit.options.steps:
             parts = fit.learn_step()

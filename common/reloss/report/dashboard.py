@@ -1,4 +1,4 @@
-"""The dashboard on W&B, as code: a report a task that puts the ordinary loss and ReLoss of its experiments side by side.
+"""The dashboard on W&B, as code: a report a task that puts ordinary losses and ReLoss side by side.
 
 Each experiment has its curves (mean and range over the seeds of a loss), its loss against its metric, its final scores,
 and the table of its runs; below them how its surrogates were learned. Only the runs that finished are shown: a run that
@@ -42,7 +42,9 @@ def dashboards(names: Sequence[str], entity: str) -> list[Report]:
     try:
         from wandb_workspaces.reports.v2 import Report
     except ImportError:
-        raise RelossError("wandb-workspaces is not installed: `make setup`, or `pip install wandb-workspaces`") from None
+        raise RelossError(
+            "wandb-workspaces is not installed: `make setup`, or `pip install wandb-workspaces`"
+        ) from None
     known = {full: task.name for task in tasks().values() for full in task.experiments}
     for name in names:
         if name not in known and name not in tasks():
@@ -60,7 +62,7 @@ def dashboards(names: Sequence[str], entity: str) -> list[Report]:
 
 def _blocks(config: Experiment) -> list[Any]:
     """Return the heading, the panels of the trainings, and those of the fits of an experiment."""
-    from wandb_workspaces.reports.v2 import H2, P, BarPlot, LinePlot, PanelGrid, RunComparer, ScatterPlot
+    from wandb_workspaces.reports.v2 import H2, BarPlot, LinePlot, P, PanelGrid, RunComparer, ScatterPlot
 
     validation = validation_score(config)
     mean_and_range: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
@@ -70,7 +72,9 @@ def _blocks(config: Experiment) -> list[Any]:
         LinePlot(title=f"{config.score}, validation", x="step", y=[validation], **mean_and_range),
         LinePlot(title="training loss (each loss has its own scale)", x="step", y=[LOSS], **mean_and_range),
         LinePlot(title=f"training loss against {config.score}", x=LOSS, y=[validation]),
-        BarPlot(title=f"final {config.score}, mean over seeds", metrics=[config.score], orientation="h", **mean_and_range),
+        BarPlot(
+            title=f"final {config.score}, mean over seeds", metrics=[config.score], orientation="h", **mean_and_range
+        ),
     ]
     learned = [LinePlot(title=name.replace("_", " "), x="step", y=[name]) for name in LEARNED]
     ranks = ScatterPlot(title="ranking recorded and synthetic items", x=_summary(LEARNED[0]), y=_summary(LEARNED[1]))
@@ -78,7 +82,7 @@ def _blocks(config: Experiment) -> list[Any]:
         H2(config.name),
         P(f"Paper: {config.paper}. The surrogate is taught {config.metric}; the table reports {config.score}."),
         PanelGrid(runsets=[trainings], panels=[*curves, RunComparer(diff_only="split")]),
-        P("How its surrogates were learned: Spearman's correlation of minus the loss with the metric on held-out items."),
+        P("How its surrogates were learned: correlations of minus the loss with the metric, on held-out items."),
         PanelGrid(runsets=[fits], panels=[*learned, ranks]),
     ]
 
@@ -90,11 +94,15 @@ def _summary(name: str) -> Any:
 
 
 def _runset(name: str, config: Experiment, stages: tuple[str, ...], columns: tuple[str, ...]) -> Any:
-    """Return the finished runs of an experiment's stages, grouped by loss and variant: the seeds of a group are its band."""
+    """Return the finished runs of an experiment's stages, grouped by loss and variant, over the seeds."""
     from wandb_workspaces import expr
     from wandb_workspaces.reports.v2 import Runset
 
-    wanted = [expr.Metric("Group") == config.name, expr.Config("stage").isin(list(stages)), expr.Metric("State") == "finished"]
+    wanted = expr.And(
+        expr.Metric("Group") == config.name,
+        expr.Config("stage").isin(list(stages)),
+        expr.Metric("State") == "finished",
+    )
     groups = ["config.loss", "config.variant"]
     return Runset(name=name, filters=wanted, groupby=groups, pinned_columns=list(columns))
 
@@ -111,12 +119,15 @@ def push(names: Sequence[str]) -> list[str]:
         UsageError: no key.
         RelossError: W&B refused, or did not answer.
     """
+    from reloss.experiment.mirror import obstacle
     from reloss.experiment.sync import has_key
 
     if not has_key():
         raise UsageError("no key of W&B: set WANDB_API_KEY, or call `wandb login`; --print needs none")
     import wandb
 
+    if problem := obstacle(address := wandb.setup().settings.base_url):
+        raise RelossError(f"W&B does not answer at {address} ({problem})")
     try:
         entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api(timeout=30).default_entity)
         reports = dashboards(names, entity)
