@@ -3,7 +3,8 @@
 The run is `reloss run classification/cifar10_resnet20 --loss ce` at a few epochs, in a process and folder of its own.
 Its record says how long it waited for W&B (to start its process, to hand over rows and artifacts, and at the end for it
 to write), which share of the run's wall time that was, and how much processor time W&B's own processes took beside it.
-A longer run hands over more rows and waits once all the same, so its share is smaller.
+The share "at most" adds that, as if they had held up the run all the while. A longer run hands over more rows and waits
+once all the same, so its share is smaller.
 
 Writes tracking.{csv,md} into --out.
 """
@@ -32,7 +33,10 @@ from reloss.files import read_json
 EXPERIMENT = "classification/cifar10_resnet20"
 SHORT = ("train.epochs=4", "data.per_class=1000")
 TARGET = 0.01
-FIELDS = ("experiment", "settings", "rows", "wall s", "waited for W&B s", "share %", "W&B's processor s", "note")
+FIELDS = (
+    *("experiment", "settings", "rows", "wall s", "waited for W&B s", "share %"),
+    *("W&B's processor s", "share at most %", "note"),
+)
 
 
 def measure(data: Path, settings: list[str]) -> dict[str, Any]:
@@ -50,16 +54,18 @@ def measure(data: Path, settings: list[str]) -> dict[str, Any]:
             raise RelossError(f"`{shlex.join(words)}` failed: {done.stderr.strip()[-500:]}")
         record = Path(done.stdout.strip().splitlines()[-1])
         summary = read_json(record / "summary.json")
-        cost = summary["tracking"]
+        cost, wall = summary["tracking"], summary["wall_seconds"]
+        bound = (cost["seconds"] + cost["cpu_seconds"]) / wall
         return {
             "experiment": EXPERIMENT,
             "settings": " ".join(settings),
             "rows": len(read_metrics(record / "metrics.jsonl")),
-            "wall s": summary["wall_seconds"],
+            "wall s": wall,
             "waited for W&B s": cost["seconds"],
             "share %": round(100 * cost["share"], 3),
             "W&B's processor s": cost["cpu_seconds"],
-            "note": f"at most {TARGET:.0%} wanted: " + ("met" if cost["share"] <= TARGET else "not met"),
+            "share at most %": round(100 * bound, 3),
+            "note": f"at most {TARGET:.0%} wanted: " + ("met" if bound <= TARGET else "not met"),
         }
 
 

@@ -282,3 +282,27 @@ def test_tags_and_names_fit_what_wandb_takes():
     assert describe_run(config, "train", "0123456789ab", facts)["tags"][-1] == "git: clean"
     assert describe_run(config, "train", "unknown", facts)["tags"][-1] == "git: unknown"
     json.dumps(described)
+
+
+def test_sigterm_is_for_the_run(mirror, tmp_path, capsys):
+    """A run that is told to end writes its state, then ends its W&B run itself."""
+    signalled = mirror()
+    signalled.log({"step": 1})
+    core()
+    for pid, words in processes(os.getpid()).items():
+        if "reloss.experiment.mirror" in words:
+            os.kill(pid, signal.SIGTERM)
+    signalled.log({"step": 2})
+    signalled.finish({}, failed=True)
+    (run,) = offline_runs(tmp_path)
+    assert run.rows == [{"step": 1}, {"step": 2}]
+    assert run.exits == [1]
+    assert FAILED not in capsys.readouterr().err
+
+
+def test_what_is_evaluated_again_is_whole(run_digits):
+    record = run_digits(track="wandb", settings=("train.epochs=2",))
+    run_digits(track="wandb", settings=("train.epochs=2",), stage="evaluate")
+    first, second = offline_runs(record)
+    assert first.rows == second.rows == read_metrics(record / "metrics.jsonl")
+    assert second.config["resumed_from"] == first.id

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 RUN_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(\w+)")
 CRASHED = 1
 INIT_SECONDS = 30
+STATS_SECONDS = 60  # between two measurements of the machine
 STOPPING = ("start", "log", "replay", "finish")  # without these there is no run; others are left out if they fail
 
 
@@ -44,7 +46,7 @@ class Mirror:
         config["resumed_from"] = run_id(earlier[-1]) if earlier else None
         quiet = wandb.Settings(
             silent=True, console="off", init_timeout=INIT_SECONDS, program="reloss", x_save_requirements=False,
-            x_stats_pid=pid, x_stats_track_process_tree=True,
+            x_stats_pid=pid, x_stats_sampling_interval=STATS_SECONDS,
         )  # fmt: skip
         project = os.environ.get("WANDB_PROJECT") or "reloss"
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
@@ -183,6 +185,8 @@ def _named(error: BaseException) -> str:
 
 def main() -> None:
     """Serve until `finish`, or until the input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # are for the run, which says when this is to end
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     mirror = Mirror()

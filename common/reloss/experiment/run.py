@@ -207,6 +207,8 @@ class _Job:
                 record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
             if stage != "evaluate":
                 self.task.train(run)
+            else:
+                record.mirror.replay(record.metrics.path, record.metrics.lines)
             scores = self.task.evaluate(run)
             if bank is not None:
                 bank.flush()

@@ -24,6 +24,7 @@ from reloss.progress import say
 
 Track = Literal["wandb", "off"]
 DEADLINE = 60  # seconds that W&B has at the end of a run to write, or to upload, what it was given
+GRACE = 10  # the same of a run that was interrupted: who did that may kill it soon
 MAX_TAG, MAX_NAME = 64, 128  # characters of a tag and of an artifact's name, as W&B allows
 
 
@@ -84,7 +85,7 @@ def describe_run(config: Experiment, stage: str, commit: str, facts: Mapping[str
 
     Args:
         config: of the experiment; the sections of W&B's config.
-        stage: baseline, learn, train or evaluate.
+        stage: baseline, learn or train.
         commit: of the checkout, with `+changes` if files differ from it.
         facts: what else the config holds: loss, variant, seed, record and so on.
     """
@@ -182,10 +183,10 @@ class WandbMirror:
         )
 
     def finish(self, summary: dict[str, Any], failed: bool) -> None:
-        """Send the final scores, and wait until W&B has written everything, at most `DEADLINE` seconds."""
+        """Send the final scores, and wait until W&B has written everything, but not beyond its deadline."""
         self._send("finish", summary=summary, exit_code=int(failed))
         with self._timed():
-            self._end(DEADLINE)
+            self._end(GRACE if failed else DEADLINE)
 
     def cost(self, wall_seconds: float) -> dict[str, float]:
         """Return what W&B took so far: seconds that the run waited, their share of its wall time, processor time."""
