@@ -69,10 +69,9 @@ def measure(data: Path, settings: list[str]) -> dict[str, Any]:
         }
 
 
-def write(row: dict[str, Any], load: float, out: Path) -> None:
+def write(row: dict[str, Any], commit: str, load: float, out: Path) -> None:
     """Write CSV and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    commit = environment.commit()  # before the tables change the tree
     shown = [str(row[name]) for name in FIELDS]
     with (out / "tracking.csv").open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, shown])
@@ -96,12 +95,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RELOSS_DATA", "data")), help="data sets")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     arguments = parser.parse_args()
+    commit = environment.commit()  # of the code that runs
     try:
         row = measure(arguments.data, [*SHORT, *arguments.set])
     except RelossError as error:
         sys.exit(str(error))
     print(" | ".join(f"{name} {row[name]}" for name in FIELDS))
-    write(row, os.getloadavg()[0], arguments.out)
+    write(row, commit, os.getloadavg()[0], arguments.out)
 
 
 if __name__ == "__main__":
