@@ -21,6 +21,7 @@ LIBRARIES = {
     "matplotlib",
     "numpy",
     "pydantic",
+    "requests",
     "rich",
     "sacrebleu",
     "safetensors",
