@@ -279,7 +279,7 @@ class Data:
 
 @dataclass
 class Sync:
-    """Upload the runs that W&B recorded offline, each once; what is uploaded is not uploaded again.
+    """Upload the runs that W&B recorded offline, each once, and the results tables where they changed.
 
     Example: WANDB_API_KEY=... reloss sync --runs runs
     """
@@ -290,10 +290,13 @@ class Sync:
     """Seconds that the upload of one run may take."""
 
     def __call__(self) -> None:
-        from reloss.experiment.sync import sync
+        from reloss.experiment.sync import has_key, sync
+        from reloss.report.mirrored import mirror_tables
 
         if self.deadline <= 0:
             raise UsageError("--deadline must be more than 0")
+        if has_key() and self.runs.is_dir():
+            mirror_tables(self.runs)
         sync(self.runs, self.deadline)
 
 

@@ -135,9 +135,20 @@ def test_lines_of_descent_arrive(server, run_digits, cli, tmp_path, monkeypatch)
     stage = {run: sent["jobType"] for run, sent in server.runs.items()}
     made = {(stage[run], name.partition("-")[0]) for run, name in server.made}
     used = {(stage[run], name.partition("-")[0]) for run, name in server.used}
-    assert made == {("baseline", "bank"), ("learn", "surrogate"), ("baseline", "result"), ("train", "result")}
+    results = {(kind, "result") for kind in ("baseline", "train")}
+    assert made == {("baseline", "bank"), ("learn", "surrogate"), ("table", "results"), *results}
     assert used == {("learn", "bank"), ("train", "surrogate")}
-    assert len({name for name, _ in server.versions}) == len(server.versions) == 4
+    assert len({name for name, _ in server.versions}) == len(server.versions) == 5
+
+    # The tables are among it, once as long as they stay.
+    tables = tmp_path / "runs" / "tables"
+    assert {path.name for path in tables.iterdir()} == {
+        *(f"classification.{format}" for format in ("md", "csv", "json")),
+        "given.json",
+    }
+    requests = server.requests
+    cli("sync", "--runs", tmp_path / "runs")
+    assert server.requests == requests
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,23 +93,30 @@ def _upload(path: Path, deadline: float) -> str:
     """Upload a run and mark it; returns what went wrong, the empty string if nothing did."""
     staged = path.parents[1] / "data" / "artifacts" / "staging"
     kept = staged.with_name("kept")
-    _link(kept, staged)  # of an upload that broke off
-    _link(staged, kept)
+    _copy_missing(kept, staged)  # of an upload that broke off
+    _copy_missing(staged, kept)
     problem = _run_wandb(path, deadline)
     if problem:
         _mark(path).unlink(missing_ok=True)
-        _link(kept, staged)
+        _copy_missing(kept, staged)
     else:
         _mark(path).touch()
+        for copy in kept.glob("*"):
+            if not (staged / copy.name).exists():  # it has arrived
+                copy.unlink()
     return problem
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make the files of a folder appear in another one too."""
+def _copy_missing(source: Path, target: Path) -> None:
+    """Put those files of a folder that another one lacks there too, without a second copy on disk where links work."""
     for path in source.glob("*"):
-        target.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            os.link(path, target / path.name)
+        other = target / path.name
+        if not other.exists():
+            target.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, other)
+            except OSError:
+                shutil.copy2(path, other)
 
 
 def _run_wandb(path: Path, deadline: float) -> str:
