@@ -9,7 +9,9 @@ from offline import offline_runs
 from small import DIGITS, SMALL
 from wandb_server import wandb_server
 
+from reloss.experiment.mirror import read_run
 from reloss.experiment.tracking import Artifact, WandbMirror
+from reloss.files import write_json
 
 
 @pytest.fixture
@@ -104,6 +106,20 @@ def test_a_run_that_goes_on_is_left_until_it_ends(server, recorded, cli, tmp_pat
     _, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert "1 uploaded" in err
     assert list(server.exits.values()) == [1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_end_was_cut_off_is_uploaded_once_its_record_has_ended(server, recorded, cli, tmp_path):
+    run = recorded()
+    run.path.write_bytes(run.path.read_bytes()[:-40])  # as where W&B's process was killed
+    assert read_run(run.path) == {"rows": 3, "exit_code": None}
+    summary = tmp_path / "runs" / "a" / "summary.json"
+    for status, uploaded in (("running", 0), ("interrupted", 1)):
+        write_json(summary, {"status": status, "experiment": "none"})
+        code, _, err = cli("sync", "--runs", tmp_path / "runs")
+        assert code == 0, err
+        assert f"{uploaded} uploaded, 0 failed, {1 - uploaded} not ended yet" in err
+    assert server.rows[run.id] == run.rows
 
 
 @pytest.mark.slow

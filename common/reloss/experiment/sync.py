@@ -24,6 +24,8 @@ from reloss.progress import say
 
 SERIOUS = ("sender:", "file transfer:", "filestream:")  # beginnings of errors in W&B's log that lose something
 
+CUT_OFF = "transactionlog:"  # said of a run whose process was killed: what it wrote before is uploaded
+
 
 def sync(runs: Path, deadline: float) -> None:
     """Upload what has ended below `runs` and was not uploaded, the oldest first; says what became of each.
@@ -137,7 +139,11 @@ def _run_wandb(path: Path, deadline: float) -> str:
             return f"no end within {deadline:g} seconds"
         finally:
             kill_tree(process)
-        errors = [line.partition("ERROR")[2].strip() for line in said.splitlines() if "wandb: ERROR" in line]
+        errors = [
+            line.partition("ERROR")[2].strip()
+            for line in said.splitlines()
+            if "wandb: ERROR" in line and CUT_OFF not in line
+        ]
         errors += [
             entry["msg"]
             for log in Path(folder).glob("**/debug-sync*.log")
