@@ -5,7 +5,7 @@ FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning docker docker-test
+.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning bench-tracking docker docker-test
 
 setup: .venv/.installed
 
@@ -58,6 +58,11 @@ bench-ranking: setup
 # One learning step side by side with a loop over the items.
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning --out results/benchmarks/$(or $(DEVICE),cpu)
+
+# W&B's share of the wall time of a short run on CIFAR-10, which lies in data/ (or RELOSS_DATA); class folders:
+# make bench-tracking SET="--set data.format=folder".
+bench-tracking: setup
+	$(BIN)/python -m benchmarks.tracking --out results/benchmarks/$(or $(DEVICE),cpu) $(SET)
 
 # One factor at a time, 3 seeds; finished runs are skipped. CIFAR-10 lies in data/ (or RELOSS_DATA); class folders:
 # make ablation SET="--set data.format=folder".

@@ -24,6 +24,7 @@ LIBRARIES = {
     "matplotlib",
     "numpy",
     "pydantic",
+    "requests",
     "rich",
     "sacrebleu",
     "safetensors",
@@ -32,6 +33,7 @@ LIBRARIES = {
     "triton",
     "tyro",
     "wandb",
+    "wandb_workspaces",
     "yaml",
 }
 HEAVY = {
@@ -46,6 +48,7 @@ HEAVY = {
     "sklearn",
     "matplotlib",
     "wandb",
+    "wandb_workspaces",
     "transformers",
     "tokenizers",
     "cv2",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from reloss.errors import RelossError, UsageError
 
@@ -301,6 +301,55 @@ class Data:
 
 
 @dataclass
+class Sync:
+    """Upload the runs that W&B recorded offline, each once, and the results tables where they changed.
+
+    Example: WANDB_API_KEY=... reloss sync --runs runs
+    """
+
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    deadline: float = 300.0
+    """Seconds that the upload of one run may take."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.sync import has_key, sync
+        from reloss.report.mirrored import mirror_tables
+
+        if self.deadline <= 0:
+            raise UsageError("--deadline must be more than 0")
+        if has_key() and self.runs.is_dir():
+            mirror_tables(self.runs)
+        sync(self.runs, self.deadline)
+
+
+@dataclass
+class Dashboard:
+    """Build the W&B report of each task, baseline and ReLoss side by side; print what it holds, or push it.
+
+    Example: reloss dashboard classification --print
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]")] = ()
+    """Tasks or experiments; all by default."""
+    push: FlagCreatePairsOff[bool] = False
+    """Write it to W&B, as a new report a task."""
+    print: FlagCreatePairsOff[bool] = False
+    """Print it as JSON; needs no key and no network."""
+
+    def __call__(self) -> None:
+        from reloss.report.dashboard import dashboards, push, specs
+
+        if self.push == self.print:
+            raise UsageError("choose one of --push and --print")
+        if self.push:
+            for address in push(self.names):
+                print(address)
+        else:
+            print(json.dumps(specs(dashboards(self.names, entity="")), indent=2))
+
+
+@dataclass
 class Doctor:
     """Print versions, devices, which data are found, and the state of W&B.
 
@@ -339,7 +388,7 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Data, Doctor, Demo)
+    for command in (List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Data, Sync, Dashboard, Doctor, Demo)
 }
 
 

@@ -181,7 +181,8 @@ def test_an_interrupted_fit_goes_on_exactly(improving_bank, tmp_path, fidelity):
         fit(bank, fidelity=fidelity, checkpoint=checkpoint, on_validation=interrupt)
     entries = []
     resumed = fit(bank, fidelity=fidelity, checkpoint=checkpoint, on_validation=entries.append)
-    assert [entry["step"] for entry in entries] == [40, 60]
+    assert entries == resumed.history
+    assert [entry["step"] for entry in entries] == [20, 40, 60]
     assert_same_fit(resumed, fit(bank, fidelity=fidelity))
     assert_same_fit(fit(bank, fidelity=fidelity, checkpoint=checkpoint), resumed)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed, environment
 from reloss.experiment.config import Experiment, to_yaml, variant
-from reloss.experiment.tracking import MetricsFile, Track, WandbMirror
+from reloss.experiment.lineage import result_artifact
+from reloss.experiment.tracking import MetricsFile, Track, WandbMirror, describe_run, read_metrics
 from reloss.files import atomic, read_json, write_json, write_text
 from reloss.learning.bank import compact
 
@@ -30,6 +31,7 @@ class Record:
     Attributes:
         path: the folder.
         weights: the file of the final weights, written by the task.
+        mirror: the run on W&B.
     """
 
     def __init__(self, path: Path, config: Experiment, *, facts: dict[str, Any], track: Track = "off") -> None:
@@ -50,8 +52,9 @@ class Record:
         self._writes = distributed.is_main()
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._tracked = False
         self.metrics = MetricsFile(path / "metrics.jsonl")
-        self._mirror = WandbMirror("off", path)
+        self.mirror = WandbMirror("off", path)
         if self._writes:
             self._open(config, track)
 
@@ -65,17 +68,17 @@ class Record:
                 )
         else:
             write_text(path / "config.yaml", text)
-        write_json(path / "environment.json", {**environment.describe(), "data": facts.get("data")})
-        self._seconds_before = read_summary(path).get("wall_seconds", 0.0)
-        self._mirror = WandbMirror(
-            track,
-            path,
-            name=f"{facts['loss']} seed {facts['seed']}",
-            group=facts["experiment"],
-            job_type=facts.get("stage", "train"),
-            tags=[facts["experiment"].split("/")[0], facts["loss"]],
-            config=config.model_dump(mode="json"),
-        )
+        described = environment.describe()
+        write_json(path / "environment.json", {**described, "data": facts.get("data")})
+        before = read_summary(path)
+        self._seconds_before = before.get("wall_seconds", 0.0)
+        stage = "baseline" if facts["loss"] == config.ordinary_loss else "train"
+        told = {name: value for name, value in facts.items() if name not in type(config).model_fields}
+        told |= {"record": _name(path), "data_fingerprint": facts.get("data")}
+        self.mirror = WandbMirror(track, path, **describe_run(config, stage, described["commit"], told))
+        self._tracked = track != "off"
+        self.mirror.seconds += before.get("tracking", {}).get("seconds", 0.0)
+        self.mirror.cpu_seconds += before.get("tracking", {}).get("cpu_seconds", 0.0)
         self.write_summary("running")
 
     def log(self, step: int, **values: float) -> None:
@@ -84,7 +87,7 @@ class Record:
             return
         line = {"step": step, **values}
         self.metrics.append(line)
-        self._mirror.log(line)
+        self.mirror.log(line)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` (tensors and plain values) as the last checkpoint, with the present length of the metrics."""
@@ -119,9 +122,13 @@ class Record:
                 path.unlink()
 
     def rewind(self, lines: int) -> None:
-        """Drop what was logged after the first `lines` lines of metrics: it will come again."""
+        """Drop what was logged after the first `lines` lines of metrics: it will come again.
+
+        To be called once, by a run that goes on: the lines that stay are shown on its new W&B run too.
+        """
         if self._writes:
             self.metrics.cut(lines)
+            self.mirror.replay(self.metrics.path, lines)
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights of the model as safetensors."""
@@ -157,7 +164,8 @@ class Record:
         if self._writes:
             path = self.path / f"{name}.png"
             draw(path)
-            self._mirror.log_figure(name, path)
+            logged = read_metrics(self.metrics.path)
+            self.mirror.figure(name, path, logged[-1]["step"] if logged else 0)
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""
@@ -165,12 +173,22 @@ class Record:
             return
         seconds = self._seconds_before + time.monotonic() - self._started
         summary = {"status": status, **self._facts, "scores": scores or {}, "wall_seconds": round(seconds, 1), **more}
+        if self._tracked:
+            summary["tracking"] = self.mirror.cost(seconds)
         write_json(self.path / "summary.json", summary)
 
     def close(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
-        """Write the final summary and end the W&B run."""
+        """Write the final summary and end the W&B run; what that took is written into the summary after it."""
         self.write_summary(status, scores, **more)
-        self._mirror.finish(scores or {}, failed=status != "finished")
+        if self._tracked:
+            self.mirror.make(result_artifact(self.path, _name(self.path), scores or {}))
+            self.mirror.finish({"status": status, **(scores or {})}, failed=status != "finished")
+            self.write_summary(status, scores, **more)
+
+
+def _name(path: Path) -> str:
+    """Return the record's name, the last four parts of its path: <task>/<data>_<model>/<loss>[@<variant>]/seed<N>."""
+    return "/".join(path.resolve().parts[-4:])
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch
 
 from reloss.errors import RelossError, UsageError, unknown
-from reloss.experiment import distributed
+from reloss.experiment import distributed, environment
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
+from reloss.experiment.lineage import bank_artifact, surrogate_artifact
 from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, find_experiment
-from reloss.experiment.tracking import Track
+from reloss.experiment.tracking import Track, WandbMirror, describe_run
 from reloss.files import read_json, short_hash, write_text
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.diagnostics import picture
@@ -132,8 +133,31 @@ class _Job:
                 say(f"surrogate is learned: {folder}")
             else:
                 seed_everything(options.seed)
-                learn(self.task.new_surrogate(self.config), bank, self.config.metric, options, folder)
+                with self._learn_mirror(bank, options, folder) as mirror:
+                    surrogate = self.task.new_surrogate(self.config)
+                    fit = learn(surrogate, bank, self.config.metric, options, folder, on_validation=mirror.log)
+                    mirror.make(surrogate_artifact(self.config.name, folder))
+                    mirror.finish(fit, failed=False)
         return folder
+
+    @contextmanager
+    def _learn_mirror(self, bank: PredictionBank, options: LearnOptions, folder: Path) -> Iterator[WandbMirror]:
+        """Yield the fit's run on W&B; the block is to finish it, else it ends as failed."""
+        facts = {
+            "loss": self.request.loss,
+            "variant": variant([setting for setting in self.request.settings if setting.startswith("learn.")]),
+            "learn": options.model_dump(mode="json"),
+            "bank": bank.fingerprint(),
+            "surrogate": {"folder": str(folder.relative_to(self.home))},
+        }
+        described = describe_run(self.config, "learn", environment.commit(), facts)
+        mirror = WandbMirror(self.request.track, folder, **described)
+        mirror.use(bank_artifact(self.config.name, bank))
+        try:
+            yield mirror
+        except BaseException:
+            mirror.finish({}, failed=True)
+            raise
 
     def train(self) -> Path:
         """Train and evaluate with the loss, after the stages that it needs if all were asked for."""
@@ -180,9 +204,16 @@ class _Job:
         bank = self._new_bank(record) if records_bank and distributed.is_main() else None
         with _status_of(record):
             run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
+            if surrogate is not None:
+                record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
             if stage != "evaluate":
                 self.task.train(run)
+            else:
+                record.mirror.replay(record.metrics.path, record.metrics.lines)
             scores = self.task.evaluate(run)
+            if bank is not None:
+                bank.flush()
+                record.mirror.make(bank_artifact(self.config.name, bank))
             record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
             if bank is not None:
                 bank.finish()
@@ -283,6 +314,7 @@ def learn(
     options: LearnOptions,
     folder: Path,
     higher_is_better: bool = True,
+    on_validation: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -296,6 +328,7 @@ def learn(
             options=options,
             device=device,
             checkpoint=checkpoint,
+            on_validation=on_validation,
         )
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
     fit = result.summary()

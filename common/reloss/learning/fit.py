@@ -84,7 +84,7 @@ def fit_surrogate(
         options: how; `settings` are single options, such as fidelity="released" or steps=200.
         device: where to learn.
         checkpoint: a file in which the state is kept at each validation, and from which an interrupted fit goes on.
-        on_validation: called with each entry of the history.
+        on_validation: called with each entry of the history, those before an interruption among them.
 
     Raises:
         UsageError: options and settings are both given, or the metric says itself that it is better the other way.
@@ -102,6 +102,9 @@ def fit_surrogate(
     if checkpoint is not None and checkpoint.exists():
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
+        if on_validation is not None:
+            for entry in fit.history:
+                on_validation(entry)
     with progress(fit.options.steps, "learn surrogate", fit.step) as advance:
         while fit.step < fit.options.steps:
             parts = fit.learn_step()

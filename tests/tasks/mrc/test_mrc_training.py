@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from logged import check_logged
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from torchmetrics.functional.text import squad
@@ -54,6 +55,7 @@ def test_the_whole_line(run_reading, questions):
         assert summary["scores"].keys() >= {"validation_f1", "validation_exact_match", "first_sentence_f1"}
         assert {"spearman_checkpoints", "checkpoints"} <= summary["diagnostics"].keys()
         assert [line["epoch"] for line in lines(folder)] == [0.5, 1, 1.5, 2]
+        check_logged(folder)
     assert read_summary(record)["surrogate"]["validation_items"] > 0
     # The answers are scored by another's SQuAD.
     answers = read_json(record / "predictions.json")

@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from logged import check_logged
 from safetensors.torch import load_file
 
 from reloss.errors import RelossError, UsageError
@@ -45,6 +46,7 @@ def test_the_whole_line_translates_a_toy_language(run_toy, tmp_path):
         assert entries[-1]["validation_sacreBLEU"] == summary["scores"]["validation_sacreBLEU"]
         assert not any("surrogate" in name for name in weights(folder))
         assert "fairseq-train" in (folder / "commands" / "train.txt").read_text()
+        check_logged(folder)
         assert "case:lc" in read_json(folder / "translations" / "sacrebleu.json")["sacreBLEU"]
     assert read_json(baseline / "summary.json")["scores"]["sacreBLEU"] > 0.8
     bank = PredictionBank.open(home / "bank")

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from logged import check_logged
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -46,6 +47,7 @@ def test_the_whole_line(run_lsp, tmp_path):
         assert [entry["epoch"] for entry in rest] == [2, 2]
         assert rest[-1]["validation_PCK"] == pytest.approx(summary["scores"]["validation_PCK"])
         assert not any("surrogate" in name or "loss" in name for name in weights(folder))
+        check_logged(folder)
     bank = PredictionBank.open(home / "bank")
     outputs, targets = bank.items(torch.arange(len(bank)))
     assert outputs.shape == targets.shape == (8, 2, 14, 32, 24)  # 2 epochs of 8 persons, 2 an item
@@ -196,6 +198,7 @@ def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
     scores = json.loads((record / "summary.json").read_text())["scores"]
     assert {"AP", "AP_50", "AP_75", "AP_(M)", "AP_(L)", "AR"} <= scores.keys()
     assert 0 <= scores["AP"] <= 1
+    check_logged(record)
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in capfd.readouterr().err
     submission = read_json(record / "test-dev.keypoints.json")
     images = read_json(persons / "coco/annotations/image_info_test-dev2017.json")["images"]

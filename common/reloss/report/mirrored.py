@@ -1,0 +1,42 @@
+"""The results tables on W&B, with the figures of the diagnostics: an artifact of a run of their own."""
+
+from pathlib import Path
+
+from reloss.experiment import environment
+from reloss.experiment.task import tasks
+from reloss.experiment.tracking import Artifact, WandbMirror
+from reloss.files import read_json, short_hash, write_json, write_text
+from reloss.report.tables import render, table
+
+FORMATS = ("md", "csv", "json")
+
+
+def mirror_tables(runs: Path) -> None:
+    """Write the tables of the tasks that have records below `runs` into RUNS/tables; W&B gets them if they changed.
+
+    Raises:
+        UsageError: no folder `runs`.
+        RelossError: a record is damaged.
+    """
+    folder = runs / "tables"
+    files: dict[str, Path] = {}
+    for name in tasks():
+        rows = table(name, runs)
+        if any(row.records for row in rows):
+            for format in FORMATS:
+                files[f"{name}.{format}"] = folder / f"{name}.{format}"
+                write_text(files[f"{name}.{format}"], render(rows, format) + "\n")
+    for path in sorted(runs.glob("*/*/diagnostics/*.png")):
+        files["-".join(path.relative_to(runs).parts)] = path
+    if not files:
+        return
+    given, known = folder / "given.json", short_hash({name: path.read_bytes().hex() for name, path in files.items()})
+    if given.exists() and read_json(given) == known:
+        return
+    commit = environment.commit()
+    mirror = WandbMirror(
+        "wandb", runs, name="results", group="results", job_type="table", tags=["table"], config={"commit": commit}
+    )
+    mirror.make(Artifact("results", "result", files=files))
+    mirror.finish({}, failed=False)
+    write_json(given, known)
