@@ -8,10 +8,9 @@ RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
 from __future__ import annotations
 
 import json
-import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,16 @@ import torch
 
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions
 from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
+from reloss.experiment.signals import Terminated, terminable
 from reloss.experiment.task import Run, Task, find_experiment
 from reloss.experiment.tracking import Track
 from reloss.files import read_json, short_hash, write_text
-from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
+from reloss.lock import locked
 from reloss.metrics import get_metric
 from reloss.progress import say
 from reloss.surrogates import SurrogateLoss
@@ -51,10 +52,6 @@ class Request:
     resume: Resume = "auto"
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def run(request: Request) -> Path:
     """Go through the stages that were asked for; what is finished already is not done again. Returns the record.
 
@@ -67,7 +64,7 @@ def run(request: Request) -> Path:
         raise unknown(f"loss of {config.name}", request.loss, config.losses)
     job = _Job(task, override(config, request.settings), request)
     distributed.start()
-    with _terminable():
+    with terminable():
         if request.stage == "baseline":
             return job.baseline()
         if request.stage == "learn":
@@ -103,11 +100,7 @@ class _Job:
 
     def _baseline_job(self) -> _Job:
         """Return the run of the ordinary loss that this one is compared with: without what is tuned for each loss."""
-        settings = tuple(
-            setting
-            for setting in self.request.settings
-            if not setting.startswith("learn.") and setting.partition("=")[0] not in self.config.TUNED
-        )
+        settings = baseline_settings(self.config, self.request.settings)
         request = replace(self.request, loss=self.config.ordinary_loss, settings=settings, stage="all")
         return _Job(self.task, override(find_experiment(self.config.name)[1], settings), request)
 
@@ -172,20 +165,21 @@ class _Job:
         initial_weights = self._initial_weights()
         trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
         distributed.barrier()  # all have looked at what is there before the main process changes it
-        record = Record(folder, self.config, facts=facts, track=self.request.track)
-        if trains_anew:
-            record.discard_checkpoint()
-        distributed.barrier()
-        bank = self._new_bank(record) if records_bank and distributed.is_main() else None
-        with _status_of(record):
-            run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
-            if stage != "evaluate":
-                self.task.train(run)
-            scores = self.task.evaluate(run)
-            record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
-            if bank is not None:
-                bank.finish()
+        with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
+            record = Record(folder, self.config, facts=facts, track=self.request.track)
+            if trains_anew:
+                record.discard_checkpoint()
             distributed.barrier()
+            bank = self._new_bank(record) if records_bank and distributed.is_main() else None
+            with _status_of(record):
+                run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
+                if stage != "evaluate":
+                    self.task.train(run)
+                scores = self.task.evaluate(run)
+                record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
+                if bank is not None:
+                    bank.finish()
+                distributed.barrier()
         say(
             f"{self.config.name} {loss} seed {seed}: "
             + " ".join(f"{k} {v:.4f}" for k, v in scores.items())
@@ -286,7 +280,7 @@ def learn(
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
-    with _terminable():
+    with terminable(), locked(folder):
         result = fit_surrogate(
             surrogate,
             bank,
@@ -296,6 +290,13 @@ def learn(
             device=device,
             checkpoint=checkpoint,
         )
+        return _keep(result, bank, metric, options, folder, higher_is_better)
+
+
+def _keep(
+    result: FitResult, bank: PredictionBank, metric: str, options: LearnOptions, folder: Path, higher_is_better: bool
+) -> dict[str, float]:
+    """Write what was learned into the folder; returns its figures."""
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
     fit = result.summary()
     card = {
@@ -306,7 +307,7 @@ def learn(
         "fit": fit,
     }
     result.surrogate.save_pretrained(folder, card)
-    checkpoint.unlink(missing_ok=True)
+    (folder / "fit.pt").unlink(missing_ok=True)
     say(
         f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
         f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
@@ -314,22 +315,9 @@ def learn(
     return fit
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception, so that it can be recorded and said."""
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _sole_writer(folder: Path) -> AbstractContextManager[None]:
+    """Lock the folder for the block; of several processes of a run, the main one does."""
+    return locked(folder) if distributed.is_main() else nullcontext()
 
 
 @contextmanager
@@ -342,7 +330,8 @@ def _status_of(record: Record) -> Iterator[None]:
         raise
     except BaseException as error:
         cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
-        if distributed.is_main():
-            (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-        record.close("failed", cause=cause)
+        with suppress(OSError, RelossError):  # as on a full disk, where `error` says it
+            if distributed.is_main():
+                write_text(record.path / "error.log", traceback.format_exc())
+            record.close("failed", cause=cause)
         raise
