@@ -117,9 +117,10 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     assert summary.stat().st_mtime_ns == before
     assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
     logs = tmp_path / "runs" / "sweep"
-    assert sorted(path.name[-9:-4] for path in logs.iterdir()) == ["seed1", "seed2"]
-    log = logs / f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed1.log"
-    assert "was made by another config" in log.read_text()
+    name = f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed"
+    assert sorted(path.name for path in logs.iterdir()) == [f"{name}1.json", f"{name}1.log", f"{name}2.log"]
+    assert "was made by another config" in (logs / f"{name}1.log").read_text()
+    assert "was made by another config" in json.loads((logs / f"{name}1.json").read_text())["reason"]
 
 
 def test_slots_are_positive(cli):

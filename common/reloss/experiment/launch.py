@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from reloss.errors import RelossError
-from reloss.experiment.sweep import Cell, Plan, command, is_finished, needs
+from reloss.experiment.sweep import Cell, Plan, command, is_done, needs
 from reloss.files import read_json, write_json
 from reloss.progress import progress, say
 
@@ -135,7 +135,7 @@ def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: 
         if processes.stopped:
             return
         missing = [need for need in needs(cell, plan) if need in missed]
-        if is_finished(cell, runs):
+        if is_done(cell, plan, runs):
             say(f"skip      {cell.label} (finished)")
         elif missing:
             missed.add(cell)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.launch import TERMINATED, note_of, notes, reason, run_cell, write_note
 from reloss.experiment.launch import log_of as log_of_cell
-from reloss.experiment.sweep import Cell, Plan, is_finished, needs
+from reloss.experiment.sweep import Cell, Plan, is_done, needs
 from reloss.progress import say
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def submit(plan: Plan, options: Sequence[str], runs: Path, resources: Resources)
         RelossError: there is no Slurm here, or it refuses a job.
     """
     from submitit import AutoExecutor
-    from submitit.core.utils import CommandError, FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if shutil.which("sbatch") is None:
         raise RelossError("no Slurm here: sbatch is not found; use --launcher local or print")
@@ -200,7 +200,7 @@ def submit(plan: Plan, options: Sequence[str], runs: Path, resources: Resources)
             executor.update_parameters(**resources.options(), slurm_job_name=cells[0].experiment.replace("/", "_"))
             try:
                 jobs |= _submit_array(executor, cells, wanted, options, runs, resources)
-            except (CommandError, FailedJobError, subprocess.SubprocessError) as error:
+            except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
                 raise RelossError(f"Slurm refuses the jobs: {error}") from error
 
 
@@ -230,7 +230,7 @@ def _groups(
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in phase:
         job = note_of(cell, runs).get("job")
-        if is_finished(cell, runs):
+        if is_done(cell, plan, runs):
             say(f"finished     {cell.label}")
         elif job in queued:
             jobs[cell] = job
@@ -242,12 +242,15 @@ def _groups(
 
 
 def queued_jobs() -> set[str]:
-    """Return the user's jobs that wait or run, such as 12 or 13_4; none where there is no Slurm."""
-    if shutil.which("squeue") is None:
-        return set()
+    """Return the user's jobs that wait or run, such as 12 or 13_4.
+
+    Raises:
+        RelossError: Slurm does not answer, or is not there.
+    """
     words = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
     try:
         asked = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
-    except subprocess.SubprocessError as error:
-        raise RelossError(f"Slurm does not answer: {error}; try again when squeue works") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise RelossError(f"Slurm does not say which jobs are queued: {said}") from error
     return set(asked.stdout.split())

@@ -18,6 +18,7 @@ from reloss.experiment.slurm import queued_jobs
 from reloss.experiment.sweep import Cell, Plan, is_finished, needs
 from reloss.experiment.tracking import read_metrics
 from reloss.lock import is_locked
+from reloss.progress import say
 
 NO_PROGRESS = ("", "")
 
@@ -55,7 +56,7 @@ class Row:
 
 def of_plan(plan: Plan, runs: Path) -> list[Row]:
     """Return the states of all cells of a plan, in its order."""
-    queued = queued_jobs()
+    queued = _queued(plan, runs)
     rows: dict[Cell, Row] = {}
     for phase in plan:
         for cell in phase:
@@ -83,6 +84,17 @@ def of_records(plan: Plan, losses: Sequence[str], runs: Path) -> list[Row]:
         missing = [cell.loss for cell in wanted if cell.experiment == experiment and cell.loss not in seen]
         rows += found + [Row(experiment, loss, 0) for loss in dict.fromkeys(missing)]
     return rows
+
+
+def _queued(plan: Plan, runs: Path) -> set[str]:
+    """Return the jobs that wait or run, if any were submitted."""
+    if not any("job" in note_of(cell, runs) for phase in plan for cell in phase):
+        return set()
+    try:
+        return queued_jobs()
+    except RelossError as error:
+        say(f"{error}; what is queued is shown as not run")
+        return set()
 
 
 def _row(cell: Cell, needed: Sequence[Row], runs: Path, queued: set[str]) -> Row:

@@ -170,11 +170,19 @@ def command(cell: Cell, options: Sequence[str]) -> list[str]:
 
 
 def is_finished(cell: Cell, runs: Path) -> bool:
-    """Return whether the record or the bank of a cell is complete; a fit finds out itself, quickly."""
+    """Return whether the record or the bank of a cell is complete; a fit finds that out itself, quickly."""
     if cell.stage == "baseline":
         bank = runs / cell.experiment / "bank" / "bank.json"
         return bank.exists() and bool(read_json(bank)["complete"])
     return cell.stage == "all" and read_summary(cell.record(runs)).get("status") == "finished"
+
+
+def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
+    """Return whether a cell has nothing to do: it is finished, or it only serves runs that are."""
+    if is_finished(cell, runs):
+        return True
+    mine = [each for phase in plan for each in phase if each.experiment == cell.experiment and each.stage == "all"]
+    return cell.stage != "all" and all(is_finished(each, runs) for each in mine if cell in needs(each, plan))
 
 
 def estimate(plan: Plan, runs: Path, slots: int) -> str:
