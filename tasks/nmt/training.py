@@ -75,8 +75,8 @@ def train(run: Run) -> None:
     assert last is not None
     state = _load(last)
     del state["last_optimizer_state"]
-    with atomic(folder / "translator.pt") as temporary:
-        torch.save(state, temporary)
+    with atomic(folder / "translator.pt") as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
     run.record.save_weights({name: value.clone() for name, value in state["model"].items()})  # shared ones too
 
 

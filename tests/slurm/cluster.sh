@@ -19,8 +19,14 @@ chmod 755 "$box"
 mkdir -p "$box"/{state,spool-n1,spool-n2,munge}
 pids=()
 take_down() {
-  for job in $(squeue --noheader --format=%i 2> /dev/null); do timeout 5 scancel --signal=KILL "$job" 2> /dev/null || true; done
-  for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done
+  set +e
+  for _ in $(seq 60); do  # a job's processes are Slurm's to end, so it must live until they are gone
+    jobs=$(timeout 5 squeue --noheader --format=%A 2> /dev/null | sort -u)
+    [ -z "$jobs" ] && break
+    timeout 5 scancel $jobs 2> /dev/null
+    sleep 0.5
+  done
+  for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null; done
   for _ in $(seq 50); do
     kill -0 "${pids[@]}" 2> /dev/null || break
     sleep 0.2

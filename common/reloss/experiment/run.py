@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from reloss.checkpoint import remove_checkpoint
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
@@ -241,7 +242,10 @@ class _Job:
     def _surrogate(self) -> tuple[SurrogateLoss, dict[str, Any]]:
         """Return the learned surrogate, and what the summary says of it."""
         folder = self.learn()
-        surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+        try:
+            surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+        except RelossError as error:
+            raise RelossError(f"{error}; remove {folder} to learn the surrogate anew from the bank") from error
         card = read_json(folder / "surrogate.json")
         return surrogate, {"folder": str(folder.relative_to(self.home)), **card["fit"]}
 
@@ -307,7 +311,7 @@ def _keep(
         "fit": fit,
     }
     result.surrogate.save_pretrained(folder, card)
-    (folder / "fit.pt").unlink(missing_ok=True)
+    remove_checkpoint(folder / "fit.pt")
     say(
         f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
         f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
