@@ -100,6 +100,8 @@ class Run:
     """Mirror metrics to W&B: offline, or online where WANDB_API_KEY is set."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the last checkpoint; never: refuse to touch a record that exists."""
+    allow_changed_data: bool = False
+    """Go on though the data are not those that the record or the bank was made of."""
 
     def __call__(self) -> None:
         from reloss.experiment.run import Request, run
@@ -117,6 +119,7 @@ class Run:
                 self.runs,
                 self.track,
                 self.resume,
+                self.allow_changed_data,
             )
         )
         print(folder)

@@ -70,7 +70,7 @@ def train(run: Run) -> None:
             with observed_by(watcher):
                 run_command("train", words, run.record.path / "fairseq.log")
         except (FloatingPointError, StopIteration) as error:  # the second from fairseq's search for where it began
-            raise RelossError(f"{DIVERGED}: gradients of epoch {watcher.epoch} are not finite; {REMEDY}") from error
+            raise RelossError(f"{DIVERGED}: gradients of update {watcher.update} are not finite; {REMEDY}") from error
         last = _last_checkpoint(folder)
     assert last is not None
     state = _load(last)
@@ -183,6 +183,7 @@ class Watcher:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.epoch = 0
+        self.update = 0
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._began = time.monotonic()
 
@@ -204,6 +205,7 @@ class Watcher:
 
     def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
         """Put a batch into the bank."""
+        self.update = update
         if self.run.bank is not None:
             self.run.bank.append(*self._of_length(outputs, targets), update)
 
@@ -228,7 +230,7 @@ class Watcher:
         trained = metrics.get_smoothed_values("train")
         loss = float(trained["loss"])
         if not math.isfinite(loss):
-            raise RelossError(f"{DIVERGED}: the loss of epoch {self.epoch} is {loss}; {REMEDY}")
+            raise RelossError(f"{DIVERGED}: the loss before update {self.update} is {loss}; {REMEDY}")
         seconds = round(time.monotonic() - self._began, 2)
         scores = validation_scores(task, model, self.run.config)
         self.run.record.log(

@@ -51,6 +51,7 @@ class Request:
     runs: Path = Path("runs")
     track: Track = "wandb"
     resume: Resume = "auto"
+    allow_changed_data: bool = False
 
 
 def run(request: Request) -> Path:
@@ -160,6 +161,7 @@ class _Job:
             "score": self.config.score,
             "data": self.task.data_fingerprint(self.config, self.request.data),
         }
+        self._check_data(facts, summary, folder)
         surrogate = None
         if loss in LEARNED_LOSSES:
             surrogate, facts["surrogate"] = self._surrogate()
@@ -187,6 +189,25 @@ class _Job:
             + f" ({folder})"
         )
         return folder
+
+    def _check_data(self, facts: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
+        """Refuse data that are not those of the record that goes on, or of the bank, unless they may have changed.
+
+        Raises:
+            UsageError: they are others.
+        """
+        now, seen = facts["data"], [(folder, summary.get("data"))]
+        bank = self.home / "bank"
+        if self.request.loss in LEARNED_LOSSES and (bank / "bank.json").exists():
+            seen.append((bank, PredictionBank.open(bank).meta["origin"].get("data_fingerprint")))
+        for path, fingerprint in seen:
+            if fingerprint in (None, now):
+                continue
+            said = f"the data changed since {path} was recorded: their fingerprint was {fingerprint}, now {now}"
+            if not self.request.allow_changed_data:
+                raise UsageError(f"{said}; restore them, choose another --runs, or say --allow-changed-data")
+            say(f"warning: {said}")
+            facts["data_before"] = fingerprint
 
     def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
         """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""
@@ -233,7 +254,11 @@ class _Job:
             if bank.meta["origin"]["record"] == str(record.path.relative_to(self.home)):
                 return bank
             raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
-        origin = {**self._origin(), "record": str(record.path.relative_to(self.home))}
+        origin = {
+            **self._origin(),
+            "record": str(record.path.relative_to(self.home)),
+            "data_fingerprint": self.task.data_fingerprint(self.config, self.request.data),
+        }
         recording = self.config.recording
         return PredictionBank.create(
             path, item_size=recording.item_size, max_bytes=recording.max_bytes, seed=recording.seed, origin=origin

@@ -170,7 +170,7 @@ def test_fine_tuning_starts_from_the_baseline(run_lsp):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_lsp, tmp_path):
-    with pytest.raises(RelossError, match=r"the loss of epoch 1 is (nan|inf): training diverged"):
+    with pytest.raises(RelossError, match=r"the loss of step \d+ is not finite: training diverged"):
         run_lsp("ohkm", "train.lr=1e30")
     (record,) = (tmp_path / "runs" / "pose" / "lsp_resnet18").glob("ohkm@*/seed0")
     assert read_json(record / "summary.json")["status"] == "failed"
