@@ -16,7 +16,8 @@ import yaml
 from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
-from reloss.errors import RelossError, UsageError
+from reloss.errors import RelossError
+from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -39,11 +40,9 @@ def train(run: Run) -> None:
 
     Raises:
         RelossError: data are missing, a checkpoint is damaged, or the loss is not finite.
-        UsageError: there are several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("translation is trained in one process here; train.accumulate makes batches larger")
-    prepared = prepare(run.config.data, run.data, runs_folder(run))
+    with distributed.main_first():
+        prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
     last = _last_checkpoint(folder)
     watcher = Watcher(run)
@@ -51,7 +50,9 @@ def train(run: Run) -> None:
     surrogate = None
     if run.surrogate is not None:
         surrogate = folder / "surrogate"
-        run.surrogate.save_pretrained(surrogate)
+        if distributed.is_main():
+            run.surrogate.save_pretrained(surrogate)
+        distributed.barrier()
     finetune = None if last or run.initial_weights is None else run.initial_weights.with_name("translator.pt")
     seed = derive_seed(run.seed, "training") % 2**31
     words = commands.train(
@@ -63,16 +64,26 @@ def train(run: Run) -> None:
         surrogate=surrogate,
         restore=last,
         finetune=finetune,
+        processes=distributed.processes(),
     )
     _note(run, "train", words)
     if last is None or _updates(_load(last)) < run.config.train.updates:
         try:
             with observed_by(watcher):
-                run_command("train", words, run.record.path / "fairseq.log")
+                run_command("train", words, _log(run))
         except (FloatingPointError, StopIteration) as error:  # the second from fairseq's search for where it began
             raise RelossError(f"{DIVERGED}: gradients of update {watcher.update} are not finite; {REMEDY}") from error
+        distributed.barrier()  # the main process has written its last checkpoint
         last = _last_checkpoint(folder)
     assert last is not None
+    if distributed.is_main():
+        _keep(run, last)
+    distributed.barrier()
+
+
+def _keep(run: Run, last: Path) -> None:
+    """Write the final weights, and the model as fairseq-generate loads it."""
+    folder = last.parent
     state = _load(last)
     del state["last_optimizer_state"]
     with atomic(folder / "translator.pt") as temporary, temporary.open("wb") as file:
@@ -86,9 +97,13 @@ def evaluate(run: Run) -> dict[str, float]:
     `copied_source_sacreBLEU` is that of leaving the sentences as they are. The translations and sacrebleu's signatures
     stay in the record.
 
+    Of several processes the main one alone translates; the others return nothing.
+
     Raises:
         RelossError: the model is not there.
     """
+    if not distributed.is_main():
+        return {}
     prepared = prepare(run.config.data, run.data, runs_folder(run))
     data, results = run.config.data, run.record.path / "translations"
     translator = run.record.path / "checkpoint" / "translator.pt"
@@ -149,8 +164,15 @@ def read_translations(path: Path) -> list[str]:
     return [found[number] for number in range(len(found))]
 
 
+def _log(run: Run) -> Path:
+    """Return where fairseq's log goes: a file of its own for each further process."""
+    return run.record.path / ("fairseq.log" if distributed.is_main() else f"fairseq.{os.environ['RANK']}.log")
+
+
 def _note(run: Run, name: str, words: Sequence[str]) -> None:
     """Write the command into the record."""
+    if not distributed.is_main():
+        return
     text = shlex.join([f"fairseq-{name}", *words]) + "\n"
     write_text(run.record.path / "commands" / f"{name}.txt", text)
 
@@ -247,8 +269,9 @@ class Watcher:
             **scores,
         )
         kept = self.run.config.recording.examples
-        outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
-        self.run.record.save_predictions(self.epoch, outputs, targets)
+        if distributed.is_main():
+            outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
+            self.run.record.save_predictions(self.epoch, outputs, targets)
         if self.run.bank is not None:
             self.run.bank.flush()
         say(

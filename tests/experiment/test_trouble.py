@@ -192,9 +192,7 @@ def test_a_read_only_folder_is_said(run_digits, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "5m"):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(
-            RelossError, match=r"cannot write .*Read-only file system; make it writable"
-        ):
+        with pytest.raises(RelossError, match=r"cannot write .*Read-only file system; make it writable"):
             run_digits(runs=disk / "runs")
 
 

@@ -97,7 +97,7 @@ def test_a_failing_run_leaves_the_others_alone_and_what_needs_it_is_not_run(swee
     assert {row.state for row in of_plan(plan, runs) if row.stage == "all"} == {"finished"}
 
 
-LONG = ("train.epochs=300",)
+LONG = ("train.epochs=100",)
 
 
 def test_a_preempted_run_goes_on_when_there_is_room_again(sweep, run_digits, tmp_path):
@@ -122,7 +122,7 @@ def test_a_preempted_run_goes_on_when_there_is_room_again(sweep, run_digits, tmp
 
 def test_a_run_that_needs_more_time_is_requeued(sweep, tmp_path):
     runs = tmp_path / "runs"
-    settings = ("train.epochs=500",)
+    settings = ("train.epochs=200",)
     cell = Cell(DIGITS, "ce", 1, settings=settings)
     resources = ("--slurm", "time=1", "grace=30", "timeouts=20")
     assert sweep("--losses", "ce", "--seeds", "1", resources=resources, settings=settings)[0] == 0

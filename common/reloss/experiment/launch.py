@@ -43,9 +43,9 @@ def write_note(cell: Cell, runs: Path, **note: Any) -> None:
         path.unlink(missing_ok=True)
 
 
-def log_of(cell: Cell, runs: Path) -> Path:
-    """Return where the output of a cell goes."""
-    return notes(runs) / f"{cell.file_name}.log"
+def log_of(cell: Cell, runs: Path, node: int = 0) -> Path:
+    """Return where the output of a cell goes; each further node of a run has a log of its own."""
+    return notes(runs) / (f"{cell.file_name}.log" if node == 0 else f"{cell.file_name}.node{node}.log")
 
 
 def reason(log: Path) -> str:
@@ -62,6 +62,7 @@ def run_cell(
     environment: Mapping[str, str],
     start: Start,
     launcher: Sequence[str] = (),
+    node: int = 0,
 ) -> int:
     """Run the command of a cell to its end and note why it failed, if it did; returns its exit code.
 
@@ -72,15 +73,16 @@ def run_cell(
         environment: of the process.
         start: starts words with an open log and an environment, and returns the exit code.
         launcher: words between `python` and `-m reloss.cli`, such as torchrun's.
+        node: of a run on several nodes, each of which runs the command; the first one notes.
     """
-    log = log_of(cell, runs)
+    log = log_of(cell, runs, node)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *launcher, "-m", "reloss.cli", *command(cell, options)[1:]]
     with log.open("w") as output:
         code = start(words, output, environment)
-    if code in (0, TERMINATED):
+    if node == 0 and code in (0, TERMINATED):
         write_note(cell, runs)
-    else:
+    elif node == 0:
         write_note(cell, runs, state="failed", code=code, reason=reason(log), log=str(log))
     return code
 

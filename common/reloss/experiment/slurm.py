@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reloss.errors import RelossError, UsageError
-from reloss.experiment.launch import TERMINATED, note_of, notes, reason, run_cell, write_note
-from reloss.experiment.launch import log_of as log_of_cell
+from reloss.experiment.launch import TERMINATED, log_of, note_of, notes, reason, run_cell, write_note
 from reloss.experiment.sweep import Cell, Plan, is_done, needs
 from reloss.progress import say
 
@@ -152,11 +151,12 @@ class Job:
         """
         runs, threads = Path(self.runs), str(self.resources.cpus or 1)
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-        code = run_cell(self.cell, self.options, runs, environment, self._start, self.resources.torchrun())
+        node = int(os.environ.get("SLURM_NODEID", "0"))
+        code = run_cell(self.cell, self.options, runs, environment, self._start, self.resources.torchrun(), node)
         if code == TERMINATED:
             time.sleep(PATIENCE)  # Slurm ends every process of a job that it takes back, then this one
         if code != 0:
-            raise RelossError(reason(log_of_cell(self.cell, runs)))
+            raise RelossError(reason(log_of(self.cell, runs, node)))
         return code
 
     def _start(self, words: list[str], output: Any, environment: Mapping[str, str]) -> int:

@@ -181,3 +181,27 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
 @pytest.mark.parametrize("loss", ["bon", "approx"])
 def test_other_losses_train(run_toy, loss):
     assert read_json(run_toy(loss) / "summary.json")["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, finish):
+    settings = (*tiny_settings, "train.updates=120", "train.ordinary_weight=1")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    homes = [tmp_path / name / "nmt" / "multi30k_de_en_nat" for name in ("one", "two")]
+    for home, launcher in zip(homes, ((), torchrun), strict=True):
+        where = ("--data", toy, "--runs", home.parents[1], "--track", "off")
+        finish("run", "nmt/multi30k_de_en_nat", "--loss", "reloss", *where, "--set", *settings, launcher=launcher)
+    for loss in ("nll", "reloss"):
+        one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
+        ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (two, one))
+        assert ours[-1]["step"] == theirs[-1]["step"] == 120
+        # Each step sees as many tokens, in other batches.
+        assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
+        assert ours[-1]["train_loss"] < ours[0]["train_loss"]
+        scores = [read_json(folder / "summary.json")["scores"] for folder in (two, one)]
+        assert scores[0].keys() == scores[1].keys() == SCORES
+        assert scores[0]["sacreBLEU"] == pytest.approx(scores[1]["sacreBLEU"], abs=0.2)
+    # The main process records what it sees, which is half: proof that the two share the work.
+    assert len(PredictionBank.open(homes[1] / "bank")) == pytest.approx(
+        len(PredictionBank.open(homes[0] / "bank")) / 2, rel=0.1
+    )
