@@ -5,7 +5,7 @@ FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning
+.PHONY: setup demo test test-slow test-slurm scaling lint format lock results ablation bench-ranking bench-learning
 
 setup: .venv/.installed
 
@@ -17,6 +17,10 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow -n 2
+
+# Sweeps on a real Slurm of two nodes on this machine: needs root, installs Debian's Slurm; about 10 minutes.
+test-slurm: setup
+	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slow tests/slurm
 
 lint: setup
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
@@ -37,6 +41,10 @@ lock: setup
 # Renders the tables of results/ and the README from the records in results/runs.
 results: setup
 	$(BIN)/python -m results.render
+
+# What the tables cost, in docs/scaling.md.
+scaling: setup
+	$(BIN)/python -m results.scaling
 
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup
