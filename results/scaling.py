@@ -115,15 +115,13 @@ def cost_rows() -> list[list[str]]:
         recorded = trained / 32 if name.startswith("nmt") else trained  # about 32 tokens a sentence
         kept = min(config.recording.max_bytes, recorded * each)
         whole = f"{recorded * each / 1e9:,.1f} GB"
-        rows.append(
-            [name, f"{count / 1e9:,.3f}", f"{trained:.2e}", f"{hours:,.1f}", str(runs), f"{hours * runs:,.0f}"]
-            + [f"{each:,}", whole, f"{kept / 1e9:,.1f} GB"]
-        )
+        cost = [f"{count / 1e9:,.3f}", f"{trained:.2e}", f"{hours:,.1f}", str(runs), f"{hours * runs:,.0f}"]
+        rows.append([name, *cost, f"{each:,}", whole, f"{kept / 1e9:,.1f} GB"])
     return rows
 
 
 def measured_rows() -> list[list[str]]:
-    """Return a row for each experiment with committed records: seconds of a run and of a fit on one or two CPU cores."""
+    """Return a row for each experiment with committed records: seconds of a run and of a fit on a CPU."""
     runs: dict[str, list[float]] = defaultdict(list)
     fits: dict[str, set[float]] = defaultdict(set)
     for summary in read_summaries(HERE / "runs"):
@@ -134,9 +132,7 @@ def measured_rows() -> list[list[str]]:
     rows = []
     for name, seconds in sorted(runs.items()):
         fit = f"{statistics.median(fits[name]):,.0f}" if fits[name] else ""
-        rows.append(
-            [name, str(len(seconds)), f"{statistics.median(seconds):,.0f}", fit, f"{sum(seconds) / 3600:,.2f}"]
-        )
+        rows.append([name, str(len(seconds)), f"{statistics.median(seconds):,.0f}", fit, f"{sum(seconds) / 3600:,.2f}"])
     return rows
 
 

@@ -38,6 +38,12 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what writes that a kill cut short left below `folder`, which nobody else may be writing to."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _disk_error(error: BaseException | None) -> str:
     """Return what the system said, if it made a write fail; libraries wrap that in errors of their own."""
     while error is not None:

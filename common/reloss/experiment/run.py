@@ -27,7 +27,7 @@ from reloss.experiment.seeds import seed_everything
 from reloss.experiment.signals import Terminated, terminable
 from reloss.experiment.task import Run, Task, find_experiment
 from reloss.experiment.tracking import Track
-from reloss.files import read_json, short_hash, write_text
+from reloss.files import read_json, remove_stale, short_hash, write_text
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.lock import locked
 from reloss.metrics import get_metric
@@ -169,6 +169,8 @@ class _Job:
         trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
         distributed.barrier()  # all have looked at what is there before the main process changes it
         with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
+            if distributed.is_main():
+                remove_stale(folder)
             record = Record(folder, self.config, facts=facts, track=self.request.track)
             if trains_anew:
                 record.discard_checkpoint()
@@ -310,6 +312,7 @@ def learn(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
     with terminable(), locked(folder):
+        remove_stale(folder)
         result = fit_surrogate(
             surrogate,
             bank,

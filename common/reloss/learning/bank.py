@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.errors import RelossError
-from reloss.files import atomic, read_json, short_hash, write_json
+from reloss.files import atomic, read_json, remove_stale, short_hash, write_json
 
 SHARD_BYTES = 32 << 20
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -135,8 +135,7 @@ class PredictionBank:
         for path in self._shard_paths():
             if int(path.stem) >= position:
                 path.unlink()
-        for stale in (self.path / "shards").glob(".*.tmp"):  # of a write that a kill cut short
-            stale.unlink()
+        remove_stale(self.path)
         self.position = position
         self._shards = None
         self._write_meta(complete=False)
