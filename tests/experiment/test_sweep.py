@@ -90,8 +90,8 @@ def test_print_launcher_prints_plain_commands_and_runs_nothing(cli, tmp_path):
 
 def test_print_launcher_prints_lines_of_docker(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = cli(*PRINT, "--runs", "my runs", "--image", "reloss:1")
-    start = f"docker run --rm --gpus all --ipc host -v {tmp_path}/d:/data -v '{tmp_path}/my runs:/runs' reloss:1 run"
+    code, out, _ = cli(*PRINT, "--runs", "my/own runs", "--image", "reloss:1")
+    start = f"docker run --rm --gpus all --ipc host -v d:/data -v '{tmp_path}/my/own runs:/runs' reloss:1 run"
     assert code == 0
     assert out.splitlines() == [
         f"{start} {DIGITS} --loss {end} --track off --set train.epochs=1 learn.steps=5" for end in ENDS

@@ -182,8 +182,12 @@ def plain_lines(plan: Plan, options: Sequence[str]) -> list[str]:
 
 
 def docker_lines(plan: Plan, image: str, data: Path, runs: Path, options: Sequence[str]) -> list[str]:
-    """Return a plan as `docker run` lines; in the image, the data lie in /data and the records in /runs."""
-    volumes = ["-v", f"{data.absolute()}:/data", "-v", f"{runs.absolute()}:/runs"]
+    """Return a plan as `docker run` lines; in the image, the data lie in /data and the records in /runs.
+
+    To docker, a plain name such as `runs` is a volume; any other path is a folder of this machine.
+    """
+    named = [path if len(path.parts) == 1 else path.absolute() for path in (data, runs)]
+    volumes = ["-v", f"{named[0]}:/data", "-v", f"{named[1]}:/runs"]
     start = ["docker", "run", "--rm", "--gpus", "all", "--ipc", "host", *volumes, image]
     return [shlex.join([*start, *command(cell, options)[1:]]) for phase in plan for cell in phase]
 
