@@ -1,5 +1,6 @@
 """Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -35,20 +36,28 @@ def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
         RelossError: there are some, and all are damaged.
     """
     found = [each for each in (path, before(path)) if each.exists()]
-    for each in found:
-        try:
-            with ZipFile(each) as archive:
-                if damaged := archive.testzip():  # torch.load does not compare the sums
-                    raise ValueError(f"{damaged} has another checksum")
-            state: dict[str, Any] = torch.load(each, map_location="cpu", weights_only=True)
-        except Exception as error:
-            cause = error
-            say(f"checkpoint {each} is damaged ({str(error).partition(chr(10))[0]})")
-        else:
-            return state
+    whole = last_whole(found)
+    if whole is not None:
+        state: dict[str, Any] = torch.load(whole, map_location="cpu", weights_only=True)
+        return state
     if found:
         names = " and ".join(each.name for each in found)
-        raise RelossError(f"checkpoint {path} is damaged; remove {names} {anew}") from cause
+        raise RelossError(f"checkpoint {path} is damaged; remove {names} {anew}")
+    return None
+
+
+def last_whole(paths: Iterable[Path]) -> Path | None:
+    """Return the first of some checkpoints, newest first, that is whole; says which ones before it are damaged."""
+    for path in paths:
+        try:
+            with ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not compare the sums
+                    raise ValueError(f"{damaged} has another checksum")
+            torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        except Exception as error:
+            say(f"checkpoint {path} is damaged ({str(error).partition(chr(10))[0]})")
+        else:
+            return path
     return None
 
 

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
+from reloss.checkpoint import last_whole
 from reloss.errors import RelossError
 from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
@@ -178,9 +179,17 @@ def _note(run: Run, name: str, words: Sequence[str]) -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint, of a whole epoch or of the last update, if there is one."""
+    """Return the last checkpoint that is whole, of a whole epoch or of the last update, if there is one.
+
+    Raises:
+        RelossError: there are some, and all are damaged.
+    """
     found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
-    return max((int(match[1]), int(match[2] or 0), path) for match, path in found)[2] if found else None
+    ordered = [path for *_, path in sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)]
+    whole = last_whole(ordered)
+    if ordered and whole is None:
+        raise RelossError(f"checkpoint {ordered[0]} is damaged; remove {folder} to train this run anew")
+    return whole
 
 
 def _updates(state: dict[str, Any]) -> int:
@@ -189,10 +198,7 @@ def _updates(state: dict[str, Any]) -> int:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise RelossError(f"checkpoint {path} is damaged; remove it to go on from the one before") from error
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class Watcher:

@@ -121,12 +121,20 @@ def test_a_bank_that_is_gone_is_recorded_anew(run_toy):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(run_toy):
+def test_the_checkpoint_before_a_damaged_one_is_used(run_toy, capsys):
     record = run_toy()
+    kept, scores = weights(record), read_json(record / "summary.json")["scores"]
     last = training._last_checkpoint(record / "checkpoint")
     last.write_bytes(last.read_bytes()[:1000])
     (record / "summary.json").unlink()
-    with pytest.raises(RelossError, match=rf"{last.name} is damaged; remove it to go on from the one before"):
+    run_toy()
+    assert f"checkpoint {last} is damaged" in capsys.readouterr().err
+    assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
+    assert read_json(record / "summary.json")["scores"]["sacreBLEU"] == scores["sacreBLEU"]
+    for path in (record / "checkpoint").glob("checkpoint*.pt"):
+        path.write_bytes(b"no checkpoint")
+    (record / "summary.json").unlink()
+    with pytest.raises(RelossError, match=rf"is damaged; remove {record / 'checkpoint'} to train this run anew"):
         run_toy()
 
 
