@@ -9,6 +9,7 @@ import time
 import pytest
 from small import DIGITS, SMALL
 
+from reloss.experiment.launch import note_of
 from reloss.experiment.status import of_plan
 from reloss.experiment.sweep import Cell, phases
 from reloss.learning import PredictionBank
@@ -121,14 +122,19 @@ def test_a_preempted_run_goes_on_when_there_is_room_again(sweep, run_digits, tmp
 
 
 def test_a_run_that_needs_more_time_is_requeued(sweep, tmp_path):
+    """With the signal that Slurm sends before the end, sent here by hand: Slurm's own comes up to a minute early."""
     runs = tmp_path / "runs"
-    settings = ("train.epochs=200",)
-    cell = Cell(DIGITS, "ce", 1, settings=settings)
-    resources = ("--slurm", "time=1", "grace=30", "timeouts=20")
-    assert sweep("--losses", "ce", "--seeds", "1", resources=resources, settings=settings)[0] == 0
-    wait_for(no_jobs, 500)
+    cell = Cell(DIGITS, "ce", 1, settings=LONG)
+    assert sweep("--losses", "ce", "--seeds", "1", settings=LONG)[0] == 0
+    metrics = cell.record(runs) / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    subprocess.run(["scancel", "--signal=USR2", note_of(cell, runs)["job"]], check=True)
+    wait_for(lambda: summary(cell.record(runs))["status"] == "interrupted")
+    wait_for(no_jobs)
     assert summary(cell.record(runs))["status"] == "finished"
     assert "going on from epoch" in log(cell, runs)
+    (said,) = (runs / "sweep" / "slurm").glob("*_0_log.err")
+    assert "this job is timed-out" in said.read_text()
 
 
 def test_a_run_on_two_nodes(sweep, tmp_path):
