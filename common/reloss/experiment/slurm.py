@@ -54,7 +54,7 @@ class Resources:
     gpus: int = 0
     processes: int = 1
     cpus: int = 0
-    mem: float = 0
+    mem: float = 0.0
     parallel: int = 256
     grace: int = 90
     timeouts: int = 100
