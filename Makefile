@@ -18,7 +18,7 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m slow -n 2
 
-# Sweeps on a real Slurm of two nodes on this machine: needs root, installs Debian's Slurm; about 10 minutes.
+# Sweeps on a real Slurm of two nodes on this machine: needs root, installs Debian's Slurm; about 5 minutes.
 test-slurm: setup
 	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slow tests/slurm
 

@@ -127,11 +127,11 @@ def measured_rows() -> list[list[str]]:
     for summary in read_summaries(HERE / "runs"):
         if summary["status"] == "finished":
             runs[summary["experiment"]].append(summary["wall_seconds"])
-            if summary.get("surrogate"):
-                fits[summary["experiment"]].add(summary["surrogate"].get("seconds", 0.0))
+            if "seconds" in summary.get("surrogate", {}):  # older records do not say it
+                fits[summary["experiment"]].add(summary["surrogate"]["seconds"])
     rows = []
     for name, seconds in sorted(runs.items()):
-        fit = f"{statistics.median(fits[name]):,.0f}" if fits[name] else ""
+        fit = f"{statistics.median(fits[name]):,.0f}" if fits[name] else "not recorded"
         rows.append([name, str(len(seconds)), f"{statistics.median(seconds):,.0f}", fit, f"{sum(seconds) / 3600:,.2f}"])
     return rows
 
