@@ -5,7 +5,8 @@ FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow lint format lock results ablation bench-ranking bench-learning bench-tracking docker docker-test
+.PHONY: setup demo test test-slow test-slurm lint format lock results scaling ablation bench-ranking bench-learning \
+  bench-tracking docker docker-test
 
 setup: .venv/.installed
 
@@ -17,6 +18,10 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow -n 2
+
+# Sweeps on a real Slurm of two nodes on this machine: needs root, installs Debian's Slurm; about 5 minutes.
+test-slurm: setup
+	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slow tests/slurm
 
 lint: setup
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
@@ -50,6 +55,10 @@ docker:
 # Builds the image and uses it, as root on Debian, without an engine or an image registry; see docker/test.sh.
 docker-test:
 	docker/test.sh
+
+# What the tables cost, in docs/scaling.md.
+scaling: setup
+	$(BIN)/python -m results.scaling
 
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup

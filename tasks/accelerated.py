@@ -1,5 +1,6 @@
 """What the tasks that train with accelerate share."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.task import Run
@@ -30,6 +31,33 @@ def open_accelerator(precision: str) -> Iterator[Accelerator]:
     finally:
         accelerator.free_memory()
         AcceleratorState._reset_state()
+
+
+class FiniteLoss:
+    """Finds the first training step whose loss is not finite, without waiting for the device in each step."""
+
+    EVERY = 50  # steps between two looks
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.tensor(math.inf, device=device)
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Take note of the loss of a step.
+
+        Raises:
+            RelossError: see `check`.
+        """
+        self._first = self._first.minimum(torch.where(loss.detach().isfinite(), math.inf, float(step)))
+        if step % self.EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise RelossError if a loss was not finite; the message names the step."""
+        if (step := self._first.item()) < math.inf:
+            raise RelossError(
+                f"the loss of step {step:.0f} is not finite: training diverged; the checkpoint before it is kept. "
+                "Try a smaller train.lr, or train.clip_norm"
+            )
 
 
 def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, **place: int) -> None:

@@ -18,6 +18,7 @@ def server():
     class Handler(BaseHTTPRequestHandler):
         hang_up_after = None
         ranges = True
+        stated = True  # whether it says how much comes
         asked: list[str | None] = []  # noqa: RUF012
 
         def do_GET(self):
@@ -28,7 +29,8 @@ def server():
                 self.send_error(416)
                 return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(CONTENT) - start))
+            if self.stated:
+                self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
             self.wfile.write(CONTENT[start:][: self.hang_up_after])
 
@@ -102,3 +104,18 @@ def test_no_server_and_no_place(server, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(RelossError, match="cannot write"):
         download.fetch(server.url, tmp_path / "taken" / "file", MD5)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_file_that_is_too_large_is_not_fetched(server, tmp_path, stated):
+    server.stated = stated
+    with (tmp_path / "file").open("wb+") as out, pytest.raises(RelossError, match="is larger than 100000 bytes"):
+        download.download_into(out, server.url, tmp_path / "file", limit=100_000)
+    assert (tmp_path / "file").stat().st_size <= 100_000
+
+
+@pytest.mark.parametrize("member", ["../out", "a/../../out", "/etc/passwd"])
+def test_an_archive_cannot_write_elsewhere(tmp_path, member):
+    with pytest.raises(RelossError, match="would lie outside"):
+        download.inside(tmp_path, member)
+    assert download.inside(tmp_path, "a/../b") == tmp_path / "a/../b"

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
 LAYERS = (
-    {"errors", "files", "download", "progress", "lazy", "ranking", "metrics"},
+    {"errors", "files", "download", "lock", "checkpoint", "progress", "lazy", "ranking", "metrics"},
     {"surrogates", "learning"},
     {"experiment", "report"},
     {"cli", "demo", "doctor"},
@@ -29,6 +29,7 @@ LIBRARIES = {
     "sacrebleu",
     "safetensors",
     "scipy",
+    "submitit",
     "torch",
     "triton",
     "tyro",

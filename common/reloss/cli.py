@@ -28,6 +28,11 @@ def _flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(setting for group in settings for setting in group)
 
 
+def _losses(text: str) -> list[str]:
+    """Return the losses of a comma-separated list."""
+    return [loss for loss in text.split(",") if loss]
+
+
 @dataclass
 class List:
     """List the experiments: name, task, data, losses, paper table.
@@ -95,6 +100,8 @@ class Run:
     """Mirror metrics to W&B: offline, or online where WANDB_API_KEY is set."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the last checkpoint; never: refuse to touch a record that exists."""
+    allow_changed_data: bool = False
+    """Go on though the data are not those that the record or the bank was made of."""
 
     def __call__(self) -> None:
         from reloss.experiment.run import Request, run
@@ -112,6 +119,7 @@ class Run:
                 self.runs,
                 self.track,
                 self.resume,
+                self.allow_changed_data,
             )
         )
         print(folder)
@@ -234,7 +242,10 @@ class Diagnose:
 
 @dataclass
 class Sweep:
-    """Run a table, an experiment or the ablation over losses and seeds, in parallel; finished runs are skipped.
+    """Run a table, an experiment or the ablation over losses and seeds, here or on a Slurm cluster.
+
+    What is finished is skipped, what failed is tried again; a failing run leaves the others be. `reloss status` shows
+    where they are.
 
     Example: reloss sweep classification/digits_cnn --losses ce,reloss --seeds 0-4 --slots 2
     """
@@ -244,10 +255,14 @@ class Sweep:
     """Comma-separated; all of the experiment's by default."""
     seeds: str = "0-2"
     """Such as 0-4 or 0,2,5."""
-    launcher: Literal["local", "print"] = "local"
-    """local: processes on this machine; print: only the commands."""
+    launcher: Literal["local", "slurm", "print"] = "local"
+    """local: processes on this machine; slurm: a job per run; print: only the commands."""
     slots: int = 1
-    """Runs at a time."""
+    """Runs at a time on this machine; its GPUs are shared out over them."""
+    slurm: Settings = ()
+    """What each job asks for, such as partition=long time=12:00:00 gpus=1 cpus=8 mem=32 (GB); see docs/scaling.md."""
+    image: str = "reloss"
+    """Whose `docker run` lines --launcher print prints; `none` prints plain commands."""
     set: Settings = ()
     """Changes of the config, for all runs."""
     data: Path = DATA
@@ -255,14 +270,68 @@ class Sweep:
     track: Literal["wandb", "off"] = "wandb"
 
     def __call__(self) -> None:
-        from reloss.experiment.sweep import parse_seeds, sweep
+        from reloss.experiment import launch
+        from reloss.experiment.signals import terminable
+        from reloss.experiment.sweep import estimate, parse_seeds, phases
+        from reloss.progress import say
 
         if self.slots < 1:
             raise UsageError("--slots must be at least 1")
-        options = ["--data", str(self.data), "--runs", str(self.runs), "--track", self.track]
-        settings = _flat(self.set)
-        losses = [loss for loss in self.losses.split(",") if loss]
-        sweep(self.name, losses, parse_seeds(self.seeds), options, self.runs, settings, self.slots, self.launcher)
+        if self.slurm and self.launcher != "slurm":
+            raise UsageError("--slurm goes with --launcher slurm")
+        track = ["--track", self.track]
+        options = ["--data", str(self.data), "--runs", str(self.runs), *track]
+        plan = phases(self.name, _losses(self.losses), parse_seeds(self.seeds), _flat(self.set))
+        if self.launcher == "print":
+            plain = self.image == "none"
+            lines = (
+                launch.plain_lines(plan, options)
+                if plain
+                else launch.docker_lines(plan, self.image, self.data, self.runs, track)
+            )
+            print("\n".join(lines))
+        elif self.launcher == "slurm":
+            from reloss.experiment.slurm import Resources, submit
+
+            submit(plan, options, self.runs, Resources.parse(_flat(self.slurm)))
+        else:
+            say(estimate(plan, self.runs, self.slots))
+            with terminable():
+                failed = launch.run_local(plan, options, self.runs, self.slots, launch.visible_gpus())
+            launch.check(failed, plan, self.runs)
+
+
+@dataclass
+class Status:
+    """Show where the runs of a table, an experiment or the ablation are, and why some failed.
+
+    Example: reloss status classification/digits_cnn --losses ce,reloss --seeds 0-4
+    """
+
+    name: Name
+    losses: str = ""
+    """Comma-separated, as of the sweep; all of the experiment's by default."""
+    seeds: str = ""
+    """As of the sweep, such as 0-4; by default every record that is there is shown."""
+    set: Settings = ()
+    """As of the sweep; goes with --seeds."""
+    runs: Path = RUNS
+    """Folder of the records (RELOSS_RUNS)."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.status import of_plan, of_records, render
+        from reloss.experiment.sweep import parse_seeds, phases
+
+        losses, settings = _losses(self.losses), _flat(self.set)
+        if settings and not self.seeds:
+            raise UsageError("--set says which sweep is meant, and needs its --seeds")
+        if self.seeds:
+            rows = of_plan(phases(self.name, losses, parse_seeds(self.seeds), settings), self.runs)
+        else:
+            rows = of_records(phases(self.name, losses, [0]), losses, self.runs)
+        print(json.dumps([row.as_json() for row in rows], indent=2) if self.json else render(rows))
 
 
 @dataclass
@@ -388,7 +457,10 @@ class Demo:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
-    for command in (List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Data, Sync, Dashboard, Doctor, Demo)
+    for command in (
+        *(List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Status),
+        *(Data, Sync, Dashboard, Doctor, Demo),
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""Downloads: whole or not there, and gone on with where they were cut."""
+"""Downloads: whole or not there, of a limited size, and gone on with where they were cut."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from reloss.progress import progress, say
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16
 MD5_DIGITS = 32
+LIMIT = 64 << 30  # bytes; the largest archive that is fetched, COCO's training images, has 19 GB
 
 
-def download_into(out: BinaryIO, url: str, path: Path) -> None:
+def download_into(out: BinaryIO, url: str, path: Path, limit: int = LIMIT) -> None:
     """Append what is at `url` to `out`, an open file, from where it ends; begin anew if the server cannot do that.
 
     Args:
         out: opened to write and seek.
         url: where it is.
         path: where it will lie, for messages.
+        limit: of its size in bytes.
 
     Raises:
-        RelossError: it cannot be had, or not all of it; what came is kept in `out`.
+        RelossError: it cannot be had, or not all of it (what came is kept in `out`), or it is larger than the limit.
     """
     start = out.seek(0, 2)
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
@@ -38,9 +40,11 @@ def download_into(out: BinaryIO, url: str, path: Path) -> None:
                 out.seek(0)
                 out.truncate()
                 start = 0
+            _check_size(url, start + (response.length or 0), limit)
             steps = ceil((start + (response.length or 0)) / CHUNK)
             with progress(steps, path.name, start // CHUNK) as advance:
                 while part := response.read(CHUNK):
+                    _check_size(url, out.tell() + len(part), limit)
                     out.write(part)
                     advance()
             if response.length:  # what is left: a connection that was cut ends like one that is through
@@ -52,6 +56,23 @@ def download_into(out: BinaryIO, url: str, path: Path) -> None:
         raise RelossError(
             f"cannot download {url}: {reason}; try again, or download it elsewhere and put the file at {path}"
         ) from error
+
+
+def _check_size(url: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise RelossError(f"{url} is larger than {limit} bytes, which it should not be; nothing more of it was fetched")
+
+
+def inside(root: Path, member: str) -> Path:
+    """Return where an archive's file `member` goes below `root`.
+
+    Raises:
+        RelossError: it would lie elsewhere.
+    """
+    target = root / member
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise RelossError(f"the archive's file {member!r} would lie outside {root}; it was not unpacked")
+    return target
 
 
 def fetch(url: str, path: Path, checksum: str | None) -> None:

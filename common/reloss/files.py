@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from reloss.errors import RelossError
 
 
@@ -25,13 +27,32 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise RelossError(
-            f"cannot write {path}: {error.strerror or error}; nothing recorded before was lost"
-        ) from error
+    except RelossError:
+        raise
+    except Exception as error:
+        if cause := _disk_error(error):
+            raise RelossError(f"cannot write {path}: {cause}; nothing recorded before was lost") from error
+        raise
     finally:
         with suppress(OSError):  # as where a parent is a file
             temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what writes that a kill cut short left below `folder`, which nobody else may be writing to."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _disk_error(error: BaseException | None) -> str:
+    """Return what the system said, if it made a write fail; libraries wrap that in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if isinstance(error, SafetensorError) and "I/O error" in str(error):
+            return str(error)
+        error = error.__context__
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,6 +78,12 @@ def read_json(path: Path) -> Any:
         raise RelossError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise RelossError(f"{path} cannot be read as JSON ({error}); remove it or restore it from a copy") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 sum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def short_hash(value: Any, length: int = 12) -> str:

@@ -17,7 +17,7 @@ from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
-from tasks.accelerated import load_state, open_accelerator, save_state
+from tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
 from tasks.classification import data, models
 from tasks.classification.config import ClassificationExperiment, Train
 from tasks.classification.criteria import make_criterion
@@ -121,6 +121,7 @@ class _Training:
         set_seed(derive_seed(self.run.seed, "epoch", epoch) % 2**32)
         self.train_loader.set_epoch(epoch)
         totals = torch.zeros(3, device=self.accelerator.device)  # loss, right, examples
+        finite = FiniteLoss(self.accelerator.device)
         self.model.train()
         recipe = self.config.train
         with progress(self.steps_per_epoch, f"epoch {epoch + 1}/{recipe.epochs}") as advance:
@@ -129,8 +130,9 @@ class _Training:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step / self.steps_per_epoch)
                 totals += self._step(images, targets, step)
+                finite.see(totals[0], step)
                 advance()
-        self._check_finite(totals, epoch)
+        finite.check()
         loss, right, examples = self.accelerator.reduce(totals, reduction="sum").tolist()
         outputs, predicted = _predict(self.accelerator, self.model, self.validation_loader)
         if self.accelerator.is_main_process:
@@ -167,13 +169,6 @@ class _Training:
             self.run.bank.append(outputs, targets, step)
         right = ((outputs.argmax(-1) if outputs.dim() == 2 else outputs > 0) == targets).sum()
         return torch.stack([loss.detach() * len(targets), right, torch.tensor(len(targets), device=loss.device)])
-
-    def _check_finite(self, totals: Tensor, epoch: int) -> None:
-        if not math.isfinite(totals[0].item()):
-            raise RelossError(
-                f"the loss of epoch {epoch + 1} is {totals[0].item()}: training diverged; the checkpoint before it is "
-                "kept. Try a smaller train.lr, or train.clip_norm"
-            )
 
 
 def learning_rate(recipe: Train, epoch: float) -> float:

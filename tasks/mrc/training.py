@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from reloss.experiment.task import Run
 from reloss.metrics import MASKED
 from reloss.progress import progress, say
 from reloss.surrogates import ReadingReLoss
-from tasks.accelerated import load_state, open_accelerator, save_state
+from tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
 from tasks.mrc import data, models
 from tasks.mrc.config import ReadingExperiment, Train
 from tasks.mrc.data import Question
@@ -255,18 +254,17 @@ class _Training:
         loader = _loader(self.windows, order[first:last].flatten().tolist(), self.config, self.accelerator)
         set_seed(derive_seed(self.run.seed, "part", epoch, piece) % 2**32)
         totals = torch.zeros(2, device=self.accelerator.device)  # loss, windows
+        finite = FiniteLoss(self.accelerator.device)
         self.model.train()
         with progress(last - first, f"epoch {epoch + 1}/{recipe.epochs}, part {piece + 1}") as advance:
             for number, batch in enumerate(loader):
-                totals += self._step(batch, epoch * self.steps_per_epoch + first + number)
+                step = epoch * self.steps_per_epoch + first + number
+                totals += self._step(batch, step)
+                finite.see(totals[0], step)
                 advance()
+        finite.check()
         loss, windows = self.accelerator.reduce(totals, reduction="sum").tolist()
         seconds = time.monotonic() - began
-        if not math.isfinite(loss):
-            raise RelossError(
-                f"the loss of epoch {epoch + 1} is {loss}: training diverged; the checkpoint before it is kept. Try a "
-                "smaller train.lr"
-            )
         outputs = _predict(self.accelerator, self.model, self.validation, self.config)
         if self.accelerator.is_main_process:
             self._keep(part + 1, (epoch * self.steps_per_epoch + last), loss / windows, windows / seconds, outputs)

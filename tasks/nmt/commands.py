@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def train(
     restore: Path | None = None,
     finetune: Path | None = None,
     initial: Path | None = None,
+    processes: int = 1,
 ) -> list[str]:
     """Return the arguments of a training.
 
@@ -53,6 +55,7 @@ def train(
         restore: a checkpoint to go on from.
         finetune: one whose weights to begin with.
         initial: one of another model, to begin with the weights that fit.
+        processes: that train together; train.max_tokens is of all of them.
     """
     recipe, model = config.train, config.model
     learned = loss in ("reloss", "approx")
@@ -84,7 +87,7 @@ def train(
             lr=recipe.lr,
             **_schedule(recipe.schedule, recipe.updates, recipe.warmup_updates),
             max_update=recipe.updates,
-            max_tokens=recipe.max_tokens,
+            max_tokens=recipe.max_tokens // processes,
             required_batch_size_multiple=1,  # with its default of 8, fairseq's compiled batching loses the last batch
             update_freq=recipe.accumulate,
             fp16=recipe.precision == "fp16",
@@ -92,7 +95,8 @@ def train(
             seed=seed,
             num_workers=config.data.workers,
             update_epoch_batch_itr="True",  # else batches are those of the epoch that a process began with
-            distributed_world_size=1,
+            distributed_world_size=processes,
+            **(_rank() if processes > 1 else {}),
             save_dir=folder,
             save_interval_updates=recipe.updates,  # so that the last update's is kept too, in the midst of an epoch
             keep_last_epochs=2,  # the last one stays whole while the next is written
@@ -118,6 +122,7 @@ def generate(config: TranslationExperiment, prepared: Path, model: Path, subset:
             path=model,
             gen_subset=subset,
             results_path=results,
+            distributed_world_size=1,  # else it is the number of GPUs, and each would translate its share
             max_tokens=config.decode.max_tokens,
             required_batch_size_multiple=1,  # see `train`
             num_workers=0,  # a worker of so short a pass takes five seconds to end
@@ -136,6 +141,16 @@ def decoding(config: TranslationExperiment) -> dict[str, Any]:
         "iter_decode_max_iter": config.decode.iterations,
         "iter_decode_with_beam": config.decode.beam,
         "iter_decode_eos_penalty": 0,
+    }
+
+
+def _rank() -> dict[str, Any]:
+    """Return the options of one process of those that torchrun has started; the group is there already."""
+    return {
+        "distributed_rank": os.environ["RANK"],
+        "device_id": os.environ["LOCAL_RANK"],
+        "distributed_no_spawn": True,
+        "ddp_backend": "legacy_ddp",  # the one that runs on a CPU too, and with parameters that a loss leaves unused
     }
 
 

@@ -16,7 +16,9 @@ import yaml
 from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
-from reloss.errors import RelossError, UsageError
+from reloss.checkpoint import last_whole
+from reloss.errors import RelossError
+from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -39,11 +41,9 @@ def train(run: Run) -> None:
 
     Raises:
         RelossError: data are missing, a checkpoint is damaged, or the loss is not finite.
-        UsageError: there are several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("translation is trained in one process here; train.accumulate makes batches larger")
-    prepared = prepare(run.config.data, run.data, runs_folder(run))
+    with distributed.main_first():
+        prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
     last = _last_checkpoint(folder)
     watcher = Watcher(run)
@@ -51,7 +51,9 @@ def train(run: Run) -> None:
     surrogate = None
     if run.surrogate is not None:
         surrogate = folder / "surrogate"
-        run.surrogate.save_pretrained(surrogate)
+        if distributed.is_main():
+            run.surrogate.save_pretrained(surrogate)
+        distributed.barrier()
     finetune = initial = None
     if last is None and run.initial_weights is not None:
         finetune = run.initial_weights.with_name("translator.pt")
@@ -68,20 +70,30 @@ def train(run: Run) -> None:
         restore=last,
         finetune=finetune,
         initial=initial,
+        processes=distributed.processes(),
     )
     _note(run, "train", words)
     if last is None or _updates(_load(last)) < run.config.train.updates:
         try:
             with observed_by(watcher):
-                run_command("train", words, run.record.path / "fairseq.log")
+                run_command("train", words, _log(run))
         except (FloatingPointError, StopIteration) as error:  # the second from fairseq's search for where it began
-            raise RelossError(f"{DIVERGED}: gradients of epoch {watcher.epoch} are not finite; {REMEDY}") from error
+            raise RelossError(f"{DIVERGED}: gradients of update {watcher.update} are not finite; {REMEDY}") from error
+        distributed.barrier()  # the main process has written its last checkpoint
         last = _last_checkpoint(folder)
     assert last is not None
+    if distributed.is_main():
+        _keep(run, last)
+    distributed.barrier()
+
+
+def _keep(run: Run, last: Path) -> None:
+    """Write the final weights, and the model as fairseq-generate loads it."""
+    folder = last.parent
     state = _load(last)
     del state["last_optimizer_state"]
-    with atomic(folder / "translator.pt") as temporary:
-        torch.save(state, temporary)
+    with atomic(folder / "translator.pt") as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
     run.record.save_weights({name: value.clone() for name, value in state["model"].items()})  # shared ones too
 
 
@@ -91,9 +103,13 @@ def evaluate(run: Run) -> dict[str, float]:
     `copied_source_sacreBLEU` is that of leaving the sentences as they are. The translations, sacrebleu's signatures and
     examples to look at stay in the record.
 
+    Of several processes the main one alone translates; the others return nothing.
+
     Raises:
         RelossError: the model is not there.
     """
+    if not distributed.is_main():
+        return {}
     prepared = prepare(run.config.data, run.data, runs_folder(run))
     data, results = run.config.data, run.record.path / "translations"
     translator = run.record.path / "checkpoint" / "translator.pt"
@@ -156,16 +172,31 @@ def read_translations(path: Path) -> list[str]:
     return [found[number] for number in range(len(found))]
 
 
+def _log(run: Run) -> Path:
+    """Return where fairseq's log goes: a file of its own for each further process."""
+    return run.record.path / ("fairseq.log" if distributed.is_main() else f"fairseq.{os.environ['RANK']}.log")
+
+
 def _note(run: Run, name: str, words: Sequence[str]) -> None:
     """Write the command into the record."""
+    if not distributed.is_main():
+        return
     text = shlex.join([f"fairseq-{name}", *words]) + "\n"
     write_text(run.record.path / "commands" / f"{name}.txt", text)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint, of a whole epoch or of the last update, if there is one."""
+    """Return the last checkpoint that is whole, of a whole epoch or of the last update, if there is one.
+
+    Raises:
+        RelossError: there are some, and all are damaged.
+    """
     found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
-    return max((int(match[1]), int(match[2] or 0), path) for match, path in found)[2] if found else None
+    ordered = [path for *_, path in sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)]
+    whole = last_whole(ordered)
+    if ordered and whole is None:
+        raise RelossError(f"checkpoint {ordered[0]} is damaged; remove {folder} to train this run anew")
+    return whole
 
 
 def _updates(state: dict[str, Any]) -> int:
@@ -174,10 +205,7 @@ def _updates(state: dict[str, Any]) -> int:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise RelossError(f"checkpoint {path} is damaged; remove it to go on from the one before") from error
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class Watcher:
@@ -190,6 +218,7 @@ class Watcher:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.epoch = 0
+        self.update = 0
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._began = time.monotonic()
 
@@ -211,6 +240,7 @@ class Watcher:
 
     def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
         """Put a batch into the bank."""
+        self.update = update
         if self.run.bank is not None:
             self.run.bank.append(*self._of_length(outputs, targets), update)
 
@@ -235,7 +265,7 @@ class Watcher:
         trained = metrics.get_smoothed_values("train")
         loss = float(trained["loss"])
         if not math.isfinite(loss):
-            raise RelossError(f"{DIVERGED}: the loss of epoch {self.epoch} is {loss}; {REMEDY}")
+            raise RelossError(f"{DIVERGED}: the loss before update {self.update} is {loss}; {REMEDY}")
         seconds = round(time.monotonic() - self._began, 2)
         scores = validation_scores(task, model, self.run.config)
         self.run.record.log(
@@ -252,8 +282,9 @@ class Watcher:
             **scores,
         )
         kept = self.run.config.recording.examples
-        outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
-        self.run.record.save_predictions(self.epoch, outputs, targets)
+        if distributed.is_main():
+            outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
+            self.run.record.save_predictions(self.epoch, outputs, targets)
         if self.run.bank is not None:
             self.run.bank.flush()
         say(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
-from reloss.download import fetch
+from reloss.download import fetch, inside
 from reloss.errors import RelossError
 from reloss.files import atomic, read_json
 from reloss.progress import progress, say
@@ -96,7 +96,7 @@ def _unpack(archive: Path, needed: tuple[str, ...], root: Path) -> None:
             members = [m for m in opened.infolist() if m.filename.startswith(needed) and not m.is_dir()]
             with progress(len(members), f"unpack {archive.name}") as advance:
                 for member in members:
-                    target = root / member.filename
+                    target = inside(root, member.filename)
                     if not target.exists() or target.stat().st_size != member.file_size:
                         with atomic(target) as temporary:
                             temporary.write_bytes(opened.read(member))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -78,6 +77,8 @@ class RecordHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep the loss, and what else mmpose measures of a batch."""
         self._outputs.append({name: torch.as_tensor(value).detach() for name, value in outputs.items()})
+        if runner.iter % 50 == 0:  # not in each step, for it waits for the GPU
+            self._check_finite(runner)
         self._advance()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -87,18 +88,23 @@ class RecordHook(Hook):
             RelossError: its loss is not finite.
         """
         self._bar.close()
+        self._check_finite(runner)
         means = {name: float(torch.stack([each[name] for each in self._outputs]).mean()) for name in self._outputs[0]}
         loss = means["loss"]
-        if not math.isfinite(loss):
-            raise RelossError(
-                f"the loss of epoch {runner.epoch + 1} is {loss}: training diverged; the checkpoint before it is kept. "
-                "Try a smaller train.lr"
-            )
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         seconds = round(time.monotonic() - self._began, 2)
         measured = {f"train_{name}": mean for name, mean in means.items()}
         self.run.record.log(runner.iter, epoch=runner.epoch + 1, **measured, lr=rate, seconds=seconds)
         say(f"epoch {runner.epoch + 1}/{runner.max_epochs}: loss {loss:.6f}, {seconds:.0f} s")
+
+    def _check_finite(self, runner: Runner) -> None:
+        finite = torch.stack([each["loss"] for each in self._outputs]).isfinite()
+        if not finite.all():
+            step = runner.epoch * len(runner.train_dataloader) + int(finite.int().argmin())
+            raise RelossError(
+                f"the loss of step {step} is not finite: training diverged; the checkpoint before it is kept. Try a "
+                "smaller train.lr"
+            )
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Log the scores on validation persons, and keep some of their heatmaps."""

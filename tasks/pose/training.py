@@ -22,12 +22,13 @@ from mmpose.utils import register_all_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
+from reloss.checkpoint import last_whole
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
-from reloss.files import read_json
+from reloss.files import read_json, write_text
 from reloss.surrogates import PoseReLoss
 from tasks.pose import data
 from tasks.pose.config import PoseExperiment
@@ -227,23 +228,26 @@ def make_runner(run: Run, resume: bool, test_dev: bool = False) -> Runner:
 
 
 def _has_checkpoint(record: Path) -> bool:
-    """Return whether mmengine left a checkpoint in the record.
+    """Return whether mmengine left a checkpoint in the record; of damaged ones, the one before is gone on from.
 
     Raises:
-        RelossError: it is damaged.
+        RelossError: all are damaged.
     """
     pointer = record / "mmengine" / "last_checkpoint"  # mmengine's own note
     path = Path(pointer.read_text()) if pointer.exists() else None
     if path is None or not path.exists():
         return False
-    try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:
-        raise RelossError(
-            f"checkpoint {path} is damaged; remove {pointer} to train this run anew, or write into it the path of the "
-            "checkpoint before"
-        ) from error
+    older = [each for each in path.parent.glob("epoch_*.pth") if _epoch(each) < _epoch(path)]
+    whole = last_whole([path, *sorted(older, key=_epoch, reverse=True)])
+    if whole is None:
+        raise RelossError(f"checkpoint {path} is damaged; remove {pointer} to train this run anew")
+    if whole != path:
+        write_text(pointer, str(whole))
     return True
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("epoch_"))
 
 
 def _recorded_loader(runner: Runner, config: PoseExperiment) -> DataLoader:

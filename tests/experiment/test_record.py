@@ -105,9 +105,32 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     record.save_checkpoint({"weight": torch.randn(1000)})
     path = tmp_path / "checkpoint" / "last.pt"
     path.write_bytes(path.read_bytes()[:2000] if damage == "half" else damage)
-    with pytest.raises(RelossError, match=r"last\.pt is damaged; remove it to train this run anew"):
+    with pytest.raises(RelossError, match=r"last\.pt is damaged; remove last\.pt to train this run anew"):
         open_record(tmp_path).load_checkpoint()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, capsys, damage):
+    record = open_record(tmp_path)
+    for step in (1, 2):
+        record.log(step, loss=2.0)
+        record.save_checkpoint({"step": step, "weight": torch.full((1000,), float(step))})
+    path = tmp_path / "checkpoint" / "last.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()  # killed between the two renames
+    else:
+        path.write_bytes(content if damage == "flipped" else content[:2000])
+    again = open_record(tmp_path)
+    state = again.load_checkpoint()
+    assert state["step"] == 1
+    assert torch.equal(state["weight"], torch.ones(1000))
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert ("last.pt is damaged" in capsys.readouterr().err) == (damage != "gone")
+    again.close("finished")
+    assert not (tmp_path / "checkpoint" / "last.previous.pt").exists()
 
 
 def test_a_half_last_line_is_left_out_and_overwritten(tmp_path):

@@ -72,23 +72,31 @@ def test_command():
     assert command(Cell(DIGITS, "reloss", 2, "learn"), [])[-2:] == ["--stage", "learn"]
 
 
-def test_print_launcher_prints_commands_and_runs_nothing(cli, tmp_path):
+PRINT = (
+    *("sweep", DIGITS, "--losses", "ce,reloss", "--seeds", "0-1", "--launcher", "print", "--data", "d"),
+    *("--track", "off", "--set", "train.epochs=1", "learn.steps=5"),
+)
+ENDS = ("ce --seed 0", "reloss --seed 0 --stage learn", "ce --seed 1", "reloss --seed 0", "reloss --seed 1")
+
+
+def test_print_launcher_prints_plain_commands_and_runs_nothing(cli, tmp_path):
     runs = tmp_path / "runs"
-    code, out, _ = cli(
-        "sweep", DIGITS, "--losses", "ce,reloss", "--seeds", "0-1", "--launcher", "print", "--runs", runs,
-        "--data", "d", "--track", "off", "--set", "train.epochs=1", "learn.steps=5",
-    )  # fmt: skip
-    end = f"--data d --runs {runs} --track off --set train.epochs=1 learn.steps=5"
-    start = "reloss run classification/digits_cnn --loss"
+    code, out, _ = cli(*PRINT, "--runs", runs, "--image", "none")
+    more = f"--data d --runs {runs} --track off --set train.epochs=1 learn.steps=5"
+    assert code == 0
+    assert out.splitlines() == [f"reloss run {DIGITS} --loss {end} {more}" for end in ENDS]
+    assert not runs.exists()
+
+
+def test_print_launcher_prints_lines_of_docker(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli(*PRINT, "--runs", "my/own runs", "--image", "reloss:1")
+    start = f"docker run --rm --gpus all --ipc host -v d:/data -v '{tmp_path}/my/own runs:/runs' reloss:1 run"
     assert code == 0
     assert out.splitlines() == [
-        f"{start} ce --seed 0 {end}",
-        f"{start} reloss --seed 0 --stage learn {end}",
-        f"{start} ce --seed 1 {end}",
-        f"{start} reloss --seed 0 {end}",
-        f"{start} reloss --seed 1 {end}",
+        f"{start} {DIGITS} --loss {end} --track off --set train.epochs=1 learn.steps=5" for end in ENDS
     ]
-    assert not runs.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_digits, tmp_path):
@@ -109,9 +117,10 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     assert summary.stat().st_mtime_ns == before
     assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
     logs = tmp_path / "runs" / "sweep"
-    assert sorted(path.name[-9:-4] for path in logs.iterdir()) == ["seed1", "seed2"]
-    log = logs / f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed1.log"
-    assert "was made by another config" in log.read_text()
+    name = f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed"
+    assert sorted(path.name for path in logs.iterdir()) == [f"{name}1.json", f"{name}1.log", f"{name}2.log"]
+    assert "was made by another config" in (logs / f"{name}1.log").read_text()
+    assert "was made by another config" in json.loads((logs / f"{name}1.json").read_text())["reason"]
 
 
 def test_slots_are_positive(cli):

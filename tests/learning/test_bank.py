@@ -282,7 +282,7 @@ def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
 
 def test_what_cannot_be_recorded(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=2)
-    with pytest.raises(ValueError, match="the outputs of step 7 hold NaN"):
+    with pytest.raises(RelossError, match="the outputs of step 7 hold NaN: training diverged"):
         bank.append(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2), step=7)
     with pytest.raises(ValueError, match="3 outputs, but 2 targets"):
         bank.append(torch.zeros(3, 1), torch.zeros(2), step=0)
@@ -309,3 +309,14 @@ def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):
     bank.flush()
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(8))
     assert json.loads((tmp_path / "bank.json").read_text())["item_size"] == 4
+
+
+def test_a_shard_with_a_flipped_bit_is_named(improving_bank):
+    bank = improving_bank(steps=4)
+    bank.verify()
+    (shard,) = (bank.path / "shards").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum is another; remove it"):
+        PredictionBank.open(bank.path).verify()

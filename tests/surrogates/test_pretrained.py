@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -51,7 +52,18 @@ def test_round_trip(tmp_path):
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     card = json.loads((tmp_path / "s" / "surrogate.json").read_text())
-    assert card == {"class": "ClassificationReLoss", "options": OPTIONS, "metric": "accuracy"}
+    digest = hashlib.sha256((tmp_path / "s" / "surrogate.safetensors").read_bytes()).hexdigest()
+    assert card == {"class": "ClassificationReLoss", "options": OPTIONS, "metric": "accuracy", "sha256": digest}
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    ClassificationReLoss(**OPTIONS).save_pretrained(tmp_path)
+    path = tmp_path / "surrogate.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RelossError, match=r"surrogate\.safetensors is damaged: its checksum is not that in"):
+        ClassificationReLoss.from_pretrained(tmp_path)
 
 
 def test_saving_again_replaces(tmp_path):

@@ -93,6 +93,15 @@ def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
         raise UsageError(f"--set: {found}") from None
 
 
+def baseline_settings(config: Experiment, settings: Sequence[str]) -> tuple[str, ...]:
+    """Return what of `settings` holds for the baseline that runs share: not what is learned, or tuned for each loss."""
+    return tuple(
+        setting
+        for setting in settings
+        if not setting.startswith("learn.") and setting.partition("=")[0] not in config.TUNED
+    )
+
+
 def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
     """Return the keys that `--set` takes, such as `train.epochs`."""
     keys: list[str] = []

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reloss.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import distributed, environment
 from reloss.experiment.config import Experiment, to_yaml, variant
@@ -93,27 +93,22 @@ class Record:
         """Write `state` (tensors and plain values) as the last checkpoint, with the present length of the metrics."""
         if not self._writes:
             return
-        path = self.path / "checkpoint" / "last.pt"
-        with atomic(path) as temporary:
-            torch.save({**state, "metrics_lines": self.metrics.lines}, temporary)
+        save_checkpoint(self._checkpoint, {**state, "metrics_lines": self.metrics.lines})
         self.write_summary("running")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None; metrics that were logged after it are dropped, to come again.
 
         Raises:
-            RelossError: the checkpoint is damaged.
+            RelossError: it is damaged, and so is the one before.
         """
-        path = self.path / "checkpoint" / "last.pt"
-        if not path.exists():
-            self.rewind(0)
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise RelossError(f"checkpoint {path} is damaged; remove it to train this run anew") from error
-        self.rewind(state.pop("metrics_lines"))
+        state = load_checkpoint(self._checkpoint, "to train this run anew")
+        self.rewind(state.pop("metrics_lines") if state is not None else 0)
         return state
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "last.pt"
 
     def discard_checkpoint(self) -> None:
         """Begin anew: remove all checkpoints, a framework's own too, but not the final weights."""
@@ -180,6 +175,8 @@ class Record:
     def close(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write the final summary and end the W&B run; what that took is written into the summary after it."""
         self.write_summary(status, scores, **more)
+        if status == "finished" and self._writes:
+            before(self._checkpoint).unlink(missing_ok=True)
         if self._tracked:
             self.mirror.make(result_artifact(self.path, _name(self.path), scores or {}))
             self.mirror.finish({"status": status, **(scores or {})}, failed=status != "finished")

@@ -8,28 +8,30 @@ RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
 from __future__ import annotations
 
 import json
-import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from reloss.checkpoint import remove_checkpoint
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import distributed, environment
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, override, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.experiment.lineage import bank_artifact, surrogate_artifact
 from reloss.experiment.record import Record, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
+from reloss.experiment.signals import Terminated, terminable
 from reloss.experiment.task import Run, Task, find_experiment
 from reloss.experiment.tracking import Track, WandbMirror, describe_run
-from reloss.files import read_json, short_hash, write_text
-from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.files import read_json, remove_stale, short_hash, write_text
+from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.diagnostics import picture
+from reloss.lock import locked
 from reloss.metrics import get_metric
 from reloss.progress import say
 from reloss.surrogates import SurrogateLoss
@@ -51,10 +53,7 @@ class Request:
     runs: Path = Path("runs")
     track: Track = "wandb"
     resume: Resume = "auto"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+    allow_changed_data: bool = False
 
 
 def run(request: Request) -> Path:
@@ -69,7 +68,7 @@ def run(request: Request) -> Path:
         raise unknown(f"loss of {config.name}", request.loss, config.losses)
     job = _Job(task, override(config, request.settings), request)
     distributed.start()
-    with _terminable():
+    with terminable():
         if request.stage == "baseline":
             return job.baseline()
         if request.stage == "learn":
@@ -105,11 +104,7 @@ class _Job:
 
     def _baseline_job(self) -> _Job:
         """Return the run of the ordinary loss that this one is compared with: without what is tuned for each loss."""
-        settings = tuple(
-            setting
-            for setting in self.request.settings
-            if not setting.startswith("learn.") and setting.partition("=")[0] not in self.config.TUNED
-        )
+        settings = baseline_settings(self.config, self.request.settings)
         request = replace(self.request, loss=self.config.ordinary_loss, settings=settings, stage="all")
         return _Job(self.task, override(find_experiment(self.config.name)[1], settings), request)
 
@@ -191,39 +186,62 @@ class _Job:
             "score": self.config.score,
             "data": self.task.data_fingerprint(self.config, self.request.data),
         }
+        self._check_data(facts, summary, folder)
         surrogate = None
         if loss in LEARNED_LOSSES:
             surrogate, facts["surrogate"] = self._surrogate()
         initial_weights = self._initial_weights()
         trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
         distributed.barrier()  # all have looked at what is there before the main process changes it
-        record = Record(folder, self.config, facts=facts, track=self.request.track)
-        if trains_anew:
-            record.discard_checkpoint()
-        distributed.barrier()
-        bank = self._new_bank(record) if records_bank and distributed.is_main() else None
-        with _status_of(record):
-            run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
-            if surrogate is not None:
-                record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
-            if stage != "evaluate":
-                self.task.train(run)
-            else:
-                record.mirror.replay(record.metrics.path, record.metrics.lines)
-            scores = self.task.evaluate(run)
-            if bank is not None:
-                bank.flush()
-                record.mirror.make(bank_artifact(self.config.name, bank))
-            record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
-            if bank is not None:
-                bank.finish()
+        with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
+            if distributed.is_main():
+                remove_stale(folder)
+            record = Record(folder, self.config, facts=facts, track=self.request.track)
+            if trains_anew:
+                record.discard_checkpoint()
             distributed.barrier()
+            bank = self._new_bank(record) if records_bank and distributed.is_main() else None
+            with _status_of(record):
+                run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
+                if surrogate is not None:
+                    record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
+                if stage != "evaluate":
+                    self.task.train(run)
+                else:
+                    record.mirror.replay(record.metrics.path, record.metrics.lines)
+                scores = self.task.evaluate(run)
+                if bank is not None:
+                    bank.flush()
+                    record.mirror.make(bank_artifact(self.config.name, bank))
+                record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
+                if bank is not None:
+                    bank.finish()
+                distributed.barrier()
         say(
             f"{self.config.name} {loss} seed {seed}: "
             + " ".join(f"{k} {v:.4f}" for k, v in scores.items())
             + f" ({folder})"
         )
         return folder
+
+    def _check_data(self, facts: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
+        """Refuse data that are not those of the record that goes on, or of the bank, unless they may have changed.
+
+        Raises:
+            UsageError: they are others.
+        """
+        now, seen = facts["data"], [(folder, summary.get("data"))]
+        bank = self.home / "bank"
+        if self.request.loss in LEARNED_LOSSES and (bank / "bank.json").exists():
+            seen.append((bank, PredictionBank.open(bank).meta["origin"].get("data_fingerprint")))
+        for path, fingerprint in seen:
+            if fingerprint in (None, now):
+                continue
+            said = f"the data changed since {path} was recorded: their fingerprint was {fingerprint}, now {now}"
+            if not self.request.allow_changed_data:
+                raise UsageError(f"{said}; restore them, choose another --runs, or say --allow-changed-data")
+            say(f"warning: {said}")
+            facts["data_before"] = fingerprint
 
     def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
         """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""
@@ -270,7 +288,11 @@ class _Job:
             if bank.meta["origin"]["record"] == str(record.path.relative_to(self.home)):
                 return bank
             raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
-        origin = {**self._origin(), "record": str(record.path.relative_to(self.home))}
+        origin = {
+            **self._origin(),
+            "record": str(record.path.relative_to(self.home)),
+            "data_fingerprint": self.task.data_fingerprint(self.config, self.request.data),
+        }
         recording = self.config.recording
         return PredictionBank.create(
             path, item_size=recording.item_size, max_bytes=recording.max_bytes, seed=recording.seed, origin=origin
@@ -279,7 +301,10 @@ class _Job:
     def _surrogate(self) -> tuple[SurrogateLoss, dict[str, Any]]:
         """Return the learned surrogate, and what the summary says of it."""
         folder = self.learn()
-        surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+        try:
+            surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+        except RelossError as error:
+            raise RelossError(f"{error}; remove {folder} to learn the surrogate anew from the bank") from error
         card = read_json(folder / "surrogate.json")
         return surrogate, {"folder": str(folder.relative_to(self.home)), **card["fit"]}
 
@@ -319,7 +344,8 @@ def learn(
     """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
-    with _terminable():
+    with terminable(), locked(folder):
+        remove_stale(folder)
         result = fit_surrogate(
             surrogate,
             bank,
@@ -330,6 +356,13 @@ def learn(
             checkpoint=checkpoint,
             on_validation=on_validation,
         )
+        return _keep(result, bank, metric, options, folder, higher_is_better)
+
+
+def _keep(
+    result: FitResult, bank: PredictionBank, metric: str, options: LearnOptions, folder: Path, higher_is_better: bool
+) -> dict[str, float]:
+    """Write what was learned into the folder; returns its figures."""
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
     fit = result.summary()
     card = {
@@ -341,7 +374,7 @@ def learn(
     }
     write_picture(folder, picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(folder / "fit.pt")
     say(
         f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
         f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
@@ -349,22 +382,9 @@ def learn(
     return fit
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception, so that it can be recorded and said."""
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _sole_writer(folder: Path) -> AbstractContextManager[None]:
+    """Lock the folder for the block; of several processes of a run, the main one does."""
+    return locked(folder) if distributed.is_main() else nullcontext()
 
 
 @contextmanager
@@ -377,7 +397,8 @@ def _status_of(record: Record) -> Iterator[None]:
         raise
     except BaseException as error:
         cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
-        if distributed.is_main():
-            (record.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-        record.close("failed", cause=cause)
+        with suppress(OSError, RelossError):  # as on a full disk, where `error` says it
+            if distributed.is_main():
+                write_text(record.path / "error.log", traceback.format_exc())
+            record.close("failed", cause=cause)
         raise

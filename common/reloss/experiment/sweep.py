@@ -1,22 +1,20 @@
-"""Many runs: a table's experiments x losses x seeds, in parallel processes on this machine."""
+"""Many runs: which commands a table's experiments x losses x seeds need, and which of them wait for which."""
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reloss.errors import RelossError, UsageError, unknown
-from reloss.experiment.config import LEARNED_LOSSES, variant
+from reloss.errors import UsageError, unknown
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
 from reloss.experiment.record import read_summary, record_folder
-from reloss.experiment.task import ablations, find_experiment, tasks
-from reloss.progress import progress, say
+from reloss.experiment.task import Task, ablations, find_experiment, tasks
+from reloss.files import read_json
+
+Plan = list[list["Cell"]]
 
 ABLATION = "ablation"
 START_SECONDS = 6.0  # of a process, before the run's own clock
@@ -31,6 +29,27 @@ class Cell:
     seed: int
     stage: str = "all"
     settings: tuple[str, ...] = ()
+
+    @property
+    def changed_loss(self) -> str:
+        """The loss, and what the settings changed."""
+        changed = variant(self.settings)
+        return f"{self.loss}@{changed}" if changed else self.loss
+
+    @property
+    def label(self) -> str:
+        """What people read of it."""
+        what = f"seed {self.seed}" if self.stage == "all" else self.stage
+        return f"{self.experiment} {self.changed_loss} {what}"
+
+    @property
+    def file_name(self) -> str:
+        """What its log and notes are called, without ending."""
+        return f"{self.experiment.replace('/', '_')}-{self.changed_loss}-{self.stage}-seed{self.seed}"
+
+    def record(self, runs: Path) -> Path:
+        """Return the folder of its record."""
+        return record_folder(runs, self.experiment, self.loss, self.settings, self.seed)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -50,29 +69,59 @@ def parse_seeds(text: str) -> list[int]:
     return sorted(set(seeds))
 
 
-def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> list[list[Cell]]:
+def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
     """Return the cells of a table, an experiment or the `ablation`, in phases that can each run in parallel.
 
-    The recorded baselines come first, then one fit for each surrogate, then all the rest.
+    The recorded baselines come first, with those that runs are fine-tuned from; then one fit for each surrogate, then
+    all the rest.
 
     Raises:
-        UsageError: an unknown table, experiment or loss.
+        UsageError: an unknown table, experiment, loss or setting.
     """
     baselines: list[Cell] = []
     fits: list[Cell] = []
     rest: list[Cell] = []
     for experiment, variants in _variants(name, losses).items():
-        config = find_experiment(experiment)[1]
-        baseline = Cell(experiment, config.ordinary_loss, config.recording.seed, settings=tuple(settings))
+        task, config = find_experiment(experiment)
         mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
         learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
-        if baseline in mine:
-            baselines.append(baseline)
-        elif learned:
-            baselines.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
+        first = [start for cell in mine for start in _starts(cell, task, config)]
+        recorded_seed = override(config, settings).recording.seed
+        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
+        if recorded in mine and not first:
+            first = [recorded]
+        elif learned and recorded_seed not in [start.seed for start in first]:
+            first.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
+        baselines += dict.fromkeys(first)
         fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
-        rest += [cell for cell in mine if cell != baseline]
+        rest += [cell for cell in mine if cell not in first]
     return [baselines, fits, rest]
+
+
+def needs(cell: Cell, plan: Plan) -> list[Cell]:
+    """Return the cells of a plan that must have ended well before `cell` can start."""
+    baselines, fits, _ = plan
+    if cell in baselines:
+        return []
+    task, config = find_experiment(cell.experiment)
+    if cell in fits:
+        seed = override(config, cell.settings).recording.seed
+        mine = [each for each in baselines if each.experiment == cell.experiment]
+        return [each for each in mine if each.stage == "baseline" or each.seed == seed]
+    own_fit = [fit for fit in fits if (fit.experiment, fit.loss) == (cell.experiment, cell.loss)]
+    found = [fit for fit in own_fit if _learn_settings(fit) == _learn_settings(cell)]
+    return found + [start for start in _starts(cell, task, config) if start in baselines]
+
+
+def _starts(cell: Cell, task: Task, config: Experiment) -> list[Cell]:
+    """Return the run whose weights a fine-tuning cell starts from."""
+    if not task.fine_tunes(override(config, cell.settings)):
+        return []
+    return [replace(cell, loss=config.ordinary_loss, settings=baseline_settings(config, cell.settings))]
+
+
+def _learn_settings(cell: Cell) -> list[str]:
+    return [setting for setting in cell.settings if setting.startswith("learn.")]
 
 
 def _fit(cell: Cell, common: Sequence[str]) -> Cell:
@@ -121,12 +170,22 @@ def command(cell: Cell, options: Sequence[str]) -> list[str]:
 
 
 def is_finished(cell: Cell, runs: Path) -> bool:
-    """Return whether the record of a cell says `finished`; other stages find out themselves, quickly."""
-    folder = record_folder(runs, cell.experiment, cell.loss, cell.settings, cell.seed)
-    return cell.stage == "all" and read_summary(folder).get("status") == "finished"
+    """Return whether the record or the bank of a cell is complete; a fit finds that out itself, quickly."""
+    if cell.stage == "baseline":
+        bank = runs / cell.experiment / "bank" / "bank.json"
+        return bank.exists() and bool(read_json(bank)["complete"])
+    return cell.stage == "all" and read_summary(cell.record(runs)).get("status") == "finished"
 
 
-def estimate(plan: list[list[Cell]], runs: Path, slots: int) -> str:
+def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
+    """Return whether a cell has nothing to do: it is finished, or it only serves runs that are."""
+    if is_finished(cell, runs):
+        return True
+    mine = [each for phase in plan for each in phase if each.experiment == cell.experiment and each.stage == "all"]
+    return cell.stage != "all" and all(is_finished(each, runs) for each in mine if cell in needs(each, plan))
+
+
+def estimate(plan: Plan, runs: Path, slots: int) -> str:
     """Return one line: the runs of a plan, how many are finished, and about how long the rest takes where known.
 
     An experiment's time is the median of its finished records, else what the ablation states.
@@ -137,79 +196,10 @@ def estimate(plan: list[list[Cell]], runs: Path, slots: int) -> str:
     measured: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell not in left:
-            folder = record_folder(runs, cell.experiment, cell.loss, cell.settings, cell.seed)
-            measured[cell.experiment].append(read_summary(folder)["wall_seconds"] + START_SECONDS)
+            measured[cell.experiment].append(read_summary(cell.record(runs))["wall_seconds"] + START_SECONDS)
     known = stated | {name: statistics.median(seconds) for name, seconds in measured.items()}
     line = f"{len(cells)} runs, {len(cells) - len(left)} finished"
     if all(cell.experiment in known for cell in left):
         minutes = sum(known[cell.experiment] for cell in left) / slots / 60
         return f"{line}; the rest takes about {minutes:.0f} minutes in {slots} processes"
     return line
-
-
-def run_local(plan: list[list[Cell]], options: Sequence[str], runs: Path, slots: int) -> list[Cell]:
-    """Run the cells of each phase in `slots` parallel processes, skipping finished ones; returns those that failed.
-
-    Each process gets its share of the cores, and its output goes to RUNS/sweep/. A failing run leaves the others be.
-    """
-    logs = runs / "sweep"
-    logs.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // slots))
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    failed: list[Cell] = []
-
-    def start(cell: Cell) -> None:
-        changed = variant(cell.settings)
-        loss = f"{cell.loss}@{changed}" if changed else cell.loss
-        label = f"{cell.experiment} {loss} " + (f"seed {cell.seed}" if cell.stage == "all" else cell.stage)
-        if is_finished(cell, runs):
-            say(f"skip      {label} (finished)")
-            advance()
-            return
-        say(f"start     {label}")
-        log = logs / f"{cell.experiment.replace('/', '_')}-{loss}-{cell.stage}-seed{cell.seed}.log"
-        words = [sys.executable, "-m", "reloss.cli", *command(cell, options)[1:]]
-        with log.open("w") as output:
-            code = subprocess.run(
-                words, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
-        if code != 0:
-            failed.append(cell)
-        say(f"{'finished' if code == 0 else f'FAILED {code}'}  {label} ({log})")
-        advance()
-
-    with progress(sum(map(len, plan)), "sweep") as advance:
-        for phase in plan:
-            with ThreadPoolExecutor(slots) as pool:
-                list(pool.map(start, phase))
-    return failed
-
-
-def sweep(
-    name: str,
-    losses: Sequence[str],
-    seeds: Sequence[int],
-    options: Sequence[str],
-    runs: Path,
-    settings: Sequence[str],
-    slots: int,
-    launcher: str,
-) -> None:
-    """Run a sweep, or print its commands.
-
-    Raises:
-        UsageError: an unknown name.
-        RelossError: some runs failed; the message names their number, the logs their reasons.
-    """
-    plan = phases(name, losses, seeds, settings)
-    if launcher == "print":
-        for phase in plan:
-            for cell in phase:
-                print(" ".join(command(cell, options)))
-        return
-    say(estimate(plan, runs, slots))
-    failed = run_local(plan, options, runs, slots)
-    if failed:
-        raise RelossError(
-            f"{len(failed)} of {sum(map(len, plan))} runs failed; see {runs / 'sweep'}; the rest is recorded"
-        )

@@ -13,6 +13,7 @@ all of the budget, and the same one after a kill and a resume.
 from __future__ import annotations
 
 import json
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.errors import RelossError
-from reloss.files import atomic, read_json, short_hash, write_json
+from reloss.files import atomic, read_json, remove_stale, short_hash, write_json
 
 SHARD_BYTES = 32 << 20
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -100,12 +101,16 @@ class PredictionBank:
         Outputs are kept in float16 (clamped to its range), as are targets of a floating type.
 
         Raises:
-            ValueError: outputs hold a NaN, or the batch sizes differ.
+            ValueError: the batch sizes differ.
+            RelossError: outputs hold a NaN.
         """
         if len(outputs) != len(targets):
             raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
         if outputs.isnan().any():
-            raise ValueError(f"the outputs of step {step} hold NaN: the recorded training has diverged")
+            raise RelossError(
+                f"the outputs of step {step} hold NaN: training diverged; what was recorded before is kept. Try a "
+                "smaller train.lr"
+            )
         self._partial.append((compact(outputs), compact(targets), step))
         size = self.meta["item_size"]
         while sum(len(part[1]) for part in self._partial) >= size:
@@ -130,8 +135,7 @@ class PredictionBank:
         for path in self._shard_paths():
             if int(path.stem) >= position:
                 path.unlink()
-        for stale in (self.path / "shards").glob(".*.tmp"):  # of a write that a kill cut short
-            stale.unlink()
+        remove_stale(self.path)
         self.position = position
         self._shards = None
         self._write_meta(complete=False)
@@ -208,6 +212,21 @@ class PredictionBank:
             raise RelossError(f"the bank {self.path} is empty")
         return tuple(shards[0]["outputs"].shape[2:])
 
+    def verify(self) -> None:
+        """Compare every shard with the checksum that was written with it; reads the whole bank.
+
+        Raises:
+            RelossError: a shard is damaged; the message names it.
+        """
+        for path, shard in zip(self._shard_paths(), self._open_shards(), strict=True):
+            with safe_open(path, framework="pt") as opened:
+                written = (opened.metadata() or {}).get("crc32")
+            if written not in (None, _checksum(shard)):
+                raise RelossError(
+                    f"bank shard {path} is damaged: its checksum is another; remove it to go on with the others, or "
+                    f"remove {self.path} to record anew"
+                )
+
     def steps(self) -> Tensor:
         """Return the training step at which each item was recorded, [len(bank)]."""
         shards = self._open_shards()
@@ -240,7 +259,14 @@ def compact(values: Tensor) -> Tensor:
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
     with atomic(path) as temporary:
-        save_file(shard, temporary)
+        save_file(shard, temporary, metadata={"crc32": _checksum(shard)})
+
+
+def _checksum(shard: dict[str, Tensor]) -> str:
+    total = 0
+    for name in sorted(shard):
+        total = zlib.crc32(shard[name].contiguous().numpy(), total)
+    return f"{total:08x}"
 
 
 def _map_shard(path: Path) -> dict[str, Tensor]:

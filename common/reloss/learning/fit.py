@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reloss.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.errors import RelossError, UsageError
-from reloss.files import atomic
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import SOURCES, Items, synthetic
 from reloss.learning.measure import Measure
@@ -99,7 +99,7 @@ def fit_surrogate(
         fit = Fit(surrogate, bank, measure, options or LearnOptions(**settings), device)
     finally:
         measure.close()
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
         if on_validation is not None:
@@ -155,6 +155,7 @@ class Fit:
         self.began, self.seconds_before = time.monotonic(), 0.0
         self.surrogate = surrogate.to(device).requires_grad_().train()  # one that was loaded comes frozen
         self.bank, self.measure, self.options, self.device = bank, measure, options, device
+        bank.verify()
         self.optimizer = torch.optim.Adam(
             surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -364,8 +365,7 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
         }
-        with atomic(path) as temporary:
-            torch.save(state, temporary)
+        save_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Go on from the state in `path`.
@@ -373,10 +373,8 @@ class Fit:
         Raises:
             RelossError: it cannot be read, or belongs to another fit.
         """
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise RelossError(f"cannot read the learning checkpoint {path}; remove it to learn anew") from error
+        state = load_checkpoint(path, "to learn anew")
+        assert state is not None
         if state["identity"] != self._identity():
             raise RelossError(
                 f"{path} belongs to a fit with other options, another metric or another bank; remove it to learn anew"

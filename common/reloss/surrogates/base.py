@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reloss.errors import RelossError, UsageError
-from reloss.files import atomic, read_json, write_json
+from reloss.files import atomic, read_json, sha256_of, write_json
 from reloss.surrogates.pretrained import find_pretrained, read_weights
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class SurrogateLoss(nn.Module, ABC):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic(path / "surrogate.safetensors") as temporary:
             save_file(weights, temporary)
-        write_json(path / "surrogate.json", {"class": type(self).__name__, "options": self.options(), **(card or {})})
+        described = {"class": type(self).__name__, "options": self.options(), **(card or {})}
+        write_json(path / "surrogate.json", {**described, "sha256": sha256_of(path / "surrogate.safetensors")})
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -119,6 +120,7 @@ class SurrogateLoss(nn.Module, ABC):
         if path.is_dir():
             if options:
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
+            cls._check_sum(path)
             surrogate, weights = cls._from_card(path / "surrogate.json"), read_weights(path / "surrogate.safetensors")
         else:
             try:
@@ -132,6 +134,13 @@ class SurrogateLoss(nn.Module, ABC):
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
             raise RelossError(f"the weights in {path} do not fit {cls.__name__}: {reasons}") from error
         return surrogate.freeze()
+
+    @classmethod
+    def _check_sum(cls, folder: Path) -> None:
+        weights, card = folder / "surrogate.safetensors", read_json(folder / "surrogate.json")
+        written = card.get("sha256") if isinstance(card, dict) else None
+        if written is not None and weights.exists() and sha256_of(weights) != written:
+            raise RelossError(f"{weights} is damaged: its checksum is not that in surrogate.json")
 
     @classmethod
     def _from_card(cls, path: Path) -> Self:

@@ -220,12 +220,10 @@ def test_a_diverged_run_says_so_and_keeps_what_it_had(cli, tmp_path, seed):
 def test_metrics_before_a_failure_are_kept(run_digits, tmp_path, monkeypatch):
     settings = ("train.epochs=3",)
     whole = run_digits(seed=1, settings=settings, runs=tmp_path / "whole")
-    rates = iter([1.0] * 2 * 18 + [1e30] * 1000)  # 16 steps and one entry of metrics an epoch, with some to spare
     monkeypatch.setattr(
         "tasks.classification.training.learning_rate", lambda recipe, epoch: 1e30 if epoch >= 2 else 0.05
     )
-    del rates
-    with pytest.raises(RelossError, match="the loss of epoch 3 is nan: training diverged"):
+    with pytest.raises(RelossError, match=r"the loss of step (3[3-9]|4[0-7]) is not finite: training diverged"):
         run_digits(seed=1, settings=settings)
     record = tmp_path / "runs" / whole.relative_to(tmp_path / "whole")
     assert status(record)["status"] == "failed"

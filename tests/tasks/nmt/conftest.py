@@ -31,6 +31,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def tiny_settings() -> tuple[str, ...]:
+    """What makes an experiment small enough for the toy language."""
+    return TINY
+
+
+@pytest.fixture
 def run_toy(toy: Path, tmp_path: Path) -> Callable[..., Path]:
     """Runs Multi30k's experiments on the toy language; returns the record."""
 

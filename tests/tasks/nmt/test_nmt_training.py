@@ -144,12 +144,20 @@ def test_a_bank_that_is_gone_is_recorded_anew(run_toy):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(run_toy):
+def test_the_checkpoint_before_a_damaged_one_is_used(run_toy, capsys):
     record = run_toy()
+    kept, scores = weights(record), read_json(record / "summary.json")["scores"]
     last = training._last_checkpoint(record / "checkpoint")
     last.write_bytes(last.read_bytes()[:1000])
     (record / "summary.json").unlink()
-    with pytest.raises(RelossError, match=rf"{last.name} is damaged; remove it to go on from the one before"):
+    run_toy()
+    assert f"checkpoint {last} is damaged" in capsys.readouterr().err
+    assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
+    assert read_json(record / "summary.json")["scores"]["sacreBLEU"] == scores["sacreBLEU"]
+    for path in (record / "checkpoint").glob("checkpoint*.pt"):
+        path.write_bytes(b"no checkpoint")
+    (record / "summary.json").unlink()
+    with pytest.raises(RelossError, match=rf"is damaged; remove {record / 'checkpoint'} to train this run anew"):
         run_toy()
 
 
@@ -163,7 +171,7 @@ def test_fine_tuning_starts_from_the_baseline(run_toy):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(run_toy, tmp_path):
-    with pytest.raises(RelossError, match="diverged"):
+    with pytest.raises(RelossError, match=r"diverged: .* update \d+"):
         run_toy("nll", "train.lr=1e30", seed=1)
     (record,) = (tmp_path / "runs" / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed1")
     assert read_json(record / "summary.json")["status"] == "failed"
@@ -222,3 +230,27 @@ def test_a_model_begins_with_the_weights_that_fit(tmp_path):
     load_what_fits(large, tmp_path / "checkpoint.pt")
     assert torch.equal(large["encoder"].embed_tokens.weight, small["encoder"].embed_tokens.weight)
     assert torch.equal(large["head"].weight, head)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, finish):
+    settings = (*tiny_settings, "train.updates=120", "train.ordinary_weight=1")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    homes = [tmp_path / name / "nmt" / "multi30k_de_en_nat" for name in ("one", "two")]
+    for home, launcher in zip(homes, ((), torchrun), strict=True):
+        where = ("--data", toy, "--runs", home.parents[1], "--track", "off")
+        finish("run", "nmt/multi30k_de_en_nat", "--loss", "reloss", *where, "--set", *settings, launcher=launcher)
+    for loss in ("nll", "reloss"):
+        one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
+        ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (two, one))
+        assert ours[-1]["step"] == theirs[-1]["step"] == 120
+        # Each step sees as many tokens, in other batches.
+        assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
+        assert ours[-1]["train_loss"] < ours[0]["train_loss"]
+        scores = [read_json(folder / "summary.json")["scores"] for folder in (two, one)]
+        assert scores[0].keys() == scores[1].keys() == SCORES
+        assert scores[0]["sacreBLEU"] == pytest.approx(scores[1]["sacreBLEU"], abs=0.2)
+    # The main process records what it sees, which is half: proof that the two share the work.
+    assert len(PredictionBank.open(homes[1] / "bank")) == pytest.approx(
+        len(PredictionBank.open(homes[0] / "bank")) / 2, rel=0.1
+    )

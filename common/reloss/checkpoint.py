@@ -1,0 +1,72 @@
+"""Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import torch
+
+from reloss.errors import RelossError
+from reloss.files import atomic
+from reloss.progress import say
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `path`; the checkpoint that stood there becomes the one before.
+
+    Raises:
+        RelossError: it cannot be written; the last one is still there.
+    """
+    with atomic(path) as temporary:
+        with temporary.open("wb") as file:  # torch's own writer would not say that the disk is full
+            torch.save(state, file)
+        if path.exists():
+            path.replace(before(path))
+
+
+def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
+    """Return the last checkpoint that is whole, on the CPU; None if there is none. No code in it is executed.
+
+    Args:
+        path: where `save_checkpoint` wrote.
+        anew: what removing all of them does, for the message, such as "to train this run anew".
+
+    Raises:
+        RelossError: there are some, and all are damaged.
+    """
+    found = [each for each in (path, before(path)) if each.exists()]
+    whole = last_whole(found)
+    if whole is not None:
+        state: dict[str, Any] = torch.load(whole, map_location="cpu", weights_only=True)
+        return state
+    if found:
+        names = " and ".join(each.name for each in found)
+        raise RelossError(f"checkpoint {path} is damaged; remove {names} {anew}")
+    return None
+
+
+def last_whole(paths: Iterable[Path]) -> Path | None:
+    """Return the first of some checkpoints, newest first, that is whole; says which ones before it are damaged."""
+    for path in paths:
+        try:
+            with ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not compare the sums
+                    raise ValueError(f"{damaged} has another checksum")
+            torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        except Exception as error:
+            say(f"checkpoint {path} is damaged ({str(error).partition(chr(10))[0]})")
+        else:
+            return path
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove the last checkpoint and the one before."""
+    for each in (path, before(path)):
+        each.unlink(missing_ok=True)
+
+
+def before(path: Path) -> Path:
+    """Return where the checkpoint before the last one stands."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")

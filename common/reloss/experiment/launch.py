@@ -1,0 +1,201 @@
+"""Launching the cells of a sweep: as processes of this machine, or as lines to be run elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from reloss.errors import RelossError
+from reloss.experiment.sweep import Cell, Plan, command, is_done, needs
+from reloss.files import read_json, write_json
+from reloss.progress import progress, say
+
+TERMINATED = 128 + signal.SIGTERM
+Start = Callable[[list[str], Any, Mapping[str, str]], int]
+
+
+def notes(runs: Path) -> Path:
+    """Return the folder in which a sweep keeps the log of each cell and, while there is something to say, a note."""
+    return runs / "sweep"
+
+
+def note_of(cell: Cell, runs: Path) -> dict[str, Any]:
+    """Return the note on a cell that is submitted or has failed: state, reason, log, job; else nothing."""
+    path = notes(runs) / f"{cell.file_name}.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def write_note(cell: Cell, runs: Path, **note: Any) -> None:
+    """Note the state of a cell; nothing removes the note."""
+    path = notes(runs) / f"{cell.file_name}.json"
+    if note:
+        write_json(path, note)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def log_of(cell: Cell, runs: Path, node: int = 0) -> Path:
+    """Return where the output of a cell goes; each further node of a run has a log of its own."""
+    return notes(runs) / (f"{cell.file_name}.log" if node == 0 else f"{cell.file_name}.node{node}.log")
+
+
+def reason(log: Path) -> str:
+    """Return the last line in which `reloss` says why it ended, else the last line of the log."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = [line.removeprefix("reloss: ") for line in lines if line.startswith("reloss: ")]
+    return (said or lines or ["it said nothing"])[-1]
+
+
+def run_cell(
+    cell: Cell,
+    options: Sequence[str],
+    runs: Path,
+    environment: Mapping[str, str],
+    start: Start,
+    launcher: Sequence[str] = (),
+    node: int = 0,
+) -> int:
+    """Run the command of a cell to its end and note why it failed, if it did; returns its exit code.
+
+    Args:
+        cell: the cell.
+        options: of every command of the sweep.
+        runs: folder of the records.
+        environment: of the process.
+        start: starts words with an open log and an environment, and returns the exit code.
+        launcher: words between `python` and `-m reloss.cli`, such as torchrun's.
+        node: of a run on several nodes, each of which runs the command; the first one notes.
+    """
+    log = log_of(cell, runs, node)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, *launcher, "-m", "reloss.cli", *command(cell, options)[1:]]
+    with log.open("w") as output:
+        code = start(words, output, environment)
+    if node == 0 and code in (0, TERMINATED):
+        write_note(cell, runs)
+    elif node == 0:
+        write_note(cell, runs, state="failed", code=code, reason=reason(log), log=str(log))
+    return code
+
+
+class _Processes:
+    """The processes of a sweep on this machine, which end with it."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+
+    def start(self, words: list[str], output: Any, environment: Mapping[str, str]) -> int:
+        with subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment) as process:
+            self.running.add(process)
+            if self.stopped:
+                process.terminate()
+            code = process.wait()
+        self.running.discard(process)
+        return code
+
+    def stop(self) -> None:
+        self.stopped = True
+        for process in list(self.running):
+            with suppress(OSError):
+                process.terminate()
+
+
+def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: Sequence[str]) -> list[Cell]:
+    """Run the cells of each phase in `slots` parallel processes, skipping finished ones; returns those that failed.
+
+    Each process gets its share of the cores and one of the GPUs, and its output goes to RUNS/sweep/. A failing run
+    leaves the others be, but those that need it are not started. SIGTERM and Ctrl-C end all of them; each keeps its
+    last checkpoint.
+
+    Args:
+        plan: what to run.
+        options: of every command.
+        runs: folder of the records.
+        slots: processes at a time.
+        gpus: as CUDA_VISIBLE_DEVICES names them, shared out over the slots; none: a process sees what this one sees.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // slots))
+    shared = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    free: SimpleQueue[int] = SimpleQueue()
+    for slot in range(slots):
+        free.put(slot)
+    processes = _Processes()
+    failed: list[Cell] = []
+    missed: set[Cell] = set()
+
+    def start(cell: Cell) -> None:
+        if processes.stopped:
+            return
+        missing = [need for need in needs(cell, plan) if need in missed]
+        if is_done(cell, plan, runs):
+            say(f"skip      {cell.label} (finished)")
+        elif missing:
+            missed.add(cell)
+            say(f"NOT RUN   {cell.label}: it needs {missing[0].label}, which failed")
+        else:
+            say(f"start     {cell.label}")
+            slot = free.get()
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+            code = run_cell(cell, options, runs, {**shared, **gpu}, processes.start)
+            free.put(slot)
+            if code != 0:
+                failed.append(cell)
+                missed.add(cell)
+            why = "" if code == 0 else f": {reason(log_of(cell, runs))}"
+            say(f"{'finished' if code == 0 else f'FAILED {code}'}  {cell.label} ({log_of(cell, runs)}){why}")
+        advance()
+
+    with progress(sum(map(len, plan)), "sweep") as advance:
+        for phase in plan:
+            with ThreadPoolExecutor(slots) as pool:
+                try:
+                    list(pool.map(start, phase))
+                except BaseException:
+                    processes.stop()
+                    raise
+    return failed
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def plain_lines(plan: Plan, options: Sequence[str]) -> list[str]:
+    """Return the commands of a plan; those of a phase may run side by side."""
+    return [shlex.join(command(cell, options)) for phase in plan for cell in phase]
+
+
+def docker_lines(plan: Plan, image: str, data: Path, runs: Path, options: Sequence[str]) -> list[str]:
+    """Return a plan as `docker run` lines; in the image, the data lie in /data and the records in /runs.
+
+    To docker, a plain name such as `runs` is a volume; any other path is a folder of this machine.
+    """
+    named = [path if len(path.parts) == 1 else path.absolute() for path in (data, runs)]
+    volumes = ["-v", f"{named[0]}:/data", "-v", f"{named[1]}:/runs"]
+    start = ["docker", "run", "--rm", "--gpus", "all", "--ipc", "host", *volumes, image]
+    return [shlex.join([*start, *command(cell, options)[1:]]) for phase in plan for cell in phase]
+
+
+def check(failed: Sequence[Cell], plan: Plan, runs: Path) -> None:
+    """Raise RelossError if cells failed."""
+    if failed:
+        raise RelossError(
+            f"{len(failed)} of {sum(map(len, plan))} runs failed; see {notes(runs)}; the rest is recorded. The same "
+            "command tries them again and skips what is finished"
+        )
