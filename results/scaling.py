@@ -70,9 +70,11 @@ def _counted(model: Any, height: int, width: int | None = None) -> float:
 
 def _pose_operations(config: Any) -> float:
     from mmpose.registry import MODELS
+    from mmpose.utils import register_all_modules
 
     from tasks.pose.training import _read_config
 
+    register_all_modules(init_default_scope=True)
     made = _read_config(config.model.config)
     made.model.backbone.init_cfg = None
     model = MODELS.build(made.model)
