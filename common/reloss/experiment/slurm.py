@@ -67,7 +67,7 @@ class Resources:
         Raises:
             UsageError: a setting without `=`, or a value that does not fit.
         """
-        known = {each.name: type(each.default) for each in fields(cls) if each.name != "others"}
+        known: dict[str, Any] = {each.name: type(each.default) for each in fields(cls) if each.name != "others"}
         values: dict[str, Any] = {}
         others: dict[str, str] = {}
         for setting in settings:

@@ -265,7 +265,7 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 def _checksum(shard: dict[str, Tensor]) -> str:
     total = 0
     for name in sorted(shard):
-        total = zlib.crc32(shard[name].contiguous().numpy(), total)
+        total = zlib.crc32(shard[name].contiguous().numpy().data, total)
     return f"{total:08x}"
 
 
