@@ -57,8 +57,9 @@ def iwslt14_de_en_nat() -> TranslationExperiment:
 def multi30k_de_en_nat() -> TranslationExperiment:
     """Multi30k German-English (29,000 captions, lower-cased) with a small NAT, at a size for one CPU core.
 
-    The teacher, nmt/multi30k_de_en_at, comes first: targets are its translations, and training begins with its weights
-    as far as they fit; on raw targets from nothing with --set data.distilled=false train.from_teacher=false.
+    Targets are the translations of the teacher, nmt/multi30k_de_en_at, which is trained first unless it is there, and
+    training begins with its weights as far as they fit; raw targets and a start from nothing: --set
+    data.distilled=false train.from_teacher=false.
 
     reloss run nmt/multi30k_de_en_nat --loss reloss --seed 0 --data DATA
     """

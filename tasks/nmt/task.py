@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,13 @@ class TranslationTask(Task):
         from tasks.nmt.data import fingerprint
 
         return fingerprint(config.data, data)
+
+    def needs(self, config: Any) -> list[tuple[str, str, int]]:
+        """Return the teacher's run, where one is distilled from or begun with."""
+        teacher = re.fullmatch(r"(\w+/\w+)/(\w+)/seed(\d+)", config.data.teacher)
+        if teacher is None or not (config.data.distilled or config.train.from_teacher):
+            return []
+        return [(teacher[1], teacher[2], int(teacher[3]))]
 
     def train(self, run: Run) -> None:
         """Train with fairseq-train."""

@@ -7,6 +7,7 @@ from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
 from reloss.experiment.run import Request, run
+from reloss.experiment.task import tasks
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
 
@@ -128,3 +129,22 @@ def test_an_unknown_experiment_leaves_nothing(tmp_path):
     with pytest.raises(UsageError, match="did you mean classification/digits_cnn"):
         run(Request("classification/digit_cnn", "ce", 0, runs=tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_of_others_that_a_run_uses_are_made_first_and_once(run_digits, tmp_path, monkeypatch):
+    used = ("classification/digits8_cnn", "ce", 3)
+    task = tasks()["classification"]
+    monkeypatch.setattr(type(task), "needs", lambda self, config: [used] if config.name == DIGITS else [])
+    small = task.experiments[used[0]]().model_copy(deep=True)
+    small.train.epochs = 1
+    monkeypatch.setitem(task.experiments, used[0], lambda: small)
+    run_digits("ce", seed=1)
+    record = tmp_path / "runs" / used[0] / "ce" / "seed3"
+    assert summary(record)["status"] == "finished"
+    before = state(record)
+    run_digits("ce", seed=2)
+    assert state(record) == before
+    shutil.rmtree(record)
+    with pytest.raises(UsageError, match="no record to evaluate"):
+        run_digits("ce", seed=4, stage="evaluate")
+    assert not record.exists()  # a single stage makes nothing else

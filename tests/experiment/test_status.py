@@ -105,14 +105,14 @@ def test_settings_need_seeds(cli):
 
 def test_what_needs_a_failed_baseline_is_not_run_and_says_why(tmp_path, capsys):
     plan = phases(DIGITS, ["ce", "reloss"], [0, 1], SMALL)
-    broken = plan[0][0].record(tmp_path)
+    broken = plan[1][0].record(tmp_path)
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text("of another experiment")
     failed = run_local(plan, ["--runs", str(tmp_path), "--track", "off"], tmp_path, 2, [])
-    assert failed == [plan[0][0]]
+    assert failed == [plan[1][0]]
     said = capsys.readouterr().err
     changed = variant(SMALL)
-    for cell in (*plan[1], *plan[2][1:]):
+    for cell in (*plan[2], *plan[3][1:]):
         assert f"NOT RUN   {cell.label}: it needs" in said
     rows = {(row.loss, row.seed, row.stage): row for row in of_plan(plan, tmp_path)}
     assert rows[f"ce@{changed}", 1, "all"].state == "finished"
@@ -135,7 +135,7 @@ def test_each_slot_has_its_gpu(tmp_path, monkeypatch):
 
 
 def test_a_note_is_kept_until_the_cell_ends_well(tmp_path):
-    cell = phases(DIGITS, ["ce"], [1])[2][0]
+    cell = phases(DIGITS, ["ce"], [1])[3][0]
     assert note_of(cell, tmp_path) == {}
     write_note(cell, tmp_path, state="submitted", job="12")
     assert note_of(cell, tmp_path) == {"state": "submitted", "job": "12"}

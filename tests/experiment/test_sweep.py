@@ -5,7 +5,7 @@ from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
 from reloss.experiment.config import variant
-from reloss.experiment.sweep import Cell, command, parse_seeds, phases
+from reloss.experiment.sweep import Cell, command, needs, parse_seeds, phases
 from reloss.experiment.task import tasks
 
 
@@ -24,7 +24,8 @@ def test_parse_seeds_refuses(text):
 
 
 def test_phases_go_from_baseline_over_learning_to_the_rest():
-    baselines, fits, rest = phases(DIGITS, ["ce", "approx", "reloss"], [0, 1])
+    others, baselines, fits, rest = phases(DIGITS, ["ce", "approx", "reloss"], [0, 1])
+    assert others == []
     assert baselines == [Cell(DIGITS, "ce", 0)]
     assert fits == [Cell(DIGITS, "approx", 0, "learn"), Cell(DIGITS, "reloss", 0, "learn")]
     assert rest == [
@@ -35,15 +36,34 @@ def test_phases_go_from_baseline_over_learning_to_the_rest():
 
 def test_phases_record_a_baseline_that_was_not_asked_for():
     assert phases(DIGITS, ["reloss"], [1]) == [
+        [],
         [Cell(DIGITS, "reloss", 1, "baseline")],
         [Cell(DIGITS, "reloss", 1, "learn")],
         [Cell(DIGITS, "reloss", 1)],
     ]
-    assert phases(DIGITS, ["ce"], [3]) == [[], [], [Cell(DIGITS, "ce", 3)]]
+    assert phases(DIGITS, ["ce"], [3]) == [[], [], [], [Cell(DIGITS, "ce", 3)]]
+
+
+def test_phases_begin_with_the_teacher_that_students_use():
+    teacher = Cell("nmt/multi30k_de_en_at", "label_smoothing", 0)
+    student = "nmt/multi30k_de_en_nat"
+    plan = phases(student, ["nll", "reloss"], [0])
+    assert plan == [
+        [teacher],
+        [Cell(student, "nll", 0)],
+        [Cell(student, "reloss", 0, "learn")],
+        [Cell(student, "reloss", 0)],
+    ]
+    assert [needs(cell, plan) for (cell,) in plan] == [[], [teacher], plan[1], [*plan[2], teacher]]
+    raw = ("data.distilled=false", "train.from_teacher=false")
+    assert phases(student, ["nll"], [0], raw)[0] == []
+    of_table = phases("nmt", [], [0])
+    assert teacher in of_table[0]
+    assert teacher not in of_table[1]
 
 
 def test_phases_of_a_table_hold_all_its_experiments():
-    baselines, fits, rest = phases("classification", [], [0, 1])
+    _, baselines, fits, rest = phases("classification", [], [0, 1])
     names = list(tasks()["classification"].experiments)
     assert [cell.experiment for cell in baselines] == names
     assert len(fits) == 2 * len(names)

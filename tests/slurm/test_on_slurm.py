@@ -71,7 +71,7 @@ def test_a_grid_runs_in_arrays_each_after_what_it_needs(sweep, run_digits, tmp_p
     assert {row.state for row in of_plan(plan, runs) if row.stage == "all"} == {"finished"}
     assert len(list((runs / DIGITS / "surrogates").iterdir())) == 1
     whole = run_digits("reloss", seed=1, runs=tmp_path / "whole")
-    assert summary(plan[2][2].record(runs))["scores"] == summary(whole)["scores"]
+    assert summary(plan[3][2].record(runs))["scores"] == summary(whole)["scores"]
     _, _, again = sweep("--losses", "ce,reloss", "--seeds", "0-1")
     assert again.count("finished") == 5
     assert no_jobs()
@@ -80,7 +80,7 @@ def test_a_grid_runs_in_arrays_each_after_what_it_needs(sweep, run_digits, tmp_p
 def test_a_failing_run_leaves_the_others_alone_and_what_needs_it_is_not_run(sweep, tmp_path):
     runs = tmp_path / "runs"
     plan = phases(DIGITS, ["ce", "reloss"], [0, 1], SMALL)
-    broken = plan[0][0].record(runs)
+    broken = plan[1][0].record(runs)
     broken.mkdir(parents=True)
     (broken / "config.yaml").write_text("of another experiment")
     assert sweep("--losses", "ce,reloss", "--seeds", "0-1")[0] == 0
@@ -91,7 +91,7 @@ def test_a_failing_run_leaves_the_others_alone_and_what_needs_it_is_not_run(swee
     assert "was made by another config" in rows["ce", 0, "all"].reason
     for key in (("reloss", 0, "learn"), ("reloss", 0, "all"), ("reloss", 1, "all")):
         assert rows[key].state == "not run"
-        assert rows[key].reason == f"needs {plan[0][0].changed_loss} seed 0, which failed"
+        assert rows[key].reason == f"needs {plan[1][0].changed_loss} seed 0, which failed"
     (broken / "config.yaml").unlink()
     assert sweep("--losses", "ce,reloss", "--seeds", "0-1")[0] == 0  # the failed one is tried again
     wait_for(no_jobs)

@@ -69,6 +69,8 @@ def run(request: Request) -> Path:
     job = _Job(task, override(config, request.settings), request)
     distributed.start()
     with terminable():
+        if request.stage in ("all", "baseline"):
+            job.run_what_is_needed()
         if request.stage == "baseline":
             return job.baseline()
         if request.stage == "learn":
@@ -93,6 +95,14 @@ class _Job:
         return loss == self.config.ordinary_loss and seed == self.config.recording.seed
 
     # Stages
+
+    def run_what_is_needed(self) -> None:
+        """Run those of other experiments whose records this one uses, unless they are finished."""
+        for experiment, loss, seed in self.task.needs(self.config):
+            request = replace(self.request, experiment=experiment, loss=loss, seed=seed, settings=(), stage="all")
+            job = _Job(*find_experiment(experiment), request)
+            if read_summary(job.record_folder(loss, seed)).get("status") != "finished":
+                job.train()
 
     def baseline(self) -> Path:
         """Train with the ordinary loss while recording the bank, unless the bank is complete."""

@@ -70,20 +70,22 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
-    """Return the cells of a table, an experiment or the `ablation`, in phases that can each run in parallel.
+    """Return the cells of a table, an experiment or the `ablation`, in four phases that can each run in parallel.
 
-    The recorded baselines come first, with those that runs are fine-tuned from; then one fit for each surrogate, then
-    all the rest.
+    Runs of other experiments that theirs use come first; then the recorded baselines, with those that runs are
+    fine-tuned from; then one fit for each surrogate, then all the rest.
 
     Raises:
         UsageError: an unknown table, experiment, loss or setting.
     """
+    others: list[Cell] = []
     baselines: list[Cell] = []
     fits: list[Cell] = []
     rest: list[Cell] = []
     for experiment, variants in _variants(name, losses).items():
         task, config = find_experiment(experiment)
         mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
+        others += [other for cell in mine for other in _others(cell, task, config)]
         learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
         first = [start for cell in mine for start in _starts(cell, task, config)]
         recorded_seed = override(config, settings).recording.seed
@@ -95,22 +97,29 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
         baselines += dict.fromkeys(first)
         fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
         rest += [cell for cell in mine if cell not in first]
-    return [baselines, fits, rest]
+    others = list(dict.fromkeys(others))
+    return [others, *([cell for cell in phase if cell not in others] for phase in (baselines, fits, rest))]
 
 
 def needs(cell: Cell, plan: Plan) -> list[Cell]:
     """Return the cells of a plan that must have ended well before `cell` can start."""
-    baselines, fits, _ = plan
-    if cell in baselines:
-        return []
+    others, baselines, fits, _ = plan
     task, config = find_experiment(cell.experiment)
+    used = [each for each in _others(cell, task, config) if each in others]
+    if cell in others or cell in baselines:
+        return used
     if cell in fits:
         seed = override(config, cell.settings).recording.seed
-        mine = [each for each in baselines if each.experiment == cell.experiment]
+        mine = [each for each in (*others, *baselines) if each.experiment == cell.experiment]
         return [each for each in mine if each.stage == "baseline" or each.seed == seed]
     own_fit = [fit for fit in fits if (fit.experiment, fit.loss) == (cell.experiment, cell.loss)]
     found = [fit for fit in own_fit if _learn_settings(fit) == _learn_settings(cell)]
-    return found + [start for start in _starts(cell, task, config) if start in baselines]
+    return found + used + [start for start in _starts(cell, task, config) if start in (*others, *baselines)]
+
+
+def _others(cell: Cell, task: Task, config: Experiment) -> list[Cell]:
+    """Return the runs of other experiments whose records a cell uses."""
+    return [Cell(*needed) for needed in task.needs(override(config, cell.settings))]
 
 
 def _starts(cell: Cell, task: Task, config: Experiment) -> list[Cell]:

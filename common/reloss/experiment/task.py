@@ -89,6 +89,10 @@ class Task(ABC):
         """Return whether the run starts from the weights of the finished baseline of its seed."""
         return bool(config.train.init == "baseline")
 
+    def needs(self, config: Any) -> list[tuple[str, str, int]]:
+        """Return the runs of other experiments whose records this one uses: experiment, loss and seed of each."""
+        return []
+
     @abstractmethod
     def train(self, run: Run) -> None:
         """Train `run`, going on from its last checkpoint, and write `run.record.weights` at the end."""
