@@ -17,6 +17,7 @@ from reloss import ReadingReLoss
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.record import read_summary
 from reloss.experiment.run import Terminated
+from reloss.experiment.tracking import read_metrics
 from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import reading_f1
@@ -247,13 +248,26 @@ class TestModels:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_reader(finish, tiny_settings, questions, tmp_path):
+def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, questions, tmp_path):
     """All windows are scored once, and both processes end with the weights that are in the record."""
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    words = ("run", "mrc/squad_minilm", "--data", questions, "--runs", tmp_path / "two", "--track", "off")
-    settings = (*tiny_settings, "learn.validation_fraction=0.4")
-    finish(*words, "--loss", "reloss", "--set", *settings, launcher=torchrun)
-    summaries = sorted((tmp_path / "two").glob("mrc/squad_minilm/*/seed0/summary.json"))
-    assert [read_json(path)["status"] for path in summaries] == ["finished", "finished"]
-    assert all(len(read_json(path.with_name("predictions.json"))) == 16 for path in summaries)
-    assert len(PredictionBank.open(tmp_path / "two" / "mrc" / "squad_minilm" / "bank")) > 3
+    settings = ("--set", *tiny_settings, "learn.validation_fraction=0.4")
+    words = {name: ("run", "mrc/squad_minilm", "--data", questions, "--track", "off", "--runs", tmp_path / name,
+                    "--loss", "reloss", *settings) for name in ("one", "two")}  # fmt: skip
+    finish(*words["one"])
+    finish(*words["two"], launcher=torchrun)
+    homes = [tmp_path / name / "mrc" / "squad_minilm" for name in words]
+    for loss in ("ce", "reloss"):
+        one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
+        ours, theirs = (read_metrics(record / "metrics.jsonl") for record in (two, one))
+        assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
+        # Each step sees the same questions, with other dropout.
+        assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
+        assert all(len(read_json(record / "predictions.json")) == 16 for record in (one, two))
+    assert len(PredictionBank.open(homes[1] / "bank")) > 3
+    (record,) = homes[0].glob("reloss@*/seed0")
+    scores, answers = (read_json(record / f"{name}.json") for name in ("summary", "predictions"))
+    finish(*words["one"], "--stage", "evaluate", launcher=torchrun)
+    again = read_json(record / "summary.json")["scores"]
+    assert again == pytest.approx(scores["scores"], abs=1e-6)
+    assert read_json(record / "predictions.json") == answers
