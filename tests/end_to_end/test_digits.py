@@ -65,6 +65,7 @@ def test_the_whole_line(cli, tmp_path):
         "surrogate.safetensors",
         "surrogate.json",
         "history.jsonl",
+        "picture.json",
     }
     assert ClassificationReLoss.from_pretrained(surrogate).input == "log_probability"
 

@@ -155,7 +155,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 def test_read_summaries(tmp_path):
     for seed in (1, 0):
         folder = tmp_path / "classification" / "digits_cnn" / "ce" / f"seed{seed}"
-        Record(folder, DIGITS, facts={**FACTS, "seed": seed}).close("finished", {"accuracy": seed})
+        Record(folder, DIGITS, facts={**FACTS, "settings": [], "protocol": "p", "seed": seed}).close(
+            "finished", {"accuracy": seed}
+        )
     found = read_summaries(tmp_path)
     assert [entry["seed"] for entry in found] == [0, 1]
     assert [entry["record"] for entry in found] == [f"classification/digits_cnn/ce/seed{seed}" for seed in (0, 1)]
