@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -233,3 +235,12 @@ def test_table_without_records(cli, tmp_path):
     code, _, err = cli("table", "classification", "--runs", tmp_path / "runs")
     assert code == 2
     assert f"no folder of records at {tmp_path / 'runs'}; name it with --runs" in err
+
+
+def test_a_reader_that_has_enough_is_no_failure():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reloss.cli", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

@@ -486,6 +486,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        sys.exit(141)
     except KeyboardInterrupt:
         print("reloss: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
