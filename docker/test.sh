@@ -12,7 +12,7 @@ IMAGE=localhost/reloss-test:first
 AGAIN=localhost/reloss-test:again
 VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 COMMIT=$(git describe --always --abbrev=12 --exclude='*' --dirty=+changes)
-DISK_GB=32
+DISK_GB=44
 DIGITS=(classification/digits_cnn --loss reloss --seed 0 --set train.epochs=6 learn.steps=40 learn.items=16)
 OFFLINE=(--network none --read-only --read-only-tmpfs=false --tmpfs /tmp --cap-drop all --security-opt no-new-privileges)
 passed=0 failed=0

@@ -316,6 +316,7 @@ def validation_scores(task: Any, model: Any, config: TranslationExperiment) -> d
         max_positions=(1024, 1024),
         ignore_invalid_inputs=True,
         required_batch_size_multiple=1,
+        disable_iterator_cache=True,  # else the trainer's, of which each process has its share
     ).next_epoch_itr(shuffle=False)
     device = next(model.parameters()).device
 

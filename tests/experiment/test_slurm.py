@@ -83,7 +83,7 @@ SETTINGS = ("train.epochs=200",)
 def test_a_job_whose_time_is_over_goes_on_in_the_next(tmp_path, run_digits):
     runs = tmp_path / "runs"
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
-    executor.update_parameters(timeout_min=0.4, signal_delay_s=5)
+    executor.update_parameters(timeout_min=0.6, signal_delay_s=20)
     cell = Cell(DIGITS, "ce", 0, settings=SETTINGS)
     job = executor.submit(Job(cell, ("--runs", str(runs), "--track", "off"), str(runs)))
     assert job.result() == 0

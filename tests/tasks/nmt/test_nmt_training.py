@@ -208,7 +208,7 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
     dictionaries = {path.read_bytes() for path in record.parents[2].glob("prepared/*/dict.*.txt")}
     assert len(dictionaries) == 1  # the student's words are the teacher's
     with pytest.raises(UsageError, match="is of a model of another width or dictionary"):
-        run_toy("nll", *student, "model.width=32")
+        run_toy("bon", *student, "model.width=32")
     tuned = run_toy("reloss", "train.ordinary_weight=1", kind="at")
     assert read_json(tuned / "summary.json")["status"] == "finished"
 
