@@ -61,7 +61,7 @@ def test_compose_is_of_the_specification() -> None:
 
 def test_services_of_compose_ask_for_what_is_there() -> None:
     tables = {"classification", "pose", "nmt", "mrc", "ablation"}
-    assert COMPOSE["services"].keys() == tables | {"demo", "data", "table"}
+    assert COMPOSE["services"].keys() == tables | {"demo", "data", "table", "report"}
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
