@@ -112,7 +112,7 @@ def cost_rows() -> list[list[str]]:
         trained = forwards(name, config, size)
         hours = TRAINING * count * trained / SPEED / 3600
         plan = phases(name, [config.ordinary_loss, "reloss"], list(range(SEEDS)))
-        runs = sum(cell.stage == "all" for phase in plan for cell in phase)
+        runs = sum(cell.stage == "all" and cell.experiment == name for phase in plan for cell in phase)
         each = item_bytes(name, config, size)
         recorded = trained / 32 if name.startswith("nmt") else trained  # about 32 tokens a sentence
         kept = min(config.recording.max_bytes, recorded * each)
