@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reloss.errors import RelossError, UsageError
-from reloss.files import short_hash, write_text
+from reloss.files import sha256_of, short_hash, write_text
 from reloss.progress import say
 from tasks.nmt import commands
 from tasks.nmt.config import Data
@@ -59,8 +59,7 @@ def fingerprint(config: Data, folder: Path) -> str:
 def _hash_of(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()[:12]
 
 
@@ -141,14 +140,18 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: 
         shutil.copy(like / SUBWORDS, target / SUBWORDS)
     splitter = sentencepiece.SentencePieceProcessor(model_file=str(target / SUBWORDS))
     for split, lang in files:
-        lines = (texts / f"{split}.{lang}").read_text(encoding="utf-8").split("\n")[:-1]
-        words = splitter.encode(lines, out_type=str)
+        words = splitter.encode(read_lines(texts / f"{split}.{lang}"), out_type=str)
         write_text(pieces / f"{split}.{lang}", "".join(" ".join(line) + "\n" for line in words))
     from tasks.nmt.fairseq_commands import run_command
 
     dictionary = like / f"dict.{config.source}.txt" if like is not None else None
     run_command("preprocess", commands.preprocess(config, pieces, target, dictionary), target / "fairseq.log")
     shutil.rmtree(pieces)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text of one sentence a line; only a line feed ends a line."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _lines(path: Path, lowercase: bool) -> Iterator[str]:

@@ -26,7 +26,7 @@ from reloss.files import atomic, write_json, write_text
 from reloss.progress import say
 from tasks.nmt import commands
 from tasks.nmt.config import TranslationExperiment
-from tasks.nmt.data import prepare, teachers_record
+from tasks.nmt.data import prepare, read_lines, teachers_record
 from tasks.nmt.fairseq_commands import run_command
 from tasks.nmt.recording import NO_TOKEN, observed_by
 from tasks.nmt.scoring import corpus_scores, examples
@@ -117,9 +117,9 @@ def evaluate(run: Run) -> dict[str, float]:
         raise RelossError(f"the model {translator} is gone; train the run again")
     words = commands.generate(run.config, prepared, translator, "test", results)
     _note(run, "generate", words)
-    lines = run_command("generate", words, run.record.path / "fairseq.log")
+    lines = run_command("generate", words, _log(run))
     (speed,) = [match for line in lines if (match := SPEED.search(line))]
-    sources, references = (_lines(prepared / "texts" / f"test.{lang}") for lang in (data.source, data.target))
+    sources, references = (read_lines(prepared / "texts" / f"test.{lang}") for lang in (data.source, data.target))
     translations = read_translations(results / "generate-test.txt")
     found, signatures = corpus_scores(translations, references, data.lowercase)
     run.record.save_examples(examples(sources, translations, references, data.lowercase))
@@ -132,10 +132,6 @@ def evaluate(run: Run) -> dict[str, float]:
         "copied_source_sacreBLEU": copied["sacreBLEU"],
         "validation_sacreBLEU": validation,
     }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def translate_training_set(record: Path) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from reloss.experiment import environment
 from reloss.experiment.task import tasks
 from reloss.experiment.tracking import Artifact, WandbMirror
-from reloss.files import read_json, short_hash, write_json, write_text
+from reloss.files import read_json, sha256_of, short_hash, write_json, write_text
 from reloss.report.tables import render, table
 
 FORMATS = ("md", "csv", "json")
@@ -30,7 +30,7 @@ def mirror_tables(runs: Path) -> None:
         files["-".join(path.relative_to(runs).parts)] = path
     if not files:
         return
-    given, known = folder / "given.json", short_hash({name: path.read_bytes().hex() for name, path in files.items()})
+    given, known = folder / "given.json", short_hash({name: sha256_of(path) for name, path in files.items()})
     if given.exists() and read_json(given) == known:
         return
     commit = environment.commit()
