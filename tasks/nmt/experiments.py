@@ -64,7 +64,7 @@ def multi30k_de_en_nat() -> TranslationExperiment:
 
     reloss run nmt/multi30k_de_en_nat --loss reloss --seed 0 --data DATA
     """
-    return _multi30k("nat", Train(updates=1800, lr=1e-3, from_teacher=True, **{**SMALL, "max_tokens": 1000}))
+    return _multi30k("nat", Train(updates=4000, lr=1e-3, from_teacher=True, **{**SMALL, "max_tokens": 1000}))
 
 
 def multi30k_de_en_at() -> TranslationExperiment:
