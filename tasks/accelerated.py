@@ -60,27 +60,25 @@ class FiniteLoss:
             )
 
 
-def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, **place: int) -> None:
-    """Write what training goes on from into the record, with the bank flushed and its position.
+def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, **place: int) -> None:
+    """Write what training goes on from into the record.
 
     Args:
         run: the run.
         accelerator: that prepared the model and the optimizer.
         model: prepared.
         optimizer: prepared.
+        step: the next one.
         place: how far the training is, such as epoch=3.
     """
-    bank = run.bank
-    if bank is not None:
-        bank.flush()
     scaler = accelerator.scaler
     run.record.save_checkpoint(
         {
             **place,
+            "step": step,
             "model": accelerator.unwrap_model(model).state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "bank_position": bank.position if bank is not None else None,
         }
     )
 
@@ -105,5 +103,5 @@ def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: 
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     if bank is not None:
-        bank.resume(state["bank_position"])
+        bank.resume(state["step"])
     return state

@@ -133,14 +133,16 @@ class _Training:
                 finite.see(totals[0], step)
                 advance()
         finite.check()
+        self.run.flush_bank()
         loss, right, examples = self.accelerator.reduce(totals, reduction="sum").tolist()
         outputs, predicted = _predict(self.accelerator, self.model, self.validation_loader)
         if self.accelerator.is_main_process:
             score = self.config.score
             reached = scores(outputs, predicted)[score]
             seconds = time.monotonic() - began
+            next_step = (epoch + 1) * self.steps_per_epoch
             self.run.record.log(
-                (epoch + 1) * self.steps_per_epoch,
+                next_step,
                 epoch=epoch + 1,
                 train_loss=loss / examples,
                 train_accuracy=right / examples,
@@ -154,7 +156,7 @@ class _Training:
                 f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, "
                 f"accuracy {right / examples:.4f} training, {score} {reached:.4f} validation, {seconds:.0f} s"
             )
-            save_state(self.run, self.accelerator, self.model, self.optimizer, epoch=epoch + 1)
+            save_state(self.run, self.accelerator, self.model, self.optimizer, next_step, epoch=epoch + 1)
 
     def _step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
         """Take one training step; returns the sums of loss and right answers, and the number of examples."""
@@ -165,7 +167,7 @@ class _Training:
         if self.config.train.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
-        if self.run.bank is not None and self.accelerator.is_main_process:
+        if self.run.bank is not None:
             self.run.bank.append(outputs, targets, step)
         right = ((outputs.argmax(-1) if outputs.dim() == 2 else outputs > 0) == targets).sum()
         return torch.stack([loss.detach() * len(targets), right, torch.tensor(len(targets), device=loss.device)])

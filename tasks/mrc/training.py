@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from reloss import distributed
 from reloss.errors import RelossError, UsageError
-from reloss.experiment import distributed
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
@@ -263,6 +263,7 @@ class _Training:
                 finite.see(totals[0], step)
                 advance()
         finite.check()
+        self.run.flush_bank()
         loss, windows = self.accelerator.reduce(totals, reduction="sum").tolist()
         seconds = time.monotonic() - began
         outputs = _predict(self.accelerator, self.model, self.validation, self.config)
@@ -288,7 +289,7 @@ class _Training:
             f"epoch {epoch:g}/{recipe.epochs}: loss {loss:.4f}, {speed:.1f} windows/s, validation F1 "
             f"{reached['f1']:.4f}, exact match {reached['exact_match']:.4f}"
         )
-        save_state(self.run, self.accelerator, self.model, self.optimizer, part=part)
+        save_state(self.run, self.accelerator, self.model, self.optimizer, step, part=part)
 
     def _step(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Take one training step; returns the sum of the loss and the number of windows."""
@@ -302,7 +303,7 @@ class _Training:
         if recipe.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
-        if self.run.bank is not None and self.accelerator.is_main_process:
+        if self.run.bank is not None:
             self.run.bank.append(outputs, batch["targets"], step)
         count = torch.tensor(float(len(outputs)), device=loss.device)
         return torch.stack([loss.detach() * count, count])

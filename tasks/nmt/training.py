@@ -16,9 +16,9 @@ import yaml
 from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
+from reloss import distributed
 from reloss.checkpoint import last_whole
 from reloss.errors import RelossError
-from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -46,8 +46,10 @@ def train(run: Run) -> None:
         prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
     last = _last_checkpoint(folder)
+    state = _load(last) if last is not None else None
+    updates = _updates(state) if state is not None else 0
     watcher = Watcher(run)
-    watcher.forget_after(last)
+    watcher.forget_after(state["task_state"]["epoch"] if state is not None else 0, updates)
     surrogate = None
     if run.surrogate is not None:
         surrogate = folder / "surrogate"
@@ -73,7 +75,7 @@ def train(run: Run) -> None:
         processes=distributed.processes(),
     )
     _note(run, "train", words)
-    if last is None or _updates(_load(last)) < run.config.train.updates:
+    if updates < run.config.train.updates:
         try:
             with observed_by(watcher):
                 run_command("train", words, _log(run))
@@ -218,17 +220,14 @@ class Watcher:
         self._validated: list[tuple[Tensor, Tensor]] = []
         self._began = time.monotonic()
 
-    def forget_after(self, checkpoint: Path | None) -> None:
-        """Forget what was recorded after the checkpoint: it will come again."""
-        epoch, position = 0, 0
-        if checkpoint is not None:
-            state = _load(checkpoint)["task_state"]
-            epoch, position = state["epoch"], state["bank_position"]
+    def forget_after(self, epoch: int, updates: int) -> None:
+        """Forget what was recorded after so many epochs and updates: it will come again."""
+        if updates:
             say(f"going on from epoch {epoch}")
         entries = read_metrics(self.run.record.metrics.path)
         self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
         if self.run.bank is not None:
-            self.run.bank.resume(position)
+            self.run.bank.resume(updates)
 
     def begin_epoch(self, epoch: int) -> None:
         """Note the time."""
@@ -281,8 +280,7 @@ class Watcher:
         if distributed.is_main():
             outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
             self.run.record.save_predictions(self.epoch, outputs, targets)
-        if self.run.bank is not None:
-            self.run.bank.flush()
+        self.run.flush_bank()
         say(
             f"epoch {self.epoch} (update {stats['num_updates']} of {self.run.config.train.updates}): loss {loss:.4f}, "
             + " ".join(f"{name} {value:.2f}" for name, value in scores.items())
@@ -290,9 +288,8 @@ class Watcher:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, and how much of the bank was recorded by then."""
-        bank = self.run.bank
-        return {"epoch": self.epoch, "bank_position": bank.position if bank is not None else 0}
+        """Return the epoch."""
+        return {"epoch": self.epoch}
 
 
 @torch.no_grad()

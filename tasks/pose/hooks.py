@@ -13,8 +13,8 @@ from mmengine.runner.utils import set_random_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from reloss import distributed
 from reloss.errors import RelossError
-from reloss.experiment import distributed
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -50,7 +50,7 @@ class RecordHook(Hook):
         """Begin anew or go on, and listen to what the loss is given if this run records the bank."""
         model = plain_model(runner)
         if runner.iter == 0:
-            self._forget_after(0, 0)
+            self._forget_after(epoch=0, step=0)
             if self.initial_weights is not None:
                 model.load_state_dict(self.initial_weights)
         elif runner.epoch % runner.val_interval == 0 and not self._validated(runner.epoch):
@@ -89,6 +89,7 @@ class RecordHook(Hook):
         """
         self._bar.close()
         self._check_finite(runner)
+        self.run.flush_bank()
         means = {name: float(torch.stack([each[name] for each in self._outputs]).mean()) for name in self._outputs[0]}
         loss = means["loss"]
         rate = runner.optim_wrapper.get_lr()["lr"][0]
@@ -115,26 +116,21 @@ class RecordHook(Hook):
         say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Write down how much of the bank was recorded by then."""
-        bank = self.run.bank
-        if bank is not None:
-            bank.flush()
-        checkpoint["bank_position"] = bank.position if bank is not None else 0
-        # What mmengine keeps for its own log: objects that a safe loader refuses.
+        """Leave out what mmengine keeps for its own log: objects that a safe loader refuses."""
         checkpoint["message_hub"] = {name: {} for name in ("log_scalars", "runtime_info", "resumed_keys")}
         checkpoint["meta"].pop("dataset_meta", None)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Forget what was recorded after the checkpoint: it will come again."""
         checkpoint["meta"]["dataset_meta"] = runner.train_dataloader.dataset.metainfo  # left out when it was saved
-        self._forget_after(checkpoint["meta"]["epoch"], checkpoint["bank_position"])
+        self._forget_after(checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
         say(f"going on from epoch {checkpoint['meta']['epoch']}/{runner.max_epochs}")
 
-    def _forget_after(self, epoch: int, position: int) -> None:
+    def _forget_after(self, epoch: int, step: int) -> None:
         entries = read_metrics(self.run.record.metrics.path)
         self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
         if self.run.bank is not None:
-            self.run.bank.resume(position)
+            self.run.bank.resume(step)
 
 
 def plain_model(runner: Runner) -> Any:

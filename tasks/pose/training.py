@@ -22,9 +22,9 @@ from mmpose.utils import register_all_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
+from reloss import distributed
 from reloss.checkpoint import last_whole
 from reloss.errors import RelossError, UsageError
-from reloss.experiment import distributed
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run

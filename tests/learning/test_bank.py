@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from reloss.errors import RelossError
 from reloss.learning import PredictionBank
 
-ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, index
+ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, key
 
 
 def item(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,6 @@ def test_items_are_consecutive_examples_whatever_the_batches(tmp_path):
     assert_close(outputs.flatten(), examples[:24], rtol=0, atol=0)
     assert targets.flatten().tolist() == list(range(24))
     assert bank.steps().tolist() == [1, 2, 2, 3, 5, 5]  # the step of an item's last example
-    assert bank.position == 6
 
 
 def test_the_rest_of_an_item_is_dropped_at_a_flush(tmp_path):
@@ -86,7 +85,7 @@ def test_the_rest_of_an_item_is_dropped_at_a_flush(tmp_path):
     bank.append(torch.ones(4, 1), torch.ones(4), step=1)
     bank.flush()
     assert bank.items(torch.tensor([0]))[0].unique().tolist() == [1]
-    assert (len(bank), bank.position) == (1, 1)
+    assert len(bank) == 1
 
 
 def test_an_empty_bank(tmp_path):
@@ -111,7 +110,6 @@ def test_the_budget_holds_and_is_used(tmp_path, flush_every):
     assert largest <= 200
     assert 70 <= len(bank) <= 200
     assert bytes_on_disk(bank) <= 200 * ITEM_BYTES + 500 * len(list((tmp_path / "shards").iterdir()))
-    assert bank.position == 3000
 
 
 def test_the_sample_is_uniform_over_the_recording(tmp_path):
@@ -181,22 +179,22 @@ def test_a_killed_recording_goes_on_as_if_nothing_happened(tmp_path, seed):
     killed = PredictionBank.create(tmp_path / "killed", **budget).path
     recorder = start(record_in_child, killed, 10**6)
     target = chance.randrange(20, 500)
-    while recorder.is_alive() and saved_position(killed) < target:
+    while recorder.is_alive() and saved_step(killed) < target:
         time.sleep(0.001)
     time.sleep(chance.random() / 100)
     os.kill(recorder.pid, signal.SIGKILL)
     recorder.join()
 
-    bank, position = PredictionBank.open(killed), saved_position(killed)
+    bank, flushed = PredictionBank.open(killed), saved_step(killed)
     outputs, targets, steps = contents(bank)
     for row, index in enumerate(steps.tolist()):
         assert_close(outputs[row], item(index)[0].half().float(), rtol=0, atol=0)
         assert torch.equal(targets[row], item(index)[1])
-    bank.resume(position)
-    assert int(bank.steps().max()) < position
-    record_items(bank, range(position, max(total, position)))
+    bank.resume(flushed)
+    assert int(bank.steps().max()) < flushed
+    record_items(bank, range(flushed, max(total, flushed)))
     bank.finish()
-    record_items(whole, range(total, position))  # if the child had gone further than the whole recording
+    record_items(whole, range(total, flushed))  # if the child had gone further than the whole recording
     whole.finish()
     assert_same(bank, whole)
     assert bank.fingerprint() == whole.fingerprint()
@@ -208,12 +206,12 @@ def record_in_child(path: Path, total: int) -> None:
         record_items(bank, range(index, index + 1))
         if index % 7 == 6:
             bank.flush()
-            (path / "position.tmp").write_text(str(bank.position))
-            (path / "position.tmp").rename(path / "position")
+            (path / "step.tmp").write_text(str(index + 1))
+            (path / "step.tmp").rename(path / "step")
 
 
-def saved_position(path: Path) -> int:
-    return int((path / "position").read_text()) if (path / "position").exists() else 0
+def saved_step(path: Path) -> int:
+    return int((path / "step").read_text()) if (path / "step").exists() else 0
 
 
 def start(function, *arguments) -> multiprocessing.Process:
@@ -223,7 +221,7 @@ def start(function, *arguments) -> multiprocessing.Process:
     return process
 
 
-def test_resume_forgets_what_came_after_the_position(tmp_path):
+def test_resume_forgets_that_step_and_what_came_after(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     record_items(bank, range(10))
     bank.flush()
@@ -231,7 +229,7 @@ def test_resume_forgets_what_came_after_the_position(tmp_path):
     bank.flush()
     again = PredictionBank.open(tmp_path)
     again.resume(10)
-    assert (len(again), again.position) == (10, 10)
+    assert again.steps().tolist() == list(range(10))
     record_items(again, range(10, 12))
     again.flush()
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(12))
@@ -247,16 +245,79 @@ def test_a_kill_between_raising_the_level_and_thinning(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PredictionBank, "_thin", kill)
+        patch.setattr(PredictionBank, "_drop", kill)
         with pytest.raises(KeyboardInterrupt):
             record_items(killed, range(100))
     again = PredictionBank.open(killed.path)
     assert (len(again), again.meta["level"]) == (21, 1)
-    again.resume(killed.position)
+    again.resume(21)
     assert 0 < len(again) < 20
-    record_items(again, range(killed.position, 100))
+    record_items(again, range(21, 100))
     again.finish()
     assert_same(again, whole)
+
+
+def record_share(path: Path, writer: int, writers: int, steps: range) -> None:
+    """Record, as one of some processes, item `writer` of each step; items are told apart by step and writer."""
+    bank = PredictionBank.open(path, writer=writer, writers=writers)
+    bank.resume(steps.start)
+    for step in steps:
+        bank.append(*item(step * 10 + writer), step=step)
+        if step % 7 == 6:
+            bank.flush()
+    bank.flush()
+
+
+def finish(path: Path) -> PredictionBank:
+    PredictionBank.open(path).finish()
+    return PredictionBank.open(path)
+
+
+def test_several_processes_record_at_once(tmp_path):
+    """What they leave is what they leave one after the other: whole, within the budget, a sample of all of them."""
+    budget = {"item_size": 4, "max_bytes": 60 * ITEM_BYTES}
+    beside, after = (PredictionBank.create(tmp_path / name, **budget).path for name in ("beside", "after"))
+    recorders = [start(record_share, beside, writer, 3, range(300)) for writer in range(3)]
+    for writer in range(3):
+        recorders[writer].join()
+        record_share(after, writer, 3, range(300))
+    assert [recorder.exitcode for recorder in recorders] == [0, 0, 0]
+    one, other = finish(beside), finish(after)
+    assert_same(one, other)
+    assert one.fingerprint() == other.fingerprint()
+    assert sorted(path.name for path in beside.iterdir()) == ["bank.json", "shards"]
+    outputs, targets, steps = contents(one)
+    writers = targets[:, 0] // 10 - steps * 10
+    assert 15 <= len(one) <= 60
+    assert writers.unique().tolist() == [0, 1, 2]
+    for row, (step, writer) in enumerate(zip(steps.tolist(), writers.tolist(), strict=True)):
+        assert_close(outputs[row], item(step * 10 + writer)[0].half().float(), rtol=0, atol=0)
+
+
+def test_the_sample_of_several_processes_is_uniform_though_one_recorded_more(tmp_path):
+    """Writer 0 offers four times as many items as writer 1, so it comes to a higher level, and both end at that."""
+    path = PredictionBank.create(tmp_path, item_size=1, max_bytes=1000 * (2 + 8 + 8 + 8)).path
+    for writer, total in enumerate((6000, 1500)):
+        bank = PredictionBank.open(path, writer=writer, writers=2)
+        bank.append(torch.zeros(total, 1), torch.full((total,), writer), step=0)
+        bank.flush()
+    assert len(PredictionBank.open(path)) == pytest.approx(6000 / 16 + 1500 / 4, abs=120)
+    merged = finish(path)
+    counts = torch.bincount(merged.items(torch.arange(len(merged)))[1].flatten()).tolist()
+    assert merged.meta["level"] == 4
+    assert counts == [pytest.approx(6000 / 16, abs=75), pytest.approx(1500 / 16, abs=38)]  # four standard deviations
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_a_recording_goes_on_with_another_number_of_processes(tmp_path, before, after):
+    path = PredictionBank.create(tmp_path, item_size=4).path
+    for writer in range(before):
+        record_share(path, writer, before, range(20))
+    for writer in range(after):
+        record_share(path, writer, after, range(15, 18))
+    steps = finish(path).steps().sort().values
+    expected = [step for step in range(15) for _ in range(before)]
+    assert steps.tolist() == expected + [step for step in range(15, 18) for _ in range(after)]
 
 
 def test_a_damaged_shard_is_named(tmp_path):
@@ -286,10 +347,15 @@ def test_what_cannot_be_recorded(tmp_path):
         bank.append(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2), step=7)
     with pytest.raises(ValueError, match="3 outputs, but 2 targets"):
         bank.append(torch.zeros(3, 1), torch.zeros(2), step=0)
+    with pytest.raises(ValueError, match="writer must be one of 0 to 1, not 2"):
+        PredictionBank.open(tmp_path, writer=2, writers=2)
     with pytest.raises(ValueError, match="must be positive"):
         PredictionBank.create(tmp_path / "other", item_size=0)
     bank.flush()
     assert len(bank) == 0
+    bank.append(torch.zeros(2, 1), torch.zeros(2), step=7)
+    with pytest.raises(ValueError, match="step 6 comes after step 7; to go back to a step, resume there"):
+        bank.append(torch.zeros(2, 1), torch.zeros(2), step=6)
 
 
 def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reloss import distributed
 from reloss.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.errors import RelossError, UsageError
-from reloss.experiment import distributed, environment
+from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml, variant
 from reloss.experiment.lineage import result_artifact
 from reloss.experiment.tracking import MetricsFile, Track, WandbMirror, describe_run, read_metrics

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import torch
 
+from reloss import distributed
 from reloss.checkpoint import remove_checkpoint
 from reloss.errors import RelossError, UsageError, unknown
-from reloss.experiment import distributed, environment
+from reloss.experiment import environment
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.experiment.lineage import bank_artifact, surrogate_artifact
@@ -209,8 +210,8 @@ class _Job:
             record = Record(folder, self.config, facts=facts, track=self.request.track)
             if trains_anew:
                 record.discard_checkpoint()
-            distributed.barrier()
-            bank = self._new_bank(record) if records_bank and distributed.is_main() else None
+            with distributed.main_first():
+                bank = self._new_bank(record) if records_bank else None
             with _status_of(record):
                 run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
                 if surrogate is not None:
@@ -220,11 +221,12 @@ class _Job:
                 else:
                     record.mirror.replay(record.metrics.path, record.metrics.lines)
                 scores = self.task.evaluate(run)
-                if bank is not None:
-                    bank.flush()
+                run.flush_bank()
+                if bank is not None and distributed.is_main():
+                    bank.merge()
                     record.mirror.make(bank_artifact(self.config.name, bank))
                 record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
-                if bank is not None:
+                if bank is not None and distributed.is_main():
                     bank.finish()
                 distributed.barrier()
         say(
@@ -290,23 +292,24 @@ class _Job:
             )
 
     def _new_bank(self, record: Record) -> PredictionBank:
-        """Return the bank that this baseline fills: the one begun before a kill, or an empty one."""
-        path = self.home / "bank"
-        if (path / "bank.json").exists():
-            bank = PredictionBank.open(path)
-            self._check_origin(bank)
-            if bank.meta["origin"]["record"] == str(record.path.relative_to(self.home)):
-                return bank
+        """Return the bank that this baseline's processes fill: the one begun before a kill, or an empty one."""
+        path, name = self.home / "bank", str(record.path.relative_to(self.home))
+        if distributed.is_main():
+            remove_stale(path)
+        if not (path / "bank.json").exists():
+            recording, fingerprint = self.config.recording, self.task.data_fingerprint(self.config, self.request.data)
+            PredictionBank.create(
+                path,
+                item_size=recording.item_size,
+                max_bytes=recording.max_bytes,
+                seed=recording.seed,
+                origin={**self._origin(), "record": name, "data_fingerprint": fingerprint},
+            )
+        bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
+        self._check_origin(bank)
+        if bank.meta["origin"]["record"] != name:
             raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
-        origin = {
-            **self._origin(),
-            "record": str(record.path.relative_to(self.home)),
-            "data_fingerprint": self.task.data_fingerprint(self.config, self.request.data),
-        }
-        recording = self.config.recording
-        return PredictionBank.create(
-            path, item_size=recording.item_size, max_bytes=recording.max_bytes, seed=recording.seed, origin=origin
-        )
+        return bank
 
     def _surrogate(self) -> tuple[SurrogateLoss, dict[str, Any]]:
         """Return the learned surrogate, and what the summary says of it."""

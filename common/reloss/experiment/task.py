@@ -34,7 +34,7 @@ class Run:
         seed: of initialisation, data order and augmentation.
         data: the folder in which the data sets lie.
         record: where metrics and checkpoints go.
-        bank: to fill with the predictions of this run, if it is the recorded baseline.
+        bank: to fill with the predictions of this run, each process with those it sees, if it is the recorded baseline.
         surrogate: the frozen surrogate, if the loss is learned.
         initial_weights: of a finished baseline to start from, if the run fine-tunes.
     """
@@ -47,6 +47,14 @@ class Run:
     bank: PredictionBank | None = None
     surrogate: SurrogateLoss | None = None
     initial_weights: Path | None = None
+
+    def flush_bank(self) -> None:
+        """Write what was recorded to disk, and wait until all processes have: before each checkpoint."""
+        from reloss import distributed
+
+        if self.bank is not None:
+            self.bank.flush()
+            distributed.barrier()
 
 
 class Task(ABC):

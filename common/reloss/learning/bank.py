@@ -4,16 +4,20 @@ The unit is the item: `item_size` consecutive examples of one training step (or 
 written in shards, safetensors files that are whole or absent, never changed in place, and read through memory maps;
 so a bank can be read while it is written, and a kill loses at most the shard being filled.
 
-The byte budget is kept by a reservoir that needs no replacing: item number i carries a key drawn uniformly from
-(seed, i), and only items with key < 2^-level stay. When the budget is full the level goes up by one and the shards are
-rewritten without the items that fall out: what remains is a uniform sample of everything recorded, between half and
-all of the budget, and the same one after a kill and a resume.
+The byte budget is kept by a reservoir that needs no replacing: an item carries a key drawn uniformly from the seed, its
+step, its number within the step and its writer, and only items with key < 2^-level stay. When the budget is full the
+level goes up by one and the shards are rewritten without the items that fall out: what remains is a uniform sample of
+everything recorded, between half and all of the budget, and the same one after a kill and a resume.
+
+Several processes of one run can record into one bank without a word between them: each writes shards of its own within
+its share of the budget, and in the end `merge` brings all of them to the highest level that one of them came to.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.errors import RelossError
-from reloss.files import atomic, read_json, remove_stale, short_hash, write_json
+from reloss.files import atomic, read_json, short_hash, write_json
 
 SHARD_BYTES = 32 << 20
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -37,16 +41,17 @@ class PredictionBank:
     Attributes:
         path: the folder, which holds `bank.json` and `shards/` (and `metrics/`, the values that fits kept).
         meta: item_size, seed, max_bytes, level, complete, and `origin`, what the recorder said of itself.
-        position: the number of items offered so far, kept or not, since the start of the recording.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, meta: dict[str, Any], writer: int = 0, writers: int = 1) -> None:
         self.path = path
         self.meta = meta
-        self.position = 0
-        self._partial: list[tuple[Tensor, Tensor, int]] = []
-        self._pending: list[dict[str, Tensor]] = []
-        self._shards: list[dict[str, Tensor]] | None = None
+        self._writer, self._writers = writer, writers
+        self._level = meta["level"]
+        self._last = (-1, 0)  # step of the item that was offered last, and its number within the step
+        self._partial: list[tuple[Tensor, Tensor]] = []
+        self._pending: dict[str, dict[str, Tensor]] = {}
+        self._shards: dict[Path, dict[str, Tensor]] | None = None
 
     @classmethod
     def create(
@@ -82,16 +87,27 @@ class PredictionBank:
         return bank
 
     @classmethod
-    def open(cls, path: str | Path) -> PredictionBank:
+    def open(cls, path: str | Path, *, writer: int = 0, writers: int = 1) -> PredictionBank:
         """Open the bank in the folder `path`, to read it or to go on recording after `resume`.
+
+        Args:
+            path: the folder.
+            writer: the number of this process among those that record.
+            writers: how many record; each has its share of `max_bytes`.
 
         Raises:
             RelossError: there is no bank, or it is damaged; the message names the file.
+            ValueError: `writer` is not one of `writers`.
         """
         path = Path(path)
+        if not 0 <= writer < writers:
+            raise ValueError(f"writer must be one of 0 to {writers - 1}, not {writer}")
         if not (path / "bank.json").exists():
             raise RelossError(f"no prediction bank at {path}: record one with `reloss run EXPERIMENT --stage baseline`")
-        return cls(path, read_json(path / "bank.json"))
+        bank = cls(path, read_json(path / "bank.json"), writer, writers)
+        if writer and bank._level_file(writer).exists():
+            bank._level = read_json(bank._level_file(writer))
+        return bank
 
     # Recording
 
@@ -101,81 +117,102 @@ class PredictionBank:
         Outputs are kept in float16 (clamped to its range), as are targets of a floating type.
 
         Raises:
-            ValueError: the batch sizes differ.
+            ValueError: the batch sizes differ, or the step is before that of the last item.
             RelossError: outputs hold a NaN.
         """
         if len(outputs) != len(targets):
             raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
+        if step < self._last[0]:
+            raise ValueError(f"step {step} comes after step {self._last[0]}; to go back to a step, resume there")
         if outputs.isnan().any():
             raise RelossError(
                 f"the outputs of step {step} hold NaN: training diverged; what was recorded before is kept. Try a "
                 "smaller train.lr"
             )
-        self._partial.append((compact(outputs), compact(targets), step))
+        self._partial.append((compact(outputs), compact(targets)))
         size = self.meta["item_size"]
-        while sum(len(part[1]) for part in self._partial) >= size:
-            outputs = torch.cat([part[0] for part in self._partial])
-            targets = torch.cat([part[1] for part in self._partial])
+        while sum(len(targets) for _, targets in self._partial) >= size:
+            outputs, targets = (torch.cat(parts) for parts in zip(*self._partial, strict=True))
             self._offer(outputs[:size], targets[:size], step)
-            self._partial = [(outputs[size:], targets[size:], step)]
+            self._partial = [(outputs[size:], targets[size:])]
 
     def flush(self) -> None:
         """Write what was recorded to disk; the rest of an item that is not full is dropped."""
         self._partial = []
         self._write_pending()
 
-    def finish(self) -> None:
-        """Flush, and mark the recording as complete."""
+    def merge(self) -> None:
+        """Make one uniform sample of what all writers recorded, once they have flushed; the first writer does this."""
         self.flush()
+        levels = {path: read_json(path) for path in self.path.glob("level*.json")}
+        self._level = max([self._level, *levels.values()])
+        self._write_meta(level=self._level)
+        self._drop(self._open_shards(), lambda shard: shard["keys"] < 0.5**self._level)
+        for path in levels:
+            path.unlink()
+
+    def finish(self) -> None:
+        """Merge, and mark the recording as complete."""
+        self.merge()
         self._write_meta(complete=True)
 
-    def resume(self, position: int) -> None:
-        """Go on recording after the first `position` items, a position seen after a flush; later shards are removed."""
-        self._partial, self._pending = [], []
-        for path in self._shard_paths():
-            if int(path.stem) >= position:
-                path.unlink()
-        remove_stale(self.path)
-        self.position = position
-        self._shards = None
-        self._write_meta(complete=False)
-        self._thin()
+    def resume(self, step: int) -> None:
+        """Go on recording with `step`; what this writer recorded of it and later ones is removed."""
+        self._partial, self._pending, self._shards = [], {}, None
+        self._last = (step - 1, 0)
+        if self._writer == 0:
+            self._write_meta(complete=False)
+        self._drop(self._own(), lambda shard: (shard["steps"] < step) & (shard["keys"] < 0.5**self._level))
 
     def _offer(self, outputs: Tensor, targets: Tensor, step: int) -> None:
-        index = self.position
-        self.position += 1
-        if self._key(index) >= 0.5 ** self.meta["level"]:
+        number = self._last[1] + 1 if step == self._last[0] else 0
+        self._last = (step, number)
+        counter = [number, step, self._writer, 0]
+        key = np.random.Generator(np.random.Philox(key=self.meta["seed"], counter=counter)).random()
+        if key >= 0.5**self._level:
             return
-        item = {"outputs": outputs, "targets": targets, "steps": torch.tensor(step), "indices": torch.tensor(index)}
-        self._pending.append(item)
+        item = {"outputs": outputs, "targets": targets, "steps": torch.tensor(step), "keys": torch.tensor(key).double()}
+        self._pending[f"{step:09d}-{number:06d}-{self._writer:04d}"] = item
         item_bytes = sum(value.nbytes for value in item.values())
-        full = (len(self) + len(self._pending)) * item_bytes > self.meta["max_bytes"]
+        kept = sum(len(shard["keys"]) for shard in self._own().values()) + len(self._pending)
+        full = kept * item_bytes > self.meta["max_bytes"] // self._writers
         if full or len(self._pending) * item_bytes >= SHARD_BYTES:
             self._write_pending()
         if full:
-            self._write_meta(level=self.meta["level"] + 1)
-            self._thin()
+            self._level += 1
+            if self._writer == 0:
+                self._write_meta(level=self._level)
+            else:
+                write_json(self._level_file(self._writer), self._level)
+            self._drop(self._own(), lambda shard: shard["keys"] < 0.5**self._level)
 
     def _write_pending(self) -> None:
         if self._pending:
-            shard = {name: torch.stack([item[name] for item in self._pending]) for name in self._pending[0]}
-            _write_shard(self.path / "shards" / f"{int(shard['indices'][0]):012d}.safetensors", shard)
-            self._pending = []
-            self._shards = None
+            items = list(self._pending.values())
+            shard = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+            _write_shard(self.path / "shards" / f"{next(iter(self._pending))}.safetensors", shard)
+            self._pending, self._shards = {}, None
 
-    def _thin(self) -> None:
-        """Remove the items that fall out at the present level; harmless to repeat, so safe against a kill."""
-        limit = 0.5 ** self.meta["level"]
-        for path, shard in zip(self._shard_paths(), self._open_shards(), strict=True):
-            keep = torch.tensor([self._key(int(index)) < limit for index in shard["indices"]])
+    def _own(self) -> dict[Path, dict[str, Tensor]]:
+        """Return this writer's shards, and those of writers that there are no longer where fewer go on."""
+        return {
+            path: shard
+            for path, shard in self._open_shards().items()
+            if int(path.stem.rpartition("-")[2]) % self._writers == self._writer
+        }
+
+    def _drop(self, shards: dict[Path, dict[str, Tensor]], stays: Callable[[dict[str, Tensor]], Tensor]) -> None:
+        """Remove the items of which `stays` is not true; harmless to repeat, so safe against a kill."""
+        for path, shard in shards.items():
+            keep = stays(shard)
             if not keep.any():
                 path.unlink()
             elif not keep.all():
                 _write_shard(path, {name: value[keep].contiguous() for name, value in shard.items()})
         self._shards = None
 
-    def _key(self, index: int) -> float:
-        return float(np.random.Generator(np.random.Philox(key=self.meta["seed"], counter=index)).random())
+    def _level_file(self, writer: int) -> Path:
+        return self.path / f"level{writer}.json"
 
     def _write_meta(self, **changes: Any) -> None:
         self.meta.update(changes)
@@ -185,12 +222,12 @@ class PredictionBank:
 
     def __len__(self) -> int:
         """Return the number of items on disk."""
-        return sum(len(shard["indices"]) for shard in self._open_shards())
+        return sum(len(shard["keys"]) for shard in self._open_shards().values())
 
     def items(self, indices: Tensor, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Return the items at `indices` [N]: outputs [N, B, ...] in float32 and targets [N, B, ...]."""
-        shards = self._open_shards()
-        starts = np.cumsum([0] + [len(shard["indices"]) for shard in shards])
+        shards = list(self._open_shards().values())
+        starts = np.cumsum([0] + [len(shard["keys"]) for shard in shards])
         owner = np.searchsorted(starts, indices.numpy(), side="right") - 1
         outputs = torch.empty(len(indices), *shards[0]["outputs"].shape[1:], dtype=torch.float16)
         targets = torch.empty(len(indices), *shards[0]["targets"].shape[1:], dtype=shards[0]["targets"].dtype)
@@ -207,7 +244,7 @@ class PredictionBank:
         Raises:
             RelossError: the bank is empty.
         """
-        shards = self._open_shards()
+        shards = list(self._open_shards().values())
         if not shards:
             raise RelossError(f"the bank {self.path} is empty")
         return tuple(shards[0]["outputs"].shape[2:])
@@ -218,7 +255,7 @@ class PredictionBank:
         Raises:
             RelossError: a shard is damaged; the message names it.
         """
-        for path, shard in zip(self._shard_paths(), self._open_shards(), strict=True):
+        for path, shard in self._open_shards().items():
             with safe_open(path, framework="pt") as opened:
                 written = (opened.metadata() or {}).get("crc32")
             if written not in (None, _checksum(shard)):
@@ -229,25 +266,23 @@ class PredictionBank:
 
     def steps(self) -> Tensor:
         """Return the training step at which each item was recorded, [len(bank)]."""
-        shards = self._open_shards()
+        shards = self._open_shards().values()
         return torch.cat([shard["steps"] for shard in shards]) if shards else torch.zeros(0, dtype=torch.long)
 
     def fingerprint(self) -> str:
         """Return a name for what is recorded: origin, reservoir and the items that stayed."""
-        indices = [shard["indices"] for shard in self._open_shards()]
-        held = torch.cat(indices).numpy().tobytes().hex() if indices else ""
+        keys = [shard["keys"] for shard in self._open_shards().values()]
+        held = torch.cat(keys).numpy().tobytes().hex() if keys else ""
         described = {name: value for name, value in self.meta.items() if name != "complete"}
         return short_hash([json.dumps(described, sort_keys=True), held])
 
-    def _shard_paths(self) -> list[Path]:
-        return sorted(path for path in (self.path / "shards").glob("*.safetensors") if not path.name.startswith("."))
-
-    def _open_shards(self) -> list[dict[str, Tensor]]:
+    def _open_shards(self) -> dict[Path, dict[str, Tensor]]:
+        """Return all shards, mapped, in the order of their first steps."""
         if self._shards is None:
-            self._shards = []
-            for path in self._shard_paths():
-                with suppress(FileNotFoundError):  # the recorder may have thinned it out since it was listed
-                    self._shards.append(_map_shard(path))
+            self._shards = {}
+            for path in sorted((self.path / "shards").glob("[!.]*.safetensors")):
+                with suppress(FileNotFoundError):  # its recorder may have thinned it out since it was listed
+                    self._shards[path] = _map_shard(path)
         return self._shards
 
 
@@ -278,7 +313,7 @@ def _map_shard(path: Path) -> dict[str, Tensor]:
         version = _version(path)
         try:
             with safe_open(path, framework="pt") as shard:
-                tensors = {name: shard.get_tensor(name) for name in ("outputs", "targets", "steps", "indices")}
+                tensors = {name: shard.get_tensor(name) for name in ("outputs", "targets", "steps", "keys")}
         except (OSError, SafetensorError, RuntimeError) as error:
             if _version(path) == version:
                 raise RelossError(

@@ -8,9 +8,14 @@ from datetime import timedelta
 import torch
 
 
+def rank() -> int:
+    """Return the number of this process among those of this run."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Return whether this process writes the record: rank 0, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def processes() -> int:
