@@ -297,8 +297,8 @@ def test_several_processes_record_at_once(tmp_path):
 def test_the_sample_of_several_processes_is_uniform_though_one_recorded_more(tmp_path):
     """Writer 0 offers four times as many items as writer 1, so it comes to a higher level, and both end at that."""
     path = PredictionBank.create(tmp_path, item_size=1, max_bytes=1000 * (2 + 8 + 8 + 8)).path
-    for writer, total in enumerate((6000, 1500)):
-        bank = PredictionBank.open(path, writer=writer, writers=2)
+    banks = [PredictionBank.open(path, writer=writer, writers=2) for writer in range(2)]
+    for writer, (bank, total) in enumerate(zip(banks, (6000, 1500), strict=True)):
         bank.append(torch.zeros(total, 1), torch.full((total,), writer), step=0)
         bank.flush()
     assert len(PredictionBank.open(path)) == pytest.approx(6000 / 16 + 1500 / 4, abs=120)
