@@ -147,6 +147,7 @@ class Learn:
     """Options of the fit, such as fidelity=released steps=200."""
 
     def __call__(self) -> None:
+        from reloss import distributed
         from reloss.experiment.config import override
         from reloss.experiment.run import learn
         from reloss.experiment.seeds import seed_everything
@@ -158,13 +159,16 @@ class Learn:
         options = override(LearnOptions(), _flat(self.set))
         if (self.out / "surrogate.json").exists():
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
+        distributed.start()
         seed_everything(options.seed)
         bank = PredictionBank.open(self.bank)
         try:
             surrogate = get_surrogate(self.kind).for_fit(options, bank.output_shape())
         except ValueError as error:
             raise RelossError(f"--kind {self.kind} does not go with the bank {self.bank}: {error}") from error
-        print(json.dumps(learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better), indent=2))
+        fit = learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better)
+        if distributed.is_main():
+            print(json.dumps(fit, indent=2))
 
 
 @dataclass

@@ -1,16 +1,19 @@
 """One run in several processes, as torchrun starts them: who writes, and who waits. In one process nothing happens."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def rank() -> int:
     """Return the number of this process among those of this run."""
-    return int(os.environ.get("RANK", "0"))
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
@@ -20,6 +23,8 @@ def is_main() -> bool:
 
 def processes() -> int:
     """Return the number of processes of this run."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -46,3 +51,42 @@ def main_first() -> Iterator[None]:
     yield
     if is_main():
         barrier()
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of one of `size` processes in what all of them compute; of a single one, everything.
+
+    Attributes:
+        rank: the number of this process.
+        size: the number of processes, those of the default process group.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> "Share":
+        """Return the share of this process among those of this run."""
+        return cls(rank(), processes())
+
+    def own(self, count: int) -> Tensor:
+        """Return which of `count` values are this process's."""
+        return torch.arange(self.rank, count, self.size)
+
+    def gather(self, values: Tensor, count: int) -> Tensor:
+        """Return all `count` values of all processes, given this one's; only these can be differentiated."""
+        if self.size == 1:
+            return values
+        own = self.own(count).to(values.device)
+        whole = values.new_zeros(count).index_copy(0, own, values.detach())
+        torch.distributed.all_reduce(whole)
+        return whole.index_copy(0, own, values)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Give each parameter the sum of its gradients in all processes."""
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        if self.size > 1:
+            flat = parameters_to_vector(gradients)
+            torch.distributed.all_reduce(flat)
+            vector_to_parameters(flat, gradients)

@@ -134,16 +134,15 @@ class _Job:
         surrogate = self.task.new_surrogate(self.config)
         described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
         folder = self.home / "surrogates" / short_hash(described)
-        with distributed.main_first():
-            if (folder / "surrogate.json").exists():
-                say(f"surrogate is learned: {folder}")
-            else:
-                seed_everything(options.seed)
-                with self._learn_mirror(bank, options, folder) as mirror:
-                    surrogate = self.task.new_surrogate(self.config)
-                    fit = learn(surrogate, bank, self.config.metric, options, folder, on_validation=mirror.log)
-                    mirror.make(surrogate_artifact(self.config.name, folder))
-                    mirror.finish(fit, failed=False)
+        if (folder / "surrogate.json").exists():
+            say(f"surrogate is learned: {folder}")
+            return folder
+        seed_everything(options.seed)
+        with self._learn_mirror(bank, options, folder) as mirror:
+            surrogate = self.task.new_surrogate(self.config)
+            fit = learn(surrogate, bank, self.config.metric, options, folder, on_validation=mirror.log)
+            mirror.make(surrogate_artifact(self.config.name, folder))
+            mirror.finish(fit, failed=False)
         return folder
 
     @contextmanager
@@ -157,7 +156,7 @@ class _Job:
             "surrogate": {"folder": str(folder.relative_to(self.home))},
         }
         described = describe_run(self.config, "learn", environment.commit(), facts)
-        mirror = WandbMirror(self.request.track, folder, **described)
+        mirror = WandbMirror(self.request.track if distributed.is_main() else "off", folder, **described)
         mirror.use(bank_artifact(self.config.name, bank))
         try:
             yield mirror
@@ -354,11 +353,15 @@ def learn(
     higher_is_better: bool = True,
     on_validation: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
-    """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures."""
+    """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures.
+
+    Of several processes all fit it together, and the main one writes.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = folder / "fit.pt"
-    with terminable(), locked(folder):
-        remove_stale(folder)
+    with terminable(), _sole_writer(folder):
+        if distributed.is_main():
+            remove_stale(folder)
         result = fit_surrogate(
             surrogate,
             bank,
@@ -368,22 +371,25 @@ def learn(
             device=device,
             checkpoint=checkpoint,
             on_validation=on_validation,
+            distributed=distributed.processes() > 1,
         )
-        return _keep(result, bank, metric, options, folder, higher_is_better)
+        if distributed.is_main():
+            _keep(result, bank, metric, options, folder, higher_is_better)
+    distributed.barrier()  # the others find it
+    return result.summary()
 
 
 def _keep(
     result: FitResult, bank: PredictionBank, metric: str, options: LearnOptions, folder: Path, higher_is_better: bool
-) -> dict[str, float]:
-    """Write what was learned into the folder; returns its figures."""
+) -> None:
+    """Write what was learned into the folder."""
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
-    fit = result.summary()
     card = {
         "metric": metric,
         "higher_is_better": higher_is_better,
         "learn": options.model_dump(),
         "bank": bank.fingerprint(),
-        "fit": fit,
+        "fit": result.summary(),
     }
     write_picture(folder, picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)
@@ -392,7 +398,6 @@ def _keep(
         f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
         f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
     )
-    return fit
 
 
 def _sole_writer(folder: Path) -> AbstractContextManager[None]:

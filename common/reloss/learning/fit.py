@@ -6,6 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from reloss.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.distributed import Share, main_first
 from reloss.errors import RelossError, UsageError
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import SOURCES, Items, synthetic
 from reloss.learning.measure import Measure
-from reloss.learning.objective import check_finite, rank_objective, value_objective
+from reloss.learning.objective import ALONE, check_finite, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.progress import progress, say
@@ -71,6 +73,7 @@ def fit_surrogate(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
     on_validation: Callable[[dict[str, float]], None] | None = None,
+    distributed: bool = False,
     **settings: Any,
 ) -> FitResult:
     """Learn `surrogate` so that its loss ranks items as the metric does; returns it frozen, with its best weights.
@@ -85,20 +88,26 @@ def fit_surrogate(
         device: where to learn.
         checkpoint: a file in which the state is kept at each validation, and from which an interrupted fit goes on.
         on_validation: called with each entry of the history, those before an interruption among them.
+        distributed: all processes of torch.distributed's default group call this and share the items of each step; each
+            returns the same surrogate, which is that of one process but for rounding. The first one alone writes the
+            checkpoint and the metric's values.
 
     Raises:
-        UsageError: options and settings are both given, or the metric says itself that it is better the other way.
+        UsageError: options and settings are both given, the metric says itself that it is better the other way, or a
+            step has fewer items than there are processes.
         RelossError: a bank that is not of the surrogate's kind of predictions, has too few items or one target alone; a
             metric that is not one finite value an item, or the same for all; or a checkpoint that cannot be read or
             belongs to another fit.
     """
     if options is not None and settings:
         raise UsageError("give fit_surrogate either options or single settings, not both")
-    measure = Measure(metric, higher_is_better, bank.path / "metrics")
-    try:
-        fit = Fit(surrogate, bank, measure, options or LearnOptions(**settings), device)
-    finally:
-        measure.close()
+    share = Share.of_this_process() if distributed else ALONE
+    with main_first() if distributed else nullcontext():  # so that a slow metric is computed once, and read by the rest
+        measure = Measure(metric, higher_is_better, bank.path / "metrics")
+        try:
+            fit = Fit(surrogate, bank, measure, options or LearnOptions(**settings), device, share)
+        finally:
+            measure.close()
     if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
         fit.load(checkpoint)
         say(f"learning goes on from step {fit.step}")
@@ -111,7 +120,7 @@ def fit_surrogate(
             advance()
             if fit.step % fit.options.validate_every == 0 or fit.step == fit.options.steps:
                 entry = fit.validate(parts)
-                if checkpoint is not None:
+                if checkpoint is not None and share.rank == 0:
                     fit.save(checkpoint)
                 if on_validation is not None:
                     on_validation(entry)
@@ -151,7 +160,11 @@ class Fit:
         measure: Measure,
         options: LearnOptions,
         device: str | torch.device,
+        share: Share = ALONE,
     ) -> None:
+        if options.items < share.size:
+            raise UsageError(f"{options.items} items of a step cannot be shared by {share.size} processes")
+        self.share = share
         self.began, self.seconds_before = time.monotonic(), 0.0
         self.surrogate = surrogate.to(device).requires_grad_().train()  # one that was loaded comes frozen
         self.bank, self.measure, self.options, self.device = bank, measure, options, device
@@ -266,11 +279,12 @@ class Fit:
         """Take one step of the optimiser; returns the parts of the objective."""
         items, metric = self.sample()
         if self.options.objective == "rank":
-            parts = rank_objective(self.surrogate, items, metric, self.options)
+            parts = rank_objective(self.surrogate, items, metric, self.options, self.share)
         else:
-            parts = value_objective(self.surrogate, items, metric)
+            parts = value_objective(self.surrogate, items, metric, self.share)
         self.optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
+        self.share.sum_gradients(self.surrogate.parameters())
         self.optimizer.step()
         self.step += 1
         return {"objective": parts.total.detach(), "correlation": parts.correlation, "penalty": parts.penalty}

@@ -5,11 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reloss.distributed import Share
 from reloss.errors import RelossError
 from reloss.learning.items import Items
 from reloss.learning.options import LearnOptions
 from reloss.ranking import pearson, soft_kendall, soft_spearman
 from reloss.surrogates import SurrogateLoss
+
+ALONE = Share()
 
 
 class Objective(NamedTuple):
@@ -55,31 +58,45 @@ def correlate(losses: Tensor, metric: Tensor, options: LearnOptions) -> Tensor:
     )
 
 
-def rank_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor, options: LearnOptions) -> Objective:
+def rank_objective(
+    surrogate: SurrogateLoss, items: Items, metric: Tensor, options: LearnOptions, share: Share = ALONE
+) -> Objective:
     """Return -rho(-L, M) + lambda GP for N items; `metric` [N] is higher where predictions are better.
+
+    Of several processes each computes the losses of its share of the items. The values are those of all; the gradients
+    are to be summed.
 
     Source: the paper's objective, as the released training script computes it.
 
     Raises:
         RelossError: a loss is NaN or infinite.
     """
-    losses, norms = surrogate.losses_and_norms(*items)
+    losses, norms = surrogate.losses_and_norms(*_own(items, share))
+    losses = share.gather(losses, len(metric))
     check_finite(losses)
     correlation = correlate(losses, metric, options)
     total, penalty = -correlation, torch.zeros(())
     if options.penalty != "off" and options.penalty_weight > 0:
-        penalty = gradient_penalty(norms, options.penalty).mean()
+        penalty = share.gather(gradient_penalty(norms, options.penalty), len(metric)).mean()
         total = total + options.penalty_weight * penalty
     return Objective(total, correlation.detach(), penalty.detach())
 
 
-def value_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor) -> Objective:
+def value_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor, share: Share = ALONE) -> Objective:
     """Return the mean squared difference of the losses from 1 - M, M on [0, 1]: exact recovery (`approx`).
+
+    Of several processes each computes its share, as in `rank_objective`.
 
     Raises:
         RelossError: a loss is NaN or infinite.
     """
-    losses = surrogate.per_item(items.outputs, items.targets)
+    own = _own(items, share)
+    losses = share.gather(surrogate.per_item(own.outputs, own.targets), len(metric))
     check_finite(losses)
     total = (losses - (1 - metric)).square().mean()
     return Objective(total, torch.zeros(()), torch.zeros(()))
+
+
+def _own(items: Items, share: Share) -> Items:
+    """Return the items of which this process computes the losses."""
+    return items if share.size == 1 else items.select(share.own(len(items.targets)).to(items.targets.device))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from logged import check_logged
+from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from torchmetrics.functional.text import squad
@@ -250,12 +251,11 @@ class TestModels:
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, questions, tmp_path):
     """All windows are scored once, and both processes end with the weights that are in the record."""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     settings = ("--set", *tiny_settings, "learn.validation_fraction=0.4")
     words = {name: ("run", "mrc/squad_minilm", "--data", questions, "--track", "off", "--runs", tmp_path / name,
                     "--loss", "reloss", *settings) for name in ("one", "two")}  # fmt: skip
     finish(*words["one"])
-    finish(*words["two"], launcher=torchrun)
+    finish(*words["two"], launcher=TORCHRUN)
     homes = [tmp_path / name / "mrc" / "squad_minilm" for name in words]
     for loss in ("ce", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
@@ -264,10 +264,12 @@ def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, question
         # Each step sees the same questions, with other dropout.
         assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
         assert all(len(read_json(record / "predictions.json")) == 16 for record in (one, two))
-    assert len(PredictionBank.open(homes[1] / "bank")) > 3
+    banks = [PredictionBank.open(home / "bank") for home in homes]
+    assert len(banks[0]) == len(banks[1]) > 3
+    assert recorders(homes[1]) == [0, 1]
     (record,) = homes[0].glob("reloss@*/seed0")
     scores, answers = (read_json(record / f"{name}.json") for name in ("summary", "predictions"))
-    finish(*words["one"], "--stage", "evaluate", launcher=torchrun)
+    finish(*words["one"], "--stage", "evaluate", launcher=TORCHRUN)
     again = read_json(record / "summary.json")["scores"]
     assert again == pytest.approx(scores["scores"], abs=1e-6)
     assert read_json(record / "predictions.json") == answers
