@@ -24,7 +24,7 @@ def runs(run_digits, tmp_path, monkeypatch):
 
 def test_diagnose_ranks_the_checkpoints_of_all_runs(runs, cli):
     home = runs / DIGITS
-    recorded = finished_runs(home)
+    recorded = finished_runs(home, ClassificationReLoss.gold)
     assert {name: len(outputs) for name, (outputs, _) in recorded.items()} == {
         "ce@train.epochs=4/seed0": 4,
         "reloss@learn.items=16,learn.steps=10,train.epochs=4/seed0": 4,
@@ -59,7 +59,7 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
     home = runs / DIGITS
     (record,) = home.glob("reloss@*/seed0")
     write_json(record / "summary.json", {**read_json(record / "summary.json"), "status": "failed"})
-    assert list(finished_runs(home)) == ["ce@train.epochs=4/seed0"]
+    assert list(finished_runs(home, ClassificationReLoss.gold)) == ["ce@train.epochs=4/seed0"]
     (baseline,) = home.glob("ce@*/seed0")
     damaged = baseline / "predictions" / "0002.safetensors"
     damaged.write_bytes(b"cut")

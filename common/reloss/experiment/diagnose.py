@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,17 @@ def read_predictions(record: Path) -> Checkpoints | None:
     return (torch.stack(outputs), torch.stack(targets)) if outputs else None
 
 
-def finished_runs(home: Path, like: Tensor | None = None) -> dict[str, Checkpoints]:
+def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | None = None) -> dict[str, Checkpoints]:
     """Return the predictions of the finished records in an experiment's folder, by the records' names.
 
-    Only of those on the same examples, which have equal targets: `like` [E], else those of the first record.
+    Only of those on the same examples: whose targets, as far as `SurrogateLoss.gold` says that they are the examples'
+    own, equal those of `like` [E, ...], else of the first record.
     """
     found: dict[str, Checkpoints] = {}
     for path in sorted(home.glob("*/seed*/summary.json")):
         if read_summary(path.parent)["status"] == "finished" and (run := read_predictions(path.parent)) is not None:
             like = run[1][0] if like is None else like
-            if torch.equal(run[1][0], like):
+            if torch.equal(gold(run[1][0]), gold(like)):
                 found[str(path.parent.relative_to(home))] = run
     return found
 
@@ -78,10 +79,10 @@ def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
     """
     task, config = find_experiment(experiment)
     home = runs / config.name
-    recorded = list(finished_runs(home).values())
+    fresh = task.new_surrogate(config)
+    recorded = list(finished_runs(home, fresh.gold).values())
     if not recorded:
         raise UsageError(f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`")
-    fresh = task.new_surrogate(config)
     entries = [
         {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, recorded, False)}
     ]

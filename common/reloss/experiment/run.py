@@ -259,13 +259,9 @@ class _Job:
         own = read_predictions(folder)
         if own is None or (surrogate is None and self.request.loss != self.config.ordinary_loss):
             return {}
-        runs = {**finished_runs(self.home, like=own[1][0]), str(folder.relative_to(self.home)): own}
-        return diagnose_loss(
-            surrogate or self.task.new_surrogate(self.config),
-            self.config.metric,
-            list(runs.values()),
-            surrogate is not None,
-        )
+        network = surrogate or self.task.new_surrogate(self.config)
+        runs = {**finished_runs(self.home, network.gold, own[1][0]), str(folder.relative_to(self.home)): own}
+        return diagnose_loss(network, self.config.metric, list(runs.values()), surrogate is not None)
 
     # What the stages hand to each other
 

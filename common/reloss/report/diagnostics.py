@@ -47,7 +47,8 @@ def write(experiment: str, runs: Path, out: Path) -> tuple[str, list[dict[str, A
     }
     write_json(out / "diagnostics.json", entries)
     losses = {config.ordinary_loss: fresh.ordinary_loss, **{name: s.per_item for name, s in surrogates.items()}}
-    checkpoints(losses, get_metric(config.metric), finished_runs(runs / config.name), out / "checkpoints.png")
+    recorded = finished_runs(runs / config.name, fresh.gold)
+    checkpoints(losses, get_metric(config.metric), recorded, out / "checkpoints.png")
     curves = {name: s for name, s in surrogates.items() if isinstance(s, ClassificationReLoss)}
     if curves:
         loss_curves(curves, out / "curves.png")

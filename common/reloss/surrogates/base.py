@@ -61,6 +61,11 @@ class SurrogateLoss(nn.Module, ABC):
         """Return what a file of weights alone shows of the constructor's arguments; here nothing."""
         return {}
 
+    @staticmethod
+    def gold(targets: Tensor) -> Tensor:
+        """Return what of some targets is of the examples, whatever was predicted for them; here all of it."""
+        return targets
+
     def statistics(self, outputs: Tensor) -> Tensor | None:
         """Return what the loss needs of outputs [N, B, ...] whatever their targets, [N, B, S], to be computed once.
 

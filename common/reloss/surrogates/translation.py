@@ -203,6 +203,11 @@ class TranslationReLoss(SurrogateLoss):
         mask = targets[..., 0] != NO_TOKEN
         return -outputs.where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
+    @staticmethod
+    def gold(targets: Tensor) -> Tensor:
+        """Return the gold tokens [..., T] of targets [..., T, 2]: the most probable ones are the model's."""
+        return targets[..., 0]
+
 
 class _EncoderLayer(nn.Module):
     """A Transformer encoder layer, normalised after each part, with ELU; parameters are named as fairseq's.

@@ -58,6 +58,7 @@ def test_the_whole_line_translates_a_toy_language(run_toy, tmp_path):
     assert values[-5:].mean() > values[:5].mean() + 0.3
     predicted, _ = read_predictions(record)
     assert predicted.shape[1:] == (13, 8)
+    assert read_json(record / "summary.json")["diagnostics"]["runs"] == 2  # the same sentences, whatever was predicted
 
 
 @pytest.mark.slow
