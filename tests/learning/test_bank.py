@@ -301,8 +301,10 @@ def test_the_sample_of_several_processes_is_uniform_though_one_recorded_more(tmp
     for writer, (bank, total) in enumerate(zip(banks, (6000, 1500), strict=True)):
         bank.append(torch.zeros(total, 1), torch.full((total,), writer), step=0)
         bank.flush()
+        assert len(banks[0]) == pytest.approx(6000 / 16, abs=80)  # what the first has seen, until it merges
     assert len(PredictionBank.open(path)) == pytest.approx(6000 / 16 + 1500 / 4, abs=120)
-    merged = finish(path)
+    merged = banks[0]
+    merged.finish()
     counts = torch.bincount(merged.items(torch.arange(len(merged)))[1].flatten()).tolist()
     assert merged.meta["level"] == 4
     assert counts == [pytest.approx(6000 / 16, abs=75), pytest.approx(1500 / 16, abs=38)]  # four standard deviations

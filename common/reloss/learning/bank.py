@@ -144,6 +144,7 @@ class PredictionBank:
     def merge(self) -> None:
         """Make one uniform sample of what all writers recorded, once they have flushed; the first writer does this."""
         self.flush()
+        self._shards = None  # others may have written since
         levels = {path: read_json(path) for path in self.path.glob("level*.json")}
         self._level = max([self._level, *levels.values()])
         self._write_meta(level=self._level)
@@ -171,7 +172,8 @@ class PredictionBank:
         key = np.random.Generator(np.random.Philox(key=self.meta["seed"], counter=counter)).random()
         if key >= 0.5**self._level:
             return
-        item = {"outputs": outputs, "targets": targets, "steps": torch.tensor(step), "keys": torch.tensor(key).double()}
+        kept_key = torch.tensor(key, dtype=torch.float64)
+        item = {"outputs": outputs, "targets": targets, "steps": torch.tensor(step), "keys": kept_key}
         self._pending[f"{step:09d}-{number:06d}-{self._writer:04d}"] = item
         item_bytes = sum(value.nbytes for value in item.values())
         kept = sum(len(shard["keys"]) for shard in self._own().values()) + len(self._pending)
