@@ -173,7 +173,8 @@ class PredictionBank:
         if key >= 0.5**self._level:
             return
         kept_key = torch.tensor(key, dtype=torch.float64)
-        item = {"outputs": outputs, "targets": targets, "steps": torch.tensor(step), "keys": kept_key}
+        place = {"steps": torch.tensor(step), "keys": torch.tensor(key, dtype=torch.float64)}
+        item = {"outputs": outputs, "targets": targets, **place}
         self._pending[f"{step:09d}-{number:06d}-{self._writer:04d}"] = item
         item_bytes = sum(value.nbytes for value in item.values())
         kept = sum(len(shard["keys"]) for shard in self._own().values()) + len(self._pending)
