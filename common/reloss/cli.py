@@ -104,6 +104,7 @@ class Run:
     """Go on though the data are not those that the record or the bank was made of."""
 
     def __call__(self) -> None:
+        from reloss import distributed
         from reloss.experiment.run import Request, run
         from reloss.experiment.task import find_experiment
 
@@ -122,7 +123,8 @@ class Run:
                 self.allow_changed_data,
             )
         )
-        print(folder)
+        if distributed.is_main():
+            print(folder)
 
 
 @dataclass
@@ -502,7 +504,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if type(error).__name__ != "Terminated":
             raise
-        print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the main one
+            print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(143)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from reloss.errors import UsageError
+
 
 def rank() -> int:
     """Return the number of this process among those of this run."""
@@ -26,6 +28,21 @@ def processes() -> int:
     if torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share_of(batch_size: int) -> int:
+    """Return how many examples of a batch are this process's.
+
+    Raises:
+        UsageError: the batch cannot be shared evenly.
+    """
+    share, left_over = divmod(batch_size, processes())
+    if left_over:
+        raise UsageError(
+            f"train.batch_size={batch_size} is of all processes together and must be a multiple of their number, "
+            f"{processes()}"
+        )
+    return share
 
 
 def start() -> None:

@@ -11,9 +11,10 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from reloss import distributed
 from reloss.errors import RelossError
 from reloss.experiment.record import read_weights
-from reloss.experiment.seeds import derive_seed
+from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
@@ -118,7 +119,9 @@ class _Training:
 
     def _epoch(self, epoch: int) -> None:
         began = time.monotonic()
-        set_seed(derive_seed(self.run.seed, "epoch", epoch) % 2**32)
+        set_seed(own_seed(self.run.seed, "epoch", epoch) % 2**32)
+        if (order := self.train_loader.synchronized_generator) is not None:  # accelerate's, in several processes
+            order.manual_seed(derive_seed(self.run.seed, "order", epoch))
         self.train_loader.set_epoch(epoch)
         totals = torch.zeros(3, device=self.accelerator.device)  # loss, right, examples
         finite = FiniteLoss(self.accelerator.device)
@@ -194,10 +197,9 @@ def _predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> 
 
 def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool) -> DataLoader:
     """Return batches of `train.batch_size` over all processes; training drops the last one unless it is alone."""
-    size = max(config.train.batch_size // accelerator.num_processes, 1)
     return DataLoader(
         images,
-        batch_size=size,
+        batch_size=distributed.share_of(config.train.batch_size),
         shuffle=train,
         drop_last=train and len(images) >= config.train.batch_size,  # type: ignore[arg-type]
         num_workers=config.data.workers,

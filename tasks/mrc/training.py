@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from reloss import distributed
-from reloss.errors import RelossError, UsageError
+from reloss.errors import RelossError
 from reloss.experiment.record import read_weights
-from reloss.experiment.seeds import derive_seed
+from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.metrics import MASKED
 from reloss.progress import progress, say
@@ -176,15 +176,9 @@ def _predict(accelerator: Accelerator, model: nn.Module, windows: Windows, confi
 
 def _loader(windows: Windows, rows: list[int], config: ReadingExperiment, accelerator: Accelerator) -> DataLoader:
     """Return batches of the windows at `rows`, in that order, `train.batch_size` over all processes."""
-    size, left_over = divmod(config.train.batch_size, accelerator.num_processes)
-    if left_over:
-        raise UsageError(
-            f"train.batch_size={config.train.batch_size} is of all processes together and must be a multiple of "
-            f"their number, {accelerator.num_processes}"
-        )
     loader: DataLoader = DataLoader(
         rows,  # type: ignore[arg-type]
-        batch_size=size,
+        batch_size=distributed.share_of(config.train.batch_size),
         collate_fn=lambda chosen: collate(windows, chosen),
     )
     return accelerator.prepare(loader)
@@ -252,7 +246,7 @@ class _Training:
         )
         first, last = (number * len(order) // recipe.checkpoints_per_epoch for number in (piece, piece + 1))
         loader = _loader(self.windows, order[first:last].flatten().tolist(), self.config, self.accelerator)
-        set_seed(derive_seed(self.run.seed, "part", epoch, piece) % 2**32)
+        set_seed(own_seed(self.run.seed, "part", epoch, piece) % 2**32)
         totals = torch.zeros(2, device=self.accelerator.device)  # loss, windows
         finite = FiniteLoss(self.accelerator.device)
         self.model.train()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from reloss import distributed
 from reloss.errors import RelossError
-from reloss.experiment.seeds import derive_seed
+from reloss.experiment.seeds import own_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
 from reloss.progress import progress, say
@@ -69,7 +69,7 @@ class RecordHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed what draws from the global generators."""
-        set_random_seed(derive_seed(self.run.seed, "epoch", runner.epoch) % 2**32)
+        set_random_seed(own_seed(self.run.seed, "epoch", runner.epoch) % 2**32)
         self._outputs, self._began = [], time.monotonic()
         shown = progress(len(runner.train_dataloader), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
         self._advance = self._bar.enter_context(shown)

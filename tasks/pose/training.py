@@ -132,7 +132,7 @@ def make_config(config: PoseExperiment, folder: Path) -> Config:
         loader = made[name]
         loader.update(num_workers=config.data.workers, persistent_workers=config.data.workers > 0)
         loader.dataset.data_root = root
-    made.train_dataloader.batch_size = max(config.train.batch_size // _processes(), 1)
+    made.train_dataloader.batch_size = distributed.share_of(config.train.batch_size)
     for name in LOADERS[1:]:
         made[name].dataset.bbox_file = root + data.BOXES if config.data.boxes == "detector" else None
     for name in ("val_evaluator", "test_evaluator"):
@@ -210,7 +210,7 @@ def make_runner(run: Run, resume: bool, test_dev: bool = False) -> Runner:
         made.test_evaluator.update(ann_file=root + labels, format_only=True, outfile_prefix=prefix)
     made.work_dir = str(folder / "mmengine")
     made.experiment_name = f"{run.config.name}-{run.loss}-{run.seed}-{time.time_ns()}"
-    if _processes() > 1:
+    if distributed.processes() > 1:
         made.launcher = "pytorch"
         if not torch.cuda.is_available():  # mmengine's own wrapper asks for a GPU of each process
             made.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
@@ -262,7 +262,3 @@ def _recorded_loader(runner: Runner, config: PoseExperiment) -> DataLoader:
     persons = DATASETS.build(loader.dataset)
     persons.full_init()
     return DataLoader(persons, loader.batch_size, collate_fn=pseudo_collate)  # all of them, in each process
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

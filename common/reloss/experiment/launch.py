@@ -29,7 +29,7 @@ def notes(runs: Path) -> Path:
 
 
 def note_of(cell: Cell, runs: Path) -> dict[str, Any]:
-    """Return the note on a cell that is submitted or has failed: state, reason, log, job; else nothing."""
+    """Return the note on a cell that is submitted or has failed, or is a finished fit: state, reason, log, job."""
     path = notes(runs) / f"{cell.file_name}.json"
     return dict(read_json(path)) if path.exists() else {}
 
@@ -80,7 +80,11 @@ def run_cell(
     words = [sys.executable, *launcher, "-m", "reloss.cli", *command(cell, options)[1:]]
     with log.open("w") as output:
         code = start(words, output, environment)
-    if node == 0 and code in (0, TERMINATED):
+    if launcher and code != 0 and reason(log).startswith("terminated"):
+        code = TERMINATED  # torchrun ends with 1
+    if node == 0 and code == 0 and cell.stage == "learn":
+        write_note(cell, runs, state="finished")  # what it leaves does not tell which sweep it is of
+    elif node == 0 and code in (0, TERMINATED):
         write_note(cell, runs)
     elif node == 0:
         write_note(cell, runs, state="failed", code=code, reason=reason(log), log=str(log))
@@ -146,12 +150,16 @@ def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: 
             say(f"start     {cell.label}")
             slot = free.get()
             gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-            code = run_cell(cell, options, runs, {**shared, **gpu}, processes.start)
-            free.put(slot)
+            try:
+                code = run_cell(cell, options, runs, {**shared, **gpu}, processes.start)
+                why = "" if code == 0 else f": {reason(log_of(cell, runs))}"
+            except (OSError, RelossError) as error:  # as on a full disk
+                code, why = 1, f": {error}"
+            finally:
+                free.put(slot)
             if code != 0:
                 failed.append(cell)
                 missed.add(cell)
-            why = "" if code == 0 else f": {reason(log_of(cell, runs))}"
             say(f"{'finished' if code == 0 else f'FAILED {code}'}  {cell.label} ({log_of(cell, runs)}){why}")
         advance()
 

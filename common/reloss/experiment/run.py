@@ -93,7 +93,10 @@ class _Job:
         return record_folder(self.request.runs, self.config.name, loss, self.request.settings, seed)
 
     def _is_baseline(self, loss: str, seed: int) -> bool:
-        return loss == self.config.ordinary_loss and seed == self.config.recording.seed
+        """Return whether it is the run that records the bank: of its seed, with nothing tuned for the loss."""
+        settings = self.request.settings
+        plain = settings == baseline_settings(self.config, settings)
+        return loss == self.config.ordinary_loss and seed == self.config.recording.seed and plain
 
     # Stages
 
@@ -108,9 +111,13 @@ class _Job:
     def baseline(self) -> Path:
         """Train with the ordinary loss while recording the bank, unless the bank is complete."""
         job, seed = self._baseline_job(), self.config.recording.seed
-        if self._bank() is None:
+        bank = self._bank()
+        if bank is None:
             return job._train(seed)
-        say(f"bank is complete: {self.home / 'bank'}")
+        say(f"bank is complete: {bank.path}")
+        origin = bank.meta["origin"]
+        if origin.get("protocol") != job.config.protocol():
+            say(f"note: it was recorded with another recipe than this run's baseline would be, by {origin['record']}")
         return job.record_folder(job.request.loss, seed)
 
     def _baseline_job(self) -> _Job:
@@ -176,7 +183,7 @@ class _Job:
         loss, stage = self.request.loss, self.request.stage
         folder = self.record_folder(loss, seed)
         summary = read_summary(folder)
-        records_bank = self._is_baseline(loss, seed) and self._bank() is None
+        records_bank = stage != "evaluate" and self._is_baseline(loss, seed) and self._bank() is None
         if summary.get("status") == "finished" and stage != "evaluate" and not records_bank:
             say(f"finished already: {folder}")
             return folder
@@ -206,12 +213,14 @@ class _Job:
         with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
             if distributed.is_main():
                 remove_stale(folder)
+                for path in folder.glob("error.*.log"):
+                    path.unlink()
             record = Record(folder, self.config, facts=facts, track=self.request.track)
             if trains_anew:
                 record.discard_checkpoint()
-            with distributed.main_first():
-                bank = self._new_bank(record) if records_bank else None
             with _status_of(record):
+                with distributed.main_first():
+                    bank = self._new_bank(record) if records_bank else None
                 run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
                 if surrogate is not None:
                     record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
@@ -256,7 +265,7 @@ class _Job:
 
     def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
         """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""
-        own = read_predictions(folder)
+        own = read_predictions(folder) if distributed.is_main() else None
         if own is None or (surrogate is None and self.request.loss != self.config.ordinary_loss):
             return {}
         network = surrogate or self.task.new_surrogate(self.config)
@@ -298,7 +307,10 @@ class _Job:
                 item_size=recording.item_size,
                 max_bytes=recording.max_bytes,
                 seed=recording.seed,
-                origin={**self._origin(), "record": name, "data_fingerprint": fingerprint},
+                origin={
+                    **self._origin(),
+                    **{"protocol": self.config.protocol(), "record": name, "data_fingerprint": fingerprint},
+                },
             )
         bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
         self._check_origin(bank)
@@ -403,16 +415,34 @@ def _sole_writer(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _status_of(record: Record) -> Iterator[None]:
-    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`."""
+    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`.
+
+    Where another process failed first, which brings the main one down, its cause is the run's.
+    """
     try:
         yield
-    except (KeyboardInterrupt, Terminated):
-        record.close("interrupted")
-        raise
     except BaseException as error:
+        told = isinstance(error, KeyboardInterrupt | Terminated)
         cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
+        if not distributed.is_main():
+            if not told:
+                with suppress(OSError, RelossError):
+                    text = f"process {distributed.rank()}: {cause}\n\n{traceback.format_exc()}"
+                    write_text(record.path / f"error.{distributed.rank()}.log", text)
+            raise
+        elsewhere = _cause_elsewhere(record.path)
+        if told and not elsewhere:
+            record.close("interrupted")
+            raise
         with suppress(OSError, RelossError):  # as on a full disk, where `error` says it
-            if distributed.is_main():
-                write_text(record.path / "error.log", traceback.format_exc())
-            record.close("failed", cause=cause)
+            write_text(record.path / "error.log", traceback.format_exc())
+            record.close("failed", cause=elsewhere or cause)
+        if elsewhere:
+            raise RelossError(elsewhere) from error
         raise
+
+
+def _cause_elsewhere(folder: Path) -> str:
+    """Return why the first of the other processes failed, if one did."""
+    found = sorted(folder.glob("error.*.log"), key=lambda path: path.stat().st_mtime_ns)
+    return found[0].read_text(encoding="utf-8").partition("\n")[0] if found else ""

@@ -6,11 +6,19 @@ import random
 import numpy as np
 import torch
 
+from reloss import distributed
+
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a seed for the stream called `names`, the same everywhere and independent of other streams'."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def own_seed(seed: int, *names: str | int) -> int:
+    """Return a seed that each process of a run has to itself; the first one's is that of a run in one process."""
+    rank = distributed.rank()
+    return derive_seed(seed, *names, rank) if rank else derive_seed(seed, *names)
 
 
 def seed_everything(seed: int) -> None:

@@ -15,7 +15,7 @@ from reloss.errors import RelossError
 from reloss.experiment.launch import note_of
 from reloss.experiment.record import read_summary
 from reloss.experiment.slurm import queued_jobs
-from reloss.experiment.sweep import Cell, Plan, is_finished, needs
+from reloss.experiment.sweep import Cell, Plan, is_done, needs
 from reloss.experiment.tracking import read_metrics
 from reloss.lock import is_locked
 from reloss.progress import say
@@ -60,7 +60,7 @@ def of_plan(plan: Plan, runs: Path) -> list[Row]:
     rows: dict[Cell, Row] = {}
     for phase in plan:
         for cell in phase:
-            rows[cell] = _row(cell, [rows[need] for need in needs(cell, plan)], runs, queued)
+            rows[cell] = _row(cell, plan, [rows[need] for need in needs(cell, plan)], runs, queued)
     return list(rows.values())
 
 
@@ -97,12 +97,12 @@ def _queued(plan: Plan, runs: Path) -> set[str]:
         return set()
 
 
-def _row(cell: Cell, needed: Sequence[Row], runs: Path, queued: set[str]) -> Row:
+def _row(cell: Cell, plan: Plan, needed: Sequence[Row], runs: Path, queued: set[str]) -> Row:
     row = Row(cell.experiment, cell.changed_loss, cell.seed, cell.stage)
     note = note_of(cell, runs)
     if cell.stage == "all":
         row = _recorded(row, cell.record(runs), runs)
-    elif is_finished(cell, runs):
+    elif is_done(cell, plan, runs) or note.get("state") == "finished":
         row = _with(row, state="finished")
     if row.state in ("finished", "running", "damaged"):
         return row

@@ -89,11 +89,12 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
         learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
         first = [start for cell in mine for start in _starts(cell, task, config)]
         recorded_seed = override(config, settings).recording.seed
-        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
+        plain = baseline_settings(config, settings)
+        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=plain)
         if recorded in mine and not first:
             first = [recorded]
         elif learned and recorded_seed not in [start.seed for start in first]:
-            first.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
+            first.append(replace(learned[0], stage="baseline", settings=plain))
         baselines += dict.fromkeys(first)
         fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
         rest += [cell for cell in mine if cell not in first]

@@ -172,7 +172,6 @@ class PredictionBank:
         key = np.random.Generator(np.random.Philox(key=self.meta["seed"], counter=counter)).random()
         if key >= 0.5**self._level:
             return
-        kept_key = torch.tensor(key, dtype=torch.float64)
         place = {"steps": torch.tensor(step), "keys": torch.tensor(key, dtype=torch.float64)}
         item = {"outputs": outputs, "targets": targets, **place}
         self._pending[f"{step:09d}-{number:06d}-{self._writer:04d}"] = item
@@ -199,9 +198,7 @@ class PredictionBank:
     def _own(self) -> dict[Path, dict[str, Tensor]]:
         """Return this writer's shards, and those of writers that there are no longer where fewer go on."""
         return {
-            path: shard
-            for path, shard in self._open_shards().items()
-            if int(path.stem.rpartition("-")[2]) % self._writers == self._writer
+            path: shard for path, shard in self._open_shards().items() if _writer(path) % self._writers == self._writer
         }
 
     def _drop(self, shards: dict[Path, dict[str, Tensor]], stays: Callable[[dict[str, Tensor]], Tensor]) -> None:
@@ -280,10 +277,15 @@ class PredictionBank:
         return short_hash([json.dumps(described, sort_keys=True), held])
 
     def _open_shards(self) -> dict[Path, dict[str, Tensor]]:
-        """Return all shards, mapped, in the order of their first steps."""
+        """Return all shards, mapped, those of each writer in the order of their steps.
+
+        The items' order does not depend on when shards were written.
+        """
         if self._shards is None:
             self._shards = {}
-            for path in sorted((self.path / "shards").glob("[!.]*.safetensors")):
+            for path in sorted(
+                (self.path / "shards").glob("[!.]*.safetensors"), key=lambda path: (_writer(path), path)
+            ):
                 with suppress(FileNotFoundError):  # its recorder may have thinned it out since it was listed
                     self._shards[path] = _map_shard(path)
         return self._shards
@@ -292,7 +294,12 @@ class PredictionBank:
 def compact(values: Tensor) -> Tensor:
     """Return a copy on the CPU to keep: in float16, clamped to its range, if of a floating type."""
     values = values.detach().cpu()
-    return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).half() if values.is_floating_point() else values.clone()
+    return values.float().clamp(-FLOAT16_MAX, FLOAT16_MAX).half() if values.is_floating_point() else values.clone()
+
+
+def _writer(shard: Path) -> int:
+    """Return the number of the process that wrote a shard."""
+    return int(shard.stem.rpartition("-")[2])
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reloss.checkpoint import before, load_checkpoint, save_checkpoint
-from reloss.distributed import Share, main_first
+from reloss.distributed import Share, barrier, main_first
 from reloss.errors import RelossError, UsageError
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import SOURCES, Items, synthetic
@@ -89,8 +89,8 @@ def fit_surrogate(
         checkpoint: a file in which the state is kept at each validation, and from which an interrupted fit goes on.
         on_validation: called with each entry of the history, those before an interruption among them.
         distributed: all processes of torch.distributed's default group call this and share the items of each step; each
-            returns the same surrogate, which is that of one process but for rounding. The first one alone writes the
-            checkpoint and the metric's values.
+            returns the same surrogate, which is that of one process but for rounding and, in a network that has it,
+            dropout. The first one alone writes the checkpoint and the metric's values.
 
     Raises:
         UsageError: options and settings are both given, the metric says itself that it is better the other way, or a
@@ -110,6 +110,8 @@ def fit_surrogate(
             measure.close()
     if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
         fit.load(checkpoint)
+        if distributed:
+            barrier()  # nobody is so far ahead that it replaces what others still read
         say(f"learning goes on from step {fit.step}")
         if on_validation is not None:
             for entry in fit.history:
@@ -378,6 +380,7 @@ class Fit:
             "weights": self.surrogate.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "dropout": torch.get_rng_state(),
         }
         save_checkpoint(path, state)
 
@@ -395,7 +398,8 @@ class Fit:
             )
         self.surrogate.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["dropout"])
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.seconds_before = state["seconds"]
 
