@@ -154,10 +154,12 @@ class Learn:
         from reloss.experiment.run import learn
         from reloss.experiment.seeds import seed_everything
         from reloss.learning import LearnOptions, PredictionBank
-        from reloss.metrics import get_metric
+        from reloss.metrics import METRICS, get_metric
         from reloss.surrogates import get_surrogate
 
         get_metric(self.metric)
+        if self.lower_is_better and self.metric in METRICS:
+            raise UsageError(f"of {self.metric} higher is better; drop --lower-is-better")
         options = override(LearnOptions(), _flat(self.set))
         if (self.out / "surrogate.json").exists():
             raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
@@ -291,7 +293,7 @@ class Sweep:
         if self.launcher == "print":
             plain = self.image == "none"
             lines = (
-                launch.plain_lines(plan, options)
+                launch.plain_lines(plan, options, self.runs)
                 if plain
                 else launch.docker_lines(plan, self.image, self.data, self.runs, track)
             )
@@ -329,8 +331,11 @@ class Status:
     def __call__(self) -> None:
         from reloss.experiment.status import of_plan, of_records, render
         from reloss.experiment.sweep import parse_seeds, phases
+        from reloss.progress import say
 
         losses, settings = _losses(self.losses), _flat(self.set)
+        if not self.runs.exists():
+            say(f"note: there is no folder {self.runs}; --runs says where the records are")
         if settings and not self.seeds:
             raise UsageError("--set says which sweep is meant, and needs its --seeds")
         if self.seeds:

@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
         descriptor = _acquire(path)
     except OSError as error:
         raise RelossError(
-            f"cannot write {folder}: {error.strerror or error}; make it writable, or choose another --runs"
+            f"cannot write {folder}: {error.strerror or error}; make it writable, or choose another folder"
         ) from error
     try:
         yield

@@ -47,7 +47,9 @@ class PoseTask(Task):
         from tasks.pose.data import SOURCES, fetch_coco
 
         if config.data.name != "coco":
-            raise UsageError(f"{config.data.name} is not fetched; put {SOURCES[config.data.name]} into {data}")
+            raise UsageError(
+                f"{config.data.name} is not fetched; put {SOURCES[config.data.name]} into {data / config.data.name}"
+            )
         fetch_coco(data, config.data.test_dev)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:

@@ -96,7 +96,17 @@ PRINT = (
     *("sweep", DIGITS, "--losses", "ce,reloss", "--seeds", "0-1", "--launcher", "print", "--data", "d"),
     *("--track", "off", "--set", "train.epochs=1", "learn.steps=5"),
 )
-ENDS = ("ce --seed 0", "reloss --seed 0 --stage learn", "ce --seed 1", "reloss --seed 0", "reloss --seed 1")
+PHASES = (("ce --seed 0",), ("reloss --seed 0 --stage learn",), ("ce --seed 1", "reloss --seed 0", "reloss --seed 1"))
+
+
+def phased(start: str, end: str) -> list[str]:
+    """The lines that are printed: a comment, then the commands of a phase."""
+    comments = ["# when you like, side by side or not:", *["# when those before have ended, side by side or not:"] * 2]
+    return [
+        line
+        for comment, phase in zip(comments, PHASES, strict=True)
+        for line in (comment, *(f"{start}{each}{end}" for each in phase))
+    ]
 
 
 def test_print_launcher_prints_plain_commands_and_runs_nothing(cli, tmp_path):
@@ -104,7 +114,7 @@ def test_print_launcher_prints_plain_commands_and_runs_nothing(cli, tmp_path):
     code, out, _ = cli(*PRINT, "--runs", runs, "--image", "none")
     more = f"--data d --runs {runs} --track off --set train.epochs=1 learn.steps=5"
     assert code == 0
-    assert out.splitlines() == [f"reloss run {DIGITS} --loss {end} {more}" for end in ENDS]
+    assert out.splitlines() == phased(f"reloss run {DIGITS} --loss ", f" {more}")
     assert not runs.exists()
 
 
@@ -113,9 +123,7 @@ def test_print_launcher_prints_lines_of_docker(cli, tmp_path, monkeypatch):
     code, out, _ = cli(*PRINT, "--runs", "my/own runs", "--image", "reloss:1")
     start = f"docker run --rm --gpus all --ipc host -v d:/data -v '{tmp_path}/my/own runs:/runs' reloss:1 run"
     assert code == 0
-    assert out.splitlines() == [
-        f"{start} {DIGITS} --loss {end} --track off --set train.epochs=1 learn.steps=5" for end in ENDS
-    ]
+    assert out.splitlines() == phased(f"{start} {DIGITS} --loss ", " --track off --set train.epochs=1 learn.steps=5")
     assert list(tmp_path.iterdir()) == []
 
 

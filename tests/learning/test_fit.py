@@ -12,6 +12,7 @@ from reloss import ClassificationReLoss
 from reloss.errors import RelossError, UsageError
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
+from reloss.learning.measure import CHECKED
 from reloss.learning.options import MIXTURES
 from reloss.metrics import Metric, PerItem, accuracy, average_precision, bleu
 from reloss.ranking import spearman
@@ -302,9 +303,9 @@ def test_another_fit_computes_no_value_again(improving_bank, tmp_path):
     made = 24 + 1024  # of the held-out items, and the pool
     assert calls.stat().st_size == 120 + made
     assert_same_fit(fit(bank, PerItem(counted, workers=1), higher_is_better=True), first)
-    assert calls.stat().st_size == 120 + made + 2
+    assert calls.stat().st_size == 120 + made + CHECKED
     fit(bank, PerItem(counted, workers=1), seed=1, steps=2)
-    assert calls.stat().st_size == 120 + made + 2 + made + 2
+    assert calls.stat().st_size == 120 + made + CHECKED + made + CHECKED
 
 
 def test_what_a_torchmetrics_object_says_is_not_contradicted(improving_bank):

@@ -12,20 +12,25 @@ from torchmetrics.classification import MulticlassAccuracy
 from reloss.errors import RelossError, UsageError
 from reloss.learning import PredictionBank
 from reloss.learning.items import Items
-from reloss.learning.measure import KeptValues, Measure
+from reloss.learning.measure import CHECKED, KeptValues, Measure
 from reloss.metrics import PerItem, accuracy
 
 
 class Counted:
-    """A metric of one item that counts its calls. `more` stands for what it calls in another module: not its code."""
+    """A metric of one item that counts its calls.
+
+    `more` and `worth`, of what is partly right, stand for what it calls in another module: they are not its code.
+    """
 
     calls = 0
     more = 0.0
+    worth = 1.0
 
     def metric(self) -> PerItem:
         def share_right(outputs, targets):
             Counted.calls += 1
-            return (outputs.argmax(-1) == targets).float().mean() + Counted.more
+            share = (outputs.argmax(-1) == targets).float().mean() + Counted.more
+            return share * Counted.worth if share < 1 else share
 
         return PerItem(share_right)
 
@@ -34,6 +39,7 @@ class Counted:
 def counted(monkeypatch) -> type[Counted]:
     monkeypatch.setattr(Counted, "calls", 0)
     monkeypatch.setattr(Counted, "more", 0.0)
+    monkeypatch.setattr(Counted, "worth", 1.0)
     return Counted
 
 
@@ -67,9 +73,9 @@ def test_no_value_is_computed_twice(counted, tmp_path):
 
     again = measure(counted, tmp_path)
     assert torch.equal(again(items), values)
-    assert counted.calls == 32  # two are computed again, to see whether the metric is the same
+    assert counted.calls == 30 + CHECKED  # some are computed again, to see whether the metric is the same
     again(others)
-    assert counted.calls == 32
+    assert counted.calls == 30 + CHECKED
 
 
 def test_outputs_and_targets_both_name_an_item(counted, tmp_path):
@@ -95,10 +101,20 @@ def test_values_are_dropped_if_something_that_the_metric_calls_has_changed(count
     before = measure(counted, tmp_path)(items)
     counted.more = 1.0
     assert_close(measure(counted, tmp_path)(items), before + 1)
-    assert counted.calls == 20 + 2 + 20
+    assert counted.calls == 20 + CHECKED + 20
     assert "metric share_right has changed: its values in" in capsys.readouterr().err
     assert_close(measure(counted, tmp_path)(items), before + 1)
-    assert counted.calls == 42 + 2
+    assert counted.calls == 20 + CHECKED + 20 + CHECKED
+
+
+def test_a_change_that_the_worst_and_the_best_item_do_not_show(counted, tmp_path):
+    items = some_items(20)
+    for right in (0, 19):
+        items.targets[right] = items.outputs[right].argmax(-1)
+    before = measure(counted, tmp_path)(items)
+    assert before[0] == before[19] == 1
+    counted.worth = 0.5
+    assert_close(measure(counted, tmp_path)(items)[1:19], before[1:19] / 2)
 
 
 @pytest.mark.parametrize("damage", [b"", b"nothing of the kind", None])
@@ -144,7 +160,7 @@ def test_a_kill_loses_no_value_that_was_saved(tmp_path):
     assert run().returncode == -9
     again = run()
     assert again.stdout.strip() == str(sum(range(50)) * 1.0), again.stderr
-    assert (tmp_path / "calls").stat().st_size == 31 + 2 + 20
+    assert (tmp_path / "calls").stat().st_size == 31 + CHECKED + 20
 
 
 def test_an_interrupt_loses_nothing(tmp_path):

@@ -93,13 +93,15 @@ def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
         raise UsageError(f"--set: {found}") from None
 
 
+def tuned(config: Experiment, settings: Sequence[str]) -> list[str]:
+    """Return those of `settings` that may be tuned for each loss."""
+    return [setting for setting in settings if setting.partition("=")[0] in config.TUNED]
+
+
 def baseline_settings(config: Experiment, settings: Sequence[str]) -> tuple[str, ...]:
     """Return what of `settings` holds for the baseline that runs share: not what is learned, or tuned for each loss."""
-    return tuple(
-        setting
-        for setting in settings
-        if not setting.startswith("learn.") and setting.partition("=")[0] not in config.TUNED
-    )
+    own = tuned(config, settings)
+    return tuple(setting for setting in settings if not setting.startswith("learn.") and setting not in own)
 
 
 def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:

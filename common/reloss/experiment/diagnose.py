@@ -82,7 +82,9 @@ def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
     fresh = task.new_surrogate(config)
     recorded = list(finished_runs(home, fresh.gold).values())
     if not recorded:
-        raise UsageError(f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`")
+        raise UsageError(
+            f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`, or say --runs"
+        )
     entries = [
         {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, recorded, False)}
     ]

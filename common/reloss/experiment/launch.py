@@ -184,20 +184,31 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def plain_lines(plan: Plan, options: Sequence[str]) -> list[str]:
-    """Return the commands of a plan; those of a phase may run side by side."""
-    return [shlex.join(command(cell, options)) for phase in plan for cell in phase]
+def plain_lines(plan: Plan, options: Sequence[str], runs: Path) -> list[str]:
+    """Return the commands of what is not finished of a plan, under comments that say what may run side by side."""
+    left = [[cell for cell in phase if not is_done(cell, plan, runs)] for phase in plan]
+    return _phased([[shlex.join(command(cell, options)) for cell in phase] for phase in left])
 
 
 def docker_lines(plan: Plan, image: str, data: Path, runs: Path, options: Sequence[str]) -> list[str]:
     """Return a plan as `docker run` lines; in the image, the data lie in /data and the records in /runs.
 
+    Comments say what may run side by side. All of the plan, for what is in a volume is not seen here; in the image,
+    what is finished is not done again.
     To docker, a plain name such as `runs` is a volume; any other path is a folder of this machine.
     """
     named = [path if len(path.parts) == 1 else path.absolute() for path in (data, runs)]
     volumes = ["-v", f"{named[0]}:/data", "-v", f"{named[1]}:/runs"]
     start = ["docker", "run", "--rm", "--gpus", "all", "--ipc", "host", *volumes, image]
-    return [shlex.join([*start, *command(cell, options)[1:]]) for phase in plan for cell in phase]
+    return _phased([[shlex.join([*start, *command(cell, options)[1:]]) for cell in phase] for phase in plan])
+
+
+def _phased(phases: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of all phases, a comment before each phase that has some."""
+    lines: list[str] = []
+    for phase in filter(None, phases):
+        lines += [f"# when {'those before have ended' if lines else 'you like'}, side by side or not:", *phase]
+    return lines
 
 
 def check(failed: Sequence[Cell], plan: Plan, runs: Path) -> None:

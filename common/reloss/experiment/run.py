@@ -21,7 +21,7 @@ from reloss import distributed
 from reloss.checkpoint import remove_checkpoint
 from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment import environment
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.experiment.lineage import bank_artifact, surrogate_artifact
 from reloss.experiment.record import Record, read_summary, record_folder
@@ -94,9 +94,8 @@ class _Job:
 
     def _is_baseline(self, loss: str, seed: int) -> bool:
         """Return whether it is the run that records the bank: of its seed, with nothing tuned for the loss."""
-        settings = self.request.settings
-        plain = settings == baseline_settings(self.config, settings)
-        return loss == self.config.ordinary_loss and seed == self.config.recording.seed and plain
+        recorded = loss == self.config.ordinary_loss and seed == self.config.recording.seed
+        return recorded and not tuned(self.config, self.request.settings)
 
     # Stages
 

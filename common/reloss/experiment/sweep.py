@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reloss.errors import UsageError, unknown
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
 from reloss.experiment.record import read_summary, record_folder
 from reloss.experiment.task import Task, ablations, find_experiment, tasks
 from reloss.files import read_json
@@ -89,12 +89,11 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
         learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
         first = [start for cell in mine for start in _starts(cell, task, config)]
         recorded_seed = override(config, settings).recording.seed
-        plain = baseline_settings(config, settings)
-        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=plain)
-        if recorded in mine and not first:
+        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
+        if recorded in mine and not first and not tuned(config, settings):
             first = [recorded]
         elif learned and recorded_seed not in [start.seed for start in first]:
-            first.append(replace(learned[0], stage="baseline", settings=plain))
+            first.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
         baselines += dict.fromkeys(first)
         fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
         rest += [cell for cell in mine if cell not in first]

@@ -49,6 +49,7 @@ class PredictionBank:
         self._writer, self._writers = writer, writers
         self._level = meta["level"]
         self._last = (-1, 0)  # step of the item that was offered last, and its number within the step
+        self._shape: torch.Size | None = None  # of an example's outputs
         self._partial: list[tuple[Tensor, Tensor]] = []
         self._pending: dict[str, dict[str, Tensor]] = {}
         self._shards: dict[Path, dict[str, Tensor]] | None = None
@@ -117,11 +118,17 @@ class PredictionBank:
         Outputs are kept in float16 (clamped to its range), as are targets of a floating type.
 
         Raises:
-            ValueError: the batch sizes differ, or the step is before that of the last item.
+            ValueError: these are no tensors, their batch sizes differ, the outputs' shape has changed, or the step is
+                before that of the last item.
             RelossError: outputs hold a NaN.
         """
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            raise ValueError(f"outputs and targets must be tensors, not {type(outputs)} and {type(targets)}")
         if len(outputs) != len(targets):
             raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
+        self._shape = self._shape or outputs.shape[1:]
+        if outputs.shape[1:] != self._shape:
+            raise ValueError(f"an example's outputs are {list(outputs.shape[1:])}, but were {list(self._shape)} before")
         if step < self._last[0]:
             raise ValueError(f"step {step} comes after step {self._last[0]}; to go back to a step, resume there")
         if outputs.isnan().any():
@@ -246,7 +253,7 @@ class PredictionBank:
         """
         shards = list(self._open_shards().values())
         if not shards:
-            raise RelossError(f"the bank {self.path} is empty")
+            raise RelossError(f"the bank {self.path} is empty; a recording ends with bank.finish()")
         return tuple(shards[0]["outputs"].shape[2:])
 
     def verify(self) -> None:

@@ -17,6 +17,7 @@ from reloss.ranking import kendall, spearman
 from reloss.surrogates import ClassificationReLoss, SurrogateLoss
 
 CHUNK = 16  # checkpoints, or items, measured at a time
+FEWEST = 4  # checkpoints that can be ranked; of fewer, a correlation says nothing
 SHOWN = 200  # held-out items and examples of a picture
 
 Checkpoints = tuple[Tensor, Tensor]
@@ -28,22 +29,23 @@ class CheckpointRanking:
     """How minus the loss ranks checkpoints, beside the metric.
 
     Attributes:
-        spearman_checkpoints, kendall_checkpoints: over all checkpoints of all runs.
+        spearman_checkpoints, kendall_checkpoints: over all checkpoints of all runs. None where there are fewer than
+            FEWEST, or the metric or the loss is the same for all.
         spearman_late, kendall_late: over the second half of each run's, which are closer together.
         checkpoints: how many there are.
         runs: of which they are.
     """
 
-    spearman_checkpoints: float
-    kendall_checkpoints: float
-    spearman_late: float
-    kendall_late: float
+    spearman_checkpoints: float | None
+    kendall_checkpoints: float | None
+    spearman_late: float | None
+    kendall_late: float | None
     checkpoints: int
     runs: int
 
     def summary(self) -> dict[str, float]:
-        """Return the figures, for a record."""
-        return asdict(self)
+        """Return the figures that there are, for a record."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def measure_checkpoints(measure: Callable[[Tensor, Tensor], Tensor], checkpoints: Checkpoints) -> Tensor:
@@ -68,13 +70,20 @@ def rank_checkpoints(
     late = [torch.cat([part[len(part) // 2 :] for part in parts]) for parts in (losses, values)]
     every = [torch.cat(parts) for parts in (losses, values)]
     return CheckpointRanking(
-        spearman_checkpoints=float(spearman(-every[0], every[1])),
-        kendall_checkpoints=float(kendall(-every[0], every[1])),
-        spearman_late=float(spearman(-late[0], late[1])),
-        kendall_late=float(kendall(-late[0], late[1])),
+        spearman_checkpoints=_defined(spearman, *every),
+        kendall_checkpoints=_defined(kendall, *every),
+        spearman_late=_defined(spearman, *late),
+        kendall_late=_defined(kendall, *late),
         checkpoints=len(every[0]),
         runs=len(runs),
     )
+
+
+def _defined(correlation: Callable[[Tensor, Tensor], Tensor], losses: Tensor, values: Tensor) -> float | None:
+    """Return the correlation of minus the losses with the metric's values, None where there is none."""
+    if len(values) < FEWEST or (values == values[0]).all() or (losses == losses[0]).all():
+        return None
+    return float(correlation(-losses, values))
 
 
 def loss_curve(surrogate: ClassificationReLoss, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

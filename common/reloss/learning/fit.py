@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from reloss.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.distributed import Share, barrier, main_first
-from reloss.errors import RelossError, UsageError
+from reloss.errors import RelossError, UsageError, unknown
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import SOURCES, Items, synthetic
 from reloss.learning.measure import Measure
@@ -93,19 +94,26 @@ def fit_surrogate(
             dropout. The first one alone writes the checkpoint and the metric's values.
 
     Raises:
-        UsageError: options and settings are both given, the metric says itself that it is better the other way, or a
-            step has fewer items than there are processes.
+        UsageError: surrogate or bank is something else, options and settings are both given or wrong, the metric says
+            itself that it is better the other way, or a step has fewer items than there are processes.
         RelossError: a bank that is not of the surrogate's kind of predictions, has too few items or one target alone; a
             metric that is not one finite value an item, or the same for all; or a checkpoint that cannot be read or
             belongs to another fit.
     """
     if options is not None and settings:
         raise UsageError("give fit_surrogate either options or single settings, not both")
+    if not isinstance(surrogate, SurrogateLoss):
+        raise UsageError(f"the surrogate must be an object of a surrogate's class, not {surrogate!r}")
+    if not isinstance(bank, PredictionBank):
+        raise UsageError(
+            f"the bank must be a PredictionBank, not {bank!r}; PredictionBank.open reads one from a folder"
+        )
+    options = options or _options(settings)
     share = Share.of_this_process() if distributed else ALONE
     with main_first() if distributed else nullcontext():  # so that a slow metric is computed once, and read by the rest
         measure = Measure(metric, higher_is_better, bank.path / "metrics")
         try:
-            fit = Fit(surrogate, bank, measure, options or LearnOptions(**settings), device, share)
+            fit = Fit(surrogate, bank, measure, options, device, share)
         finally:
             measure.close()
     if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
@@ -132,6 +140,24 @@ def fit_surrogate(
     return result
 
 
+def _options(settings: dict[str, Any]) -> LearnOptions:
+    """Return the options with these settings.
+
+    Raises:
+        UsageError: there is no such option, or its value does not fit.
+    """
+    for name in settings:
+        if name not in LearnOptions.model_fields:
+            raise unknown("option of the fit", name, LearnOptions.model_fields)
+    try:
+        return LearnOptions(**settings)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, not {each['input']!r}" for each in error.errors()
+        )
+        raise UsageError(f"options of the fit: {found}") from None
+
+
 def split_items(total: int, options: LearnOptions, where: str = "") -> tuple[Tensor, Tensor]:
     """Return the indices of the items to learn from, shuffled, and of the held-out ones, in order.
 
@@ -143,7 +169,8 @@ def split_items(total: int, options: LearnOptions, where: str = "") -> tuple[Ten
     if held < 2 or total - held < 2:
         raise RelossError(
             f"the bank {where} holds {total} items, too few to learn from and to hold out "
-            f"{options.validation_fraction:.0%}; record longer, or with a smaller item_size"
+            f"{options.validation_fraction:.0%}; record longer, or with a smaller item_size, and end the recording "
+            "with bank.finish()"
         )
     return order[held:], order[:held].sort().values
 

@@ -23,6 +23,7 @@ from reloss.progress import say
 
 SAVE_SECONDS = 10.0  # of computing that a kill may lose
 KEY_BYTES = 16
+CHECKED = 8  # kept values that are computed again before the rest is believed
 
 
 class Measure:
@@ -99,7 +100,8 @@ class Measure:
             )
         if values.shape != (count,):
             raise RelossError(
-                f"metric {self.name} gave {list(values.shape)} for {count} items; expected one value each"
+                f"metric {self.name} gave {list(values.shape)} for {count} items; expected one value each "
+                "(reloss.metrics.PerItem makes such a metric out of a function of one item)"
             )
         return values
 
@@ -107,8 +109,8 @@ class Measure:
 class KeptValues:
     """A metric that is computed item by item, with the values that it gave, by what the items hold.
 
-    The file is named by metric and code. What the metric calls in other modules is not seen in its code, so two of the
-    file's values are computed again; if they have changed, all are forgotten.
+    The file is named by metric and code. What the metric calls in other modules is not seen in its code, so some of the
+    file's values, of predictions of all qualities, are computed again; if one has changed, all are forgotten.
 
     Args:
         metric: to compute what is not there.
@@ -150,13 +152,14 @@ class KeptValues:
         return torch.tensor([self.values[key] for key in keys], dtype=torch.float64)
 
     def _check(self, outputs: Tensor, targets: Tensor, keys: Sequence[bytes], labels: Sequence[str]) -> None:
-        """Compute two of the file's values again, the first time that there are any; forget all if one has changed."""
+        """Compute some of the file's values again, the first time there are any; forget all if one has changed."""
         found = [number for number, key in enumerate(keys) if key in self.values]
         if self._checked or not found:
             return
-        two = sorted({found[0], found[-1]})
-        now = list(self.metric.values(outputs[two], targets[two], [labels[number] for number in two]))
-        before = [self.values[keys[number]] for number in two]
+        some = [found[place * (len(found) - 1) // (CHECKED - 1)] for place in range(CHECKED)]
+        some = list(dict.fromkeys(some))
+        now = list(self.metric.values(outputs[some], targets[some], [labels[number] for number in some]))
+        before = [self.values[keys[number]] for number in some]
         if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-6) for pair in zip(before, now, strict=True)):
             say(f"metric {self.metric.__name__} has changed: its values in {self.path} are computed anew")
             self.values = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from reloss.errors import RelossError
-from reloss.experiment.config import Experiment
+from reloss.experiment.config import LEARNED_LOSSES, Experiment
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
 from reloss.files import read_json
@@ -149,7 +150,7 @@ def _of_experiment(
         for folder, card in mine.items():
             users = [summary for summary in summaries if summary.get("surrogate", {}).get("folder") == folder]
             figures = _figures(diagnosed.get(folder), users)
-            rows.append(_row(config, loss, card["fit"], figures, users, folder, _named(folder, card, config)))
+            rows.append(_row(config, loss, card["fit"], figures, users, folder, _changed(loss, card, config)))
         if not mine and loss in config.losses:
             rows.append(_row(config, loss, {}, {}, []))
     return rows
@@ -160,12 +161,13 @@ def _figures(entry: dict[str, Any] | None, users: Sequence[Summary]) -> dict[str
     return entry or next((user["diagnostics"] for user in reversed(users) if user.get("diagnostics")), {})
 
 
-def _named(folder: str, card: Mapping[str, Any], config: Experiment) -> str:
-    """Return a surrogate's hash, and the options in which its fit differs from the experiment's."""
-    usual, own = config.learn.model_dump(), card["learn"]
-    changed = [f"{name}={own[name]}" for name in sorted(own.keys() & usual.keys()) if own[name] != usual[name]]
-    shown = [each for each in changed if not each.startswith(("objective=", "calibrate="))]
-    return " ".join([folder.removeprefix("surrogates/"), *shown])
+def _changed(loss: str, card: Mapping[str, Any], config: Experiment) -> list[str]:
+    """Return the settings in which a surrogate and its fit differ from what the experiment says today."""
+    usual = {f"learn.{name}": value for name, value in config.learn.model_dump(mode="json").items()}
+    own = {f"learn.{name}": value for name, value in card["learn"].items() if name not in LEARNED_LOSSES[loss]}
+    usual |= config.model_dump(mode="json", exclude={"learn"})  # such as the structure of a task's surrogate
+    own |= card.get("options", {})
+    return [f"{name}={own[name]}" for name in sorted(own.keys() & usual.keys()) if own[name] != usual[name]]
 
 
 def _row(
@@ -175,7 +177,7 @@ def _row(
     figures: Mapping[str, Any],
     users: Sequence[Summary],
     folder: str = "",
-    surrogate: str = "none",
+    changed: Sequence[str] = (),
 ) -> CorrelationRow:
     measured = {**figures, **fit}
     found = {name: measured[name] for name in RANKINGS if name in measured}
@@ -183,10 +185,13 @@ def _row(
     command = f"reloss run {config.name} --loss {loss} --stage learn"
     if loss == config.ordinary_loss:
         command = f"reloss diagnose {config.name}"
+    elif changed:
+        command = shlex.join([*command.split(), "--set", *changed])
     return CorrelationRow(
         experiment=config.name,
         loss=loss,
-        surrogate=surrogate,
+        surrogate=" ".join([folder.removeprefix("surrogates/"), *(each.removeprefix("learn.") for each in changed)])
+        or "none",
         metric=config.metric,
         published="none" if config.paper.startswith(("none", "reduced")) else UNPUBLISHED,
         rankings=found,

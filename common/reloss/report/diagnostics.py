@@ -36,9 +36,9 @@ def write(experiment: str, runs: Path, out: Path) -> tuple[str, list[dict[str, A
     entries = diagnose(experiment, runs)
     task, config = find_experiment(experiment)
     fresh = task.new_surrogate(config)
-    best = sorted((entry for entry in entries if "folder" in entry), key=lambda entry: -entry["spearman_checkpoints"])[
-        :SHOWN
-    ]
+    best = sorted(
+        (entry for entry in entries if "folder" in entry), key=lambda entry: -entry.get("spearman_checkpoints", -1)
+    )[:SHOWN]
     surrogates = {
         f"{entry['loss']} {entry['folder'].removeprefix('surrogates/')}": type(fresh).from_pretrained(
             runs / config.name / entry["folder"]

@@ -20,19 +20,20 @@ RATE = "train.lr="
 HEADERS = ("experiment", "loss", "settings", "rates tried", "best", "validation, %", "test, %", "difference", "n")
 NOTE = (
     "{score}: mean ± standard deviation over n seeds. Of each loss, the learning rate with the best mean on the "
-    "validation split. Difference: on the test set, paired by seed with {ordinary} at its own best rate, with its 95 % "
-    "t interval."
+    "validation split, of those with which no run failed if there are any. Difference: on the test set, paired by seed "
+    "with {ordinary} at its own best rate, with its 95 % t interval."
 )
 
 
 @dataclass(frozen=True)
 class TunedRow:
-    """A loss at its best learning rate, over seeds. Scores in percent."""
+    """A loss at its best learning rate, over seeds. Scores in percent; `failed`: how many runs did, by their rate."""
 
     experiment: str
     loss: str
     settings: tuple[str, ...]
     rates: tuple[float, ...]
+    failed: dict[float, str]
     best: float
     validation: Sample
     test: Sample
@@ -50,7 +51,7 @@ def tuned_rows(name: str, runs: Path, score: str) -> list[TunedRow]:
     kept = [
         summary
         for summary in read_summaries(runs)
-        if summary["status"] == "finished" and {score, f"validation_{score}"} <= summary["scores"].keys()
+        if summary["status"] == "failed" or {score, f"validation_{score}"} <= summary.get("scores", {}).keys()
     ]
     rows = []
     for make in tasks()[name].experiments.values():
@@ -67,8 +68,9 @@ def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[Tune
         rates = [setting.removeprefix(RATE) for setting in settings if setting.startswith(RATE)]
         others = [setting for setting in settings if not setting.startswith(RATE)]
         tried[key_of(loss, others)][float(rates[0] if rates else config.model_dump()["train"]["lr"])] += mine
-    best = {key: _best(rates, score) for key, rates in tried.items()}
-    chosen = {key: rates[best[key]] for key, rates in tried.items()}
+    measured = {key: rates for key, rates in tried.items() if any(map(_finished, rates.values()))}
+    best = {key: _best(rates, score) for key, rates in measured.items()}
+    chosen = {key: rates[best[key]] for key, rates in measured.items()}
     rows = []
     for key in sorted(chosen, key=lambda key: (config.losses.index(key[0]), len(key[1]), key[1])):
         (loss, settings), mine = key, chosen[key]
@@ -79,6 +81,7 @@ def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[Tune
                 loss=loss,
                 settings=settings,
                 rates=tuple(sorted(tried[key])),
+                failed=_failed(tried[key]),
                 best=best[key],
                 validation=describe(list(scores(mine, f"validation_{score}").values())),
                 test=describe(list(test.values())),
@@ -89,8 +92,21 @@ def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[Tune
 
 
 def _best(rates: Mapping[float, Sequence[Summary]], score: str) -> float:
-    means = {rate: mean(scores(mine, f"validation_{score}").values()) for rate, mine in rates.items()}
-    return max(means, key=lambda rate: means[rate])
+    """Return the rate with the best mean on the validation split, if possible one with which no run failed."""
+    means = {
+        rate: mean(scores(mine, f"validation_{score}").values()) for rate, mine in rates.items() if _finished(mine)
+    }
+    return max(means, key=lambda rate: (len(_finished(rates[rate])) == len(rates[rate]), means[rate]))
+
+
+def _finished(mine: Sequence[Summary]) -> list[Summary]:
+    return [summary for summary in mine if summary["status"] == "finished"]
+
+
+def _failed(rates: Mapping[float, Sequence[Summary]]) -> dict[float, str]:
+    """Return how many runs of how many failed with each rate that has some."""
+    counts = {rate: len(mine) - len(_finished(mine)) for rate, mine in rates.items()}
+    return {rate: f"{count} of {len(rates[rate])} failed" for rate, count in counts.items() if count}
 
 
 def cells(row: TunedRow, ordinary: str) -> list[str]:
@@ -99,7 +115,8 @@ def cells(row: TunedRow, ordinary: str) -> list[str]:
     if row.difference is not None:
         difference = row.difference.shown()
     return [
-        *(row.experiment, row.loss, " ".join(row.settings) or "none", ", ".join(f"{rate:g}" for rate in row.rates)),
+        *(row.experiment, row.loss, " ".join(row.settings) or "none"),
+        ", ".join(f"{rate:g} ({row.failed[rate]})" if rate in row.failed else f"{rate:g}" for rate in row.rates),
         *(f"{row.best:g}", row.validation.shown(), row.test.shown(), difference, str(row.test.n)),
     ]
 
