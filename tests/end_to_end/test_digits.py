@@ -5,10 +5,12 @@ import signal
 import time
 
 import pytest
+import torch
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 from small import DIGITS
 
+from reloss.experiment.config import variant
 from reloss.experiment.tracking import read_metrics
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
@@ -195,6 +197,25 @@ def test_demo(finish, tmp_path):
         assert shown in said
         assert all(str(record.relative_to(tmp_path / "runs")) in row for record in records)
         assert min(first, second) > 90
+
+
+@pytest.mark.slow
+def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path):
+    settings = ("train.epochs=8", *SETTINGS[1:])
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(*words(whole, "ce", settings), launcher=TORCHRUN)
+    process = start(*words(killed, "ce", settings), launcher=TORCHRUN)
+    record = killed / DIGITS / f"ce@{variant(settings)}" / "seed0"
+    wait_for(lambda: lines(record / "metrics.jsonl") >= 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert summary(record)["status"] == "running"
+    finish(*words(killed, "ce", settings), launcher=TORCHRUN)
+    ours, theirs = (load_file(runs / record.relative_to(killed) / "checkpoint" / "weights.safetensors")
+                    for runs in (killed, whole))  # fmt: skip
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    banks = [PredictionBank.open(runs / DIGITS / "bank") for runs in (killed, whole)]
+    assert len({bank.fingerprint() for bank in banks}) == 1
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from small import DIGITS, SMALL
 
-from reloss.errors import UsageError
-from reloss.experiment.run import Request, run
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.config import override
+from reloss.experiment.record import Record
+from reloss.experiment.run import Request, Terminated, _status_of, run
 from reloss.experiment.task import tasks
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
@@ -114,6 +117,43 @@ def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
     assert len(again) == 32
     assert again.fingerprint() == fingerprint
     assert summary(record)["scores"] == scores
+
+
+def test_evaluating_records_no_bank(run_digits, tmp_path):
+    record = run_digits()
+    shutil.rmtree(tmp_path / "runs" / DIGITS / "bank")
+    run_digits(stage="evaluate")
+    assert not (tmp_path / "runs" / DIGITS / "bank").exists()
+    assert (record / "checkpoint" / "last.pt").exists()
+
+
+def test_a_baseline_that_is_tuned_records_no_bank_and_another_recipe_is_said(run_digits, tmp_path, capsys):
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    run_digits(settings=("train.epochs=1", "train.lr=0.001"))
+    assert not bank.exists()
+    run_digits()
+    run_digits("reloss", settings=("train.epochs=2", *SMALL[1:]))
+    said = capsys.readouterr().err
+    assert f"bank is complete: {bank}" in said
+    assert "it was recorded with another recipe than this run's baseline would be, by ce@" in said
+
+
+@pytest.mark.parametrize("error", [Terminated(), RuntimeError("connection closed by peer")])
+def test_the_cause_of_another_process_is_the_runs(run_digits, error):
+    """As torchrun ends the main process after another one failed, or its exchange with that one does."""
+    path = run_digits()
+    config = override(tasks()["classification"].experiments[DIGITS](), SMALL)
+    record = Record(path, config, facts={"loss": "ce"})
+    (path / "error.2.log").write_text("process 2: connection closed by peer\n")
+    cause = "process 1: the loss of step 5 is not finite"
+    (path / "error.1.log").write_text(f"{cause}\n\nTraceback ...")
+    os.utime(path / "error.1.log", ns=(1, 1))
+    with pytest.raises(RelossError, match=f"^{cause}$"), _status_of(record):
+        raise error
+    assert (summary(path)["status"], summary(path)["cause"]) == (
+        "failed",
+        "process 1: the loss of step 5 is not finite",
+    )
 
 
 def test_only_the_recorded_seed_fills_the_bank(run_digits, tmp_path):

@@ -1,10 +1,12 @@
 import json
 
 import pytest
+from processes import TORCHRUN
 from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
 from reloss.experiment.config import variant
+from reloss.experiment.launch import note_of, run_cell, run_local
 from reloss.experiment.sweep import Cell, command, needs, parse_seeds, phases
 from reloss.experiment.task import tasks
 
@@ -149,6 +151,30 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     assert sorted(path.name for path in logs.iterdir()) == [f"{name}1.json", f"{name}1.log", f"{name}2.log"]
     assert "was made by another config" in (logs / f"{name}1.log").read_text()
     assert "was made by another config" in json.loads((logs / f"{name}1.json").read_text())["reason"]
+
+
+def test_a_sweep_whose_logs_cannot_be_written_ends(tmp_path):
+    plan = phases(DIGITS, ["ce"], range(4), SMALL)
+    tmp_path.joinpath("sweep").write_text("in the way")
+    assert run_local(plan, [], tmp_path, slots=2, gpus=[]) == [cell for phase in plan for cell in phase]
+
+
+def test_a_run_of_several_processes_that_is_told_to_end_did_not_fail(tmp_path):
+    """torchrun then ends with 1, whatever its processes end with."""
+    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0], SMALL) for cell in phase)
+
+    def ends(said):
+        def start(words, output, environment):
+            output.write(said)
+            return 1
+
+        return run_cell(cell, [], tmp_path, {}, start, launcher=TORCHRUN)
+
+    terminated = "reloss: terminated; the same command goes on from the last checkpoint\nERROR torch.distributed\n"
+    assert ends(terminated) == 143
+    assert note_of(cell, tmp_path) == {}
+    assert ends("reloss: process 1: the loss is nan\nERROR\n") == 1
+    assert note_of(cell, tmp_path)["reason"] == "process 1: the loss is nan"
 
 
 def test_slots_are_positive(cli):

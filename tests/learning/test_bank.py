@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from reloss.errors import RelossError
 from reloss.learning import PredictionBank
+from reloss.learning.bank import compact
 
 ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, key
 
@@ -63,6 +64,7 @@ def test_outputs_are_clamped_to_float16(tmp_path):
     bank.flush()
     outputs, targets = bank.items(torch.tensor([0]))
     assert outputs.tolist() == [[[65504, -65504], [65504, 0.5]]]
+    assert compact(torch.tensor([1e30, -1e30], dtype=torch.bfloat16)).tolist() == [65504, -65504]
     assert targets.tolist() == [[0.25, 65504]]
 
 
@@ -347,6 +349,8 @@ def test_what_cannot_be_recorded(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=2)
     with pytest.raises(RelossError, match="the outputs of step 7 hold NaN: training diverged"):
         bank.append(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2), step=7)
+    with pytest.raises(ValueError, match="must be tensors, not <class 'list'>"):
+        bank.append([[1.0]], torch.zeros(1), step=0)
     with pytest.raises(ValueError, match="3 outputs, but 2 targets"):
         bank.append(torch.zeros(3, 1), torch.zeros(2), step=0)
     with pytest.raises(ValueError, match="writer must be one of 0 to 1, not 2"):
@@ -356,6 +360,8 @@ def test_what_cannot_be_recorded(tmp_path):
     bank.flush()
     assert len(bank) == 0
     bank.append(torch.zeros(2, 1), torch.zeros(2), step=7)
+    with pytest.raises(ValueError, match=r"an example's outputs are \[3\], but were \[1\] before"):
+        bank.append(torch.zeros(2, 3), torch.zeros(2), step=7)
     with pytest.raises(ValueError, match="step 6 comes after step 7; to go back to a step, resume there"):
         bank.append(torch.zeros(2, 1), torch.zeros(2), step=6)
 

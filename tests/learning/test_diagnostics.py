@@ -35,6 +35,17 @@ def test_a_loss_that_rises_with_the_metric_ranks_backwards():
     assert found.spearman_checkpoints == pytest.approx(-1)
 
 
+def test_what_is_not_defined_is_no_number():
+    outputs, targets = checkpoints(1, epochs=7)
+    few = rank_checkpoints(accuracy, accuracy, [(outputs[:3], targets[:3])]).summary()
+    assert few == {"checkpoints": 3, "runs": 1}
+    late_few = rank_checkpoints(accuracy, accuracy, [(outputs[:5], targets[:5])]).summary()
+    assert late_few.keys() == {"spearman_checkpoints", "kendall_checkpoints", "checkpoints", "runs"}
+    always_wrong = (outputs.argmax(-1) + 1) % outputs.shape[-1]
+    constant = rank_checkpoints(ClassificationReLoss.ordinary_loss, accuracy, [(outputs, always_wrong)]).summary()
+    assert constant == {"checkpoints": 7, "runs": 1}
+
+
 @pytest.mark.parametrize("input", ["probability", "log_probability"])
 def test_curve_and_slope_in_the_logit(input):
     torch.manual_seed(0)

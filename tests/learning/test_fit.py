@@ -397,6 +397,21 @@ def test_held_out_items_are_not_learned_from():
     assert len(split_items(100_000, LearnOptions())[1]) == 1024
 
 
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ({"settings": {"step": 5}}, "unknown option of the fit 'step'.*steps"),
+        ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
+        ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
+        ({"surrogate": ClassificationReLoss}, "the surrogate must be an object of a surrogate's class, not <class"),
+    ],
+)
+def test_slips_are_named(improving_bank, slip, message):
+    surrogate, bank = slip.get("surrogate", ClassificationReLoss()), slip.get("bank", improving_bank())
+    with pytest.raises(UsageError, match=message):
+        fit_surrogate(surrogate, bank, accuracy, **slip.get("settings", {}))
+
+
 def test_options_and_settings_exclude_each_other(improving_bank):
     with pytest.raises(UsageError, match="either options or single settings"):
         fit_surrogate(ClassificationReLoss(), improving_bank(), accuracy, options=LearnOptions(), steps=3)

@@ -24,15 +24,19 @@ def runs(tmp_path):
         record("reloss", [], seed, 0.65, 0.56 + 0.1 * seed)
         record("reloss", ["train.lr=0.2"], seed, 0.55, 0.90)
         record("reloss", ["train.ordinary_weight=1", "train.lr=0.1"], seed, 0.40, 0.40)
-    record("reloss", ["train.lr=0.4"], 0, 0.99, 0.99, status="failed")
+        record("reloss", ["train.lr=0.4"], seed, 0.99, 0.99, status="failed")
+        record("approx", [], seed, 0.50, 0.50)
+        record("approx", ["train.lr=0.2"], seed, 0.90, 0.90, status="failed" if seed else "finished")
     return tmp_path
 
 
 def test_each_loss_at_its_best_rate_on_the_validation_split(runs):
-    ce, reloss, mixed = tuned_rows("classification", runs, "accuracy")
+    ce, approx, reloss, mixed = tuned_rows("classification", runs, "accuracy")
     assert (ce.best, reloss.best, mixed.best) == (0.2, 0.05, 0.1)
-    assert (ce.rates, reloss.rates) == ((0.05, 0.2), (0.05, 0.2))
+    assert (ce.rates, reloss.rates) == ((0.05, 0.2), (0.05, 0.2, 0.4))
+    assert (ce.failed, reloss.failed) == ({}, {0.4: "2 of 2 failed"})
     assert (ce.test.mean, reloss.validation.mean) == (pytest.approx(55), pytest.approx(65))
+    assert (approx.best, approx.failed) == (0.05, {0.2: "1 of 2 failed"})  # not by those of its runs that survived
     assert ce.difference is None
     assert reloss.difference.mean == pytest.approx(6)
     assert mixed.settings == ("train.ordinary_weight=1",)
@@ -42,10 +46,7 @@ def test_each_loss_at_its_best_rate_on_the_validation_split(runs):
 def test_formats(runs, cli):
     code, out, _ = cli("table", "classification", "--tuned", "accuracy", "--runs", runs)
     assert code == 0
-    assert (
-        f"| {DIGITS} | reloss | none | 0.05, 0.2 | 0.05 | 65.00 ± 0.00 | 61.00 ± 7.07 | +6.00 [+6.00, +6.00] | 2 |"
-        in out
-    )
+    assert f"| {DIGITS} | reloss | none | 0.05, 0.2, 0.4 (2 of 2 failed) | 0.05 | 65.00 ± 0.00 | 61.00 ± 7.07 | " in out
     rows = tuned_rows("classification", runs, "accuracy")
     assert render_tuned(rows, "accuracy", "csv").splitlines()[0].startswith(",".join(HEADERS[:4]))
     assert json.loads(render_tuned(rows, "accuracy", "json"))[1]["best"] == 0.05
