@@ -9,7 +9,8 @@ import pytest
 from small import DIGITS
 
 from reloss.errors import RelossError, UsageError
-from reloss.experiment.task import tasks
+from reloss.experiment.config import override, to_yaml
+from reloss.experiment.task import find_experiment, tasks
 from reloss.files import write_json
 from reloss.report.published import read_published
 from reloss.report.tables import HEADERS, PROVENANCE, cells, render, table
@@ -166,6 +167,19 @@ def test_unfinished_runs_do_not_count(tmp_path, write_summary):
 def test_changed_settings_are_marked_reduced(tmp_path, write_summary):
     write_summary("ce", 0, 0.7, settings=("data.per_class=5", "train.epochs=1"))
     assert row_of(tmp_path, "ce")["status"] == "reduced: data.per_class=5 train.epochs=1"
+
+
+def test_what_an_experiment_says_otherwise_today_is_said(tmp_path, write_summary):
+    for loss in ("ce", "reloss"):
+        write_summary(loss, 0, 0.7, settings=("train.epochs=1",))
+        config = override(find_experiment(DIGITS)[1], ["train.epochs=1", "train.lr=0.4", "learn.steps=7"])
+        (tmp_path / DIGITS / f"{loss}@train.epochs=1" / "seed0" / "config.yaml").write_text(to_yaml(config))
+    usual = "reduced: train.epochs=1; made with"
+    assert row_of(tmp_path, "ce")["status"] == f"{usual} train.lr=0.4, which the experiment no longer says"
+    learned = row_of(tmp_path, "reloss")["status"]
+    assert learned == f"{usual} learn.steps=7 train.lr=0.4, which the experiment no longer says"
+    (tmp_path / DIGITS / "ce@train.epochs=1" / "seed0" / "config.yaml").write_text("{")
+    assert "made with a config.yaml that cannot be read" in row_of(tmp_path, "ce")["status"]
 
 
 @pytest.fixture

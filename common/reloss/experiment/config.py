@@ -1,6 +1,6 @@
 """The description of an experiment: one typed, validated config, and how `--set` changes it. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -114,6 +114,14 @@ def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
         elif not (isinstance(config, Experiment) and name in FIXED):
             keys.append(prefix + name)
     return keys
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by dotted keys, such as `train.epochs`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def to_yaml(config: BaseModel) -> str:

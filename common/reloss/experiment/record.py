@@ -218,7 +218,7 @@ def read_summary(record: Path) -> dict[str, Any]:
 
 
 def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the summaries of all records below `runs`, each with its relative folder, `record`, and its environment.
+    """Return the summaries of all records below `runs`, with `folder`, `record` (relative to `runs`) and `environment`.
 
     Args:
         runs: the folder of the records.
@@ -255,4 +255,4 @@ def _whole_summary(folder: Path, runs: Path) -> dict[str, Any]:
         )
     if not isinstance(environment, dict):
         raise RelossError(f"{folder / 'environment.json'} is no environment of a record; restore it, or remove it")
-    return {**summary, "record": str(folder.relative_to(runs)), "environment": environment}
+    return {**summary, "folder": folder, "record": str(folder.relative_to(runs)), "environment": environment}

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from reloss.errors import UsageError, unknown
-from reloss.experiment.config import Experiment
+from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, flat, override
 from reloss.experiment.record import read_summaries
 from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
@@ -166,7 +168,25 @@ def _spearman(
 def _status(config: Experiment, mine: list[Summary], ours: Sample | None, published: Published | None) -> str:
     if ours is None:
         return f"not run ({'; '.join(unfinished(mine)) or f'finished without {config.score}'})"
-    return "; ".join([_kind(config, mine[0]["settings"], ours, published), *unfinished(mine)])
+    since = changed_since(config, mine[0])
+    stale = [f"made with {' '.join(since)}, which the experiment no longer says"] if since else []
+    return "; ".join([_kind(config, mine[0]["settings"], ours, published), *stale, *unfinished(mine)])
+
+
+def changed_since(config: Experiment, summary: Summary) -> list[str]:
+    """Return the settings of a record, beyond those it was given, that its experiment says otherwise today."""
+    path = summary["folder"] / "config.yaml"
+    try:
+        own = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        today = flat(override(config, summary["settings"]).model_dump(mode="json"))
+    except (OSError, yaml.YAMLError, AttributeError):
+        return ["a config.yaml that cannot be read"] if path.exists() else []
+    except UsageError:
+        return ["settings that there are no longer"]
+    said = own.keys() & today.keys() - set(FIXED)
+    if summary["loss"] not in LEARNED_LOSSES:
+        said = {name for name in said if not name.startswith("learn.")}
+    return [f"{name}={own[name]}" for name in sorted(said) if own[name] != today[name]]
 
 
 def _kind(config: Experiment, settings: Sequence[str], ours: Sample, published: Published | None) -> str:
