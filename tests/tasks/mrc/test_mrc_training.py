@@ -55,7 +55,7 @@ def test_the_whole_line(run_reading, questions):
         assert summary["status"] == "finished"
         assert 0 <= summary["scores"]["exact_match"] <= summary["scores"]["f1"] <= 1
         assert summary["scores"].keys() >= {"validation_f1", "validation_exact_match", "first_sentence_f1"}
-        assert {"spearman_checkpoints", "checkpoints"} <= summary["diagnostics"].keys()
+        assert summary["diagnostics"]["checkpoints"] >= 2
         assert [line["epoch"] for line in lines(folder)] == [0.5, 1, 1.5, 2]
         check_logged(folder)
     assert read_summary(record)["surrogate"]["validation_items"] > 0
@@ -89,7 +89,8 @@ def test_cross_entropy_learns_to_read(run_reading):
 
 @pytest.mark.parametrize("loss", ["ce", "reloss"])
 def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, monkeypatch, loss):
-    whole = run_reading(loss, runs=tmp_path / "whole")
+    stage = "baseline" if loss == "ce" else "all"
+    whole = run_reading(loss, runs=tmp_path / "whole", stage=stage)
     save, calls = training.save_state, []
 
     def killed(*state, part):
@@ -101,8 +102,8 @@ def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, 
 
     monkeypatch.setattr(training, "save_state", killed)
     with pytest.raises(Terminated):
-        run_reading(loss)
-    again = run_reading(loss)
+        run_reading(loss, stage=stage)
+    again = run_reading(loss, stage=stage)
     assert same(weights(again), weights(whole))
     assert lines(again) == lines(whole)
     assert read_summary(again)["scores"] == read_summary(whole)["scores"]

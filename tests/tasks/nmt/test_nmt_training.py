@@ -93,7 +93,7 @@ def test_examples_are_wrong_and_right_translations():
 
 @pytest.mark.parametrize("when", ["in an epoch", pytest.param("before a checkpoint", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monkeypatch, when):
-    whole = run_toy(runs=tmp_path / "whole")
+    whole = run_toy(runs=tmp_path / "whole", stage="baseline")
 
     def interrupted(self, *call):
         if self.epoch == 2:
@@ -106,10 +106,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monk
     with monkeypatch.context() as patched:
         patched.setattr(Watcher, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_toy()
+            run_toy(stage="baseline")
     (record,) = (tmp_path / "runs" / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed0")
     assert read_json(record / "summary.json")["status"] == "interrupted"
-    assert run_toy() == record
+    assert run_toy(stage="baseline") == record
     assert metrics(record) == metrics(whole)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(record).items())
     banks = [PredictionBank.open(folder.parents[1] / "bank") for folder in (record, whole)]
