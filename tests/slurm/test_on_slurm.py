@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from processes import recorders
 from small import DIGITS, SMALL
 
 from reloss.experiment.launch import note_of
@@ -144,7 +145,8 @@ def test_a_run_on_two_nodes(sweep, tmp_path):
     assert sweep("--losses", "ce", "--seeds", "0", resources=resources)[0] == 0
     wait_for(no_jobs)
     assert summary(cell.record(runs))["status"] == "finished", log(cell, runs)
-    assert len(PredictionBank.open(runs / DIGITS / "bank")) == 16  # the main process saw half
+    assert len(PredictionBank.open(runs / DIGITS / "bank")) == 32
+    assert recorders(runs / DIGITS) == [0, 1]  # each node its half
 
 
 def test_sbatch_that_refuses_is_said(sweep):
