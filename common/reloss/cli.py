@@ -509,7 +509,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if type(error).__name__ != "Terminated":
             raise
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the main one
+        from reloss.progress import MAIN
+
+        if MAIN:
             print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(143)
 

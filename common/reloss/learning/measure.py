@@ -156,8 +156,7 @@ class KeptValues:
         found = [number for number, key in enumerate(keys) if key in self.values]
         if self._checked or not found:
             return
-        some = [found[place * (len(found) - 1) // (CHECKED - 1)] for place in range(CHECKED)]
-        some = list(dict.fromkeys(some))
+        some = sorted({found[place * (len(found) - 1) // (CHECKED - 1)] for place in range(CHECKED)})
         now = list(self.metric.values(outputs[some], targets[some], [labels[number] for number in some]))
         before = [self.values[keys[number]] for number in some]
         if not all(math.isclose(*pair, rel_tol=1e-5, abs_tol=1e-6) for pair in zip(before, now, strict=True)):
