@@ -5,12 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from reloss.errors import UsageError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -58,6 +61,15 @@ def barrier() -> None:
     """Wait until all processes have come here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def gather_objects(own: T) -> list[T]:
+    """Return what each process has, given what this one has, in the order of their ranks."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    found: list[T] = [own] * processes()
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 @contextmanager

@@ -33,8 +33,8 @@ class Observer(Protocol):
     def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
         """A batch was trained on: outputs [B, T], targets [B, T, 2] as `gold_tokens` gives them."""
 
-    def validated(self, outputs: Tensor, targets: Tensor) -> None:
-        """A batch was validated on."""
+    def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """A batch was validated on, of the sentences `ids` [B]; fairseq may repeat the first to even out processes."""
 
     def end_epoch(self, task: Any, model: Any, stats: dict[str, Any]) -> None:
         """All of the epoch was trained and validated on; its checkpoint is written next."""
@@ -106,7 +106,7 @@ class _Watched:
         with self._seen(model) as seen, self._precision(sample):
             found = super().valid_step(sample, model, criterion, **extra)  # type: ignore[misc]
         for observer in _observers:
-            observer.validated(*self._gold(model, seen[0], sample))
+            observer.validated(sample["id"], *self._gold(model, seen[0], sample))
         return found
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -217,7 +218,7 @@ class Watcher:
         self.run = run
         self.epoch = 0
         self.update = 0
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
         self._began = time.monotonic()
 
     def forget_after(self, epoch: int, updates: int) -> None:
@@ -239,10 +240,10 @@ class Watcher:
         if self.run.bank is not None:
             self.run.bank.append(*self._of_length(outputs, targets), update)
 
-    def validated(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep a batch of validation."""
-        if sum(len(part[0]) for part in self._validated) < self.run.config.recording.examples:
-            self._validated.append(self._of_length(outputs, targets))
+    def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Keep what a batch holds of the first validation sentences."""
+        kept = (ids < self.run.config.recording.examples).nonzero()[:, 0]
+        self._validated.append((ids[kept].cpu(), *self._of_length(outputs[kept].cpu(), targets[kept].cpu())))
 
     def _of_length(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         missing = self.run.config.recording.length - outputs.shape[1]  # negative: cut
@@ -276,10 +277,11 @@ class Watcher:
             seconds=seconds,
             **scores,
         )
-        kept = self.run.config.recording.examples
+        validated = [batch for of_process in distributed.gather_objects(self._validated) for batch in of_process]
         if distributed.is_main():
-            outputs, targets = (torch.cat(parts)[:kept] for parts in zip(*self._validated, strict=True))
-            self.run.record.save_predictions(self.epoch, outputs, targets)
+            ids, outputs, targets = (torch.cat(parts) for parts in zip(*validated, strict=True))
+            _, first = np.unique(ids.numpy(), return_index=True)  # fairseq's order depends on the seed
+            self.run.record.save_predictions(self.epoch, outputs[first], targets[first])
         self.run.flush_bank()
         say(
             f"epoch {self.epoch} (update {stats['num_updates']} of {self.run.config.train.updates}): loss {loss:.4f}, "

@@ -248,6 +248,10 @@ def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, f
         # Each step sees as many tokens, in other batches.
         assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
         assert ours[-1]["train_loss"] < ours[0]["train_loss"]
+        # The same sentences in the same order, of which each process validates its share.
+        sentences = [read_predictions(folder)[1][..., 0] for folder in (two, one)]
+        assert sentences[0].shape[1:] == (13, 8)
+        assert torch.equal(*(each[0] for each in sentences))
         scores = [read_json(folder / "summary.json")["scores"] for folder in (two, one)]
         assert scores[0].keys() == scores[1].keys() == SCORES
         assert scores[0]["sacreBLEU"] == pytest.approx(scores[1]["sacreBLEU"], abs=0.2)
