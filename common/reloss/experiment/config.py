@@ -124,6 +124,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def differing(own: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Return, as `key=value`, the values of `own` that `others` says otherwise; by key, of those that both have."""
+    return [f"{name}={own[name]}" for name in sorted(own.keys() & others.keys()) if own[name] != others[name]]
+
+
 def to_yaml(config: BaseModel) -> str:
     """Return the whole resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reloss.errors import RelossError
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, differing
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
 from reloss.files import read_json
@@ -167,7 +167,7 @@ def _changed(loss: str, card: Mapping[str, Any], config: Experiment) -> list[str
     own = {f"learn.{name}": value for name, value in card["learn"].items() if name not in LEARNED_LOSSES[loss]}
     usual |= config.model_dump(mode="json", exclude={"learn"})  # such as the structure of a task's surrogate
     own |= card.get("options", {})
-    return [f"{name}={own[name]}" for name in sorted(own.keys() & usual.keys()) if own[name] != usual[name]]
+    return differing(own, usual)
 
 
 def _row(

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from reloss.errors import UsageError, unknown
-from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, flat, override
+from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differing, flat, override
 from reloss.experiment.record import read_summaries
 from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
@@ -183,10 +183,9 @@ def changed_since(config: Experiment, summary: Summary) -> list[str]:
         return ["a config.yaml that cannot be read"] if path.exists() else []
     except UsageError:
         return ["settings that there are no longer"]
-    said = own.keys() & today.keys() - set(FIXED)
-    if summary["loss"] not in LEARNED_LOSSES:
-        said = {name for name in said if not name.startswith("learn.")}
-    return [f"{name}={own[name]}" for name in sorted(said) if own[name] != today[name]]
+    learned = summary["loss"] in LEARNED_LOSSES
+    own = {name: value for name, value in own.items() if learned or not name.startswith("learn.")}
+    return [setting for setting in differing(own, today) if setting.partition("=")[0] not in FIXED]
 
 
 def _kind(config: Experiment, settings: Sequence[str], ours: Sample, published: Published | None) -> str:
