@@ -65,6 +65,17 @@ def _shape(n: int) -> dict[str, Any]:
 
 
 @triton.jit
+def _wires(n, SIZE: tl.constexpr, BLOCKS: tl.constexpr):
+    """Return the wires, the first real one, which are real, and where their row and its layers begin in memory."""
+    wires = tl.arange(0, SIZE)
+    first = SIZE - n  # the first wires of the next power of two are left out
+    row = tl.program_id(0).to(tl.int64)
+    at = row * n + wires - first
+    layers: tl.constexpr = BLOCKS * (BLOCKS + 1) // 2
+    return wires, first, wires >= first, at, at + row * (layers - 1) * n
+
+
+@triton.jit
 def _wiring(wires, block, step, first):
     """Return each wire's partner, itself where it is idle, and whether it takes the smaller value of its pair."""
     distance = 1 << (block - step)
@@ -92,14 +103,8 @@ def _forward(
     SIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    wires = tl.arange(0, SIZE)
-    first = SIZE - n  # the first wires of the next power of two are left out
-    real = wires >= first
-    place = wires - first
-    layers: tl.constexpr = BLOCKS * (BLOCKS + 1) // 2
-    saved = row * layers * n + place
-    values = tl.load(values_at + row * n + place, mask=real, other=0.0)
+    wires, first, real, own, saved = _wires(n, SIZE, BLOCKS)
+    values = tl.load(values_at + own, mask=real, other=0.0)
     layer = 0
     for block in range(BLOCKS):
         for step in range(block + 1):
@@ -114,7 +119,7 @@ def _forward(
             layer += 1
     tl.debug_barrier()  # what was stored is loaded again, maybe by other threads
     middle = (n - 1) / 2.0
-    places = tl.where(real, place - middle, 0.0)
+    places = tl.where(real, wires - first - middle, 0.0)
     for back in range(BLOCKS):
         block = BLOCKS - 1 - back
         for step_back in range(block + 1):
@@ -124,7 +129,7 @@ def _forward(
             gap = places - tl.gather(places, partner, 0)
             places = places - (1.0 - weight) * gap
             tl.store(gaps_at + saved + layer * n, gap, mask=real)
-    tl.store(ranks_at + row * n + place, places + middle, mask=real)
+    tl.store(ranks_at + own, places + middle, mask=real)
 
 
 @triton.jit
@@ -141,14 +146,8 @@ def _backward(
     SIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    wires = tl.arange(0, SIZE)
-    first = SIZE - n
-    real = wires >= first
-    place = wires - first
-    layers: tl.constexpr = BLOCKS * (BLOCKS + 1) // 2
-    saved = row * layers * n + place
-    gradient = tl.load(gradient_at + row * n + place, mask=real, other=0.0)
+    wires, first, real, own, saved = _wires(n, SIZE, BLOCKS)
+    gradient = tl.load(gradient_at + own, mask=real, other=0.0)
     layer = 0
     for block in range(BLOCKS):
         for step in range(block + 1):
@@ -175,7 +174,7 @@ def _backward(
             kept = weight + _slope(weight, difference, takes_smaller, steepness, art_lambda) * difference
             others = tl.gather(result, partner, 0)
             result = others + kept * (result - others) + tl.load(pulls_at + at, mask=real, other=0.0)
-    tl.store(result_at + row * n + place, result, mask=real)
+    tl.store(result_at + own, result, mask=real)
 
 
 @triton.jit
