@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.utils import set_random_seed
@@ -90,11 +91,13 @@ class RecordHook(Hook):
         self._bar.close()
         self._check_finite(runner)
         self.run.flush_bank()
-        means = {name: float(torch.stack([each[name] for each in self._outputs]).mean()) for name in self._outputs[0]}
-        loss = means["loss"]
+        means = {name: torch.stack([each[name] for each in self._outputs]).mean() for name in self._outputs[0]}
+        for mean in means.values():
+            all_reduce(mean, "mean")  # over the processes
+        loss = float(means["loss"])
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         seconds = round(time.monotonic() - self._began, 2)
-        measured = {f"train_{name}": mean for name, mean in means.items()}
+        measured = {f"train_{name}": float(mean) for name, mean in means.items()}
         self.run.record.log(runner.iter, epoch=runner.epoch + 1, **measured, lr=rate, seconds=seconds)
         say(f"epoch {runner.epoch + 1}/{runner.max_epochs}: loss {loss:.6f}, {seconds:.0f} s")
 

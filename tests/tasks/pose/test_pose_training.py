@@ -16,7 +16,7 @@ from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
 from reloss.surrogates import PoseReLoss
-from tasks.pose import pictures, training
+from tasks.pose import hooks, pictures, training
 from tasks.pose.hooks import RecordHook
 
 
@@ -150,24 +150,45 @@ def test_bfloat16_trains_on_a_cpu(run_lsp):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_measures(persons, tmp_path, start):
+def test_two_processes_measure_what_one_measures(persons, tmp_path, finish):
     settings = ("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4")
     learn = ("recording.item_size=2", "learn.steps=4", "learn.items=2", "learn.validation_fraction=0.5")
     homes = [tmp_path / name / "pose" / "lsp_resnet18" for name in ("one", "two")]
     for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
         where = ("--data", persons, "--runs", home.parents[1], "--track", "off")
         words = ("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn)
-        process = start(*words, **({"launcher": launcher} if launcher else {}))
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        finish(*words, launcher=launcher)
     for loss in ("mse", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         assert [entry["epoch"] for entry in metrics(two)] == [1, 1, 2, 2]
+        # Each step sees other persons, otherwise augmented.
+        assert metrics(two)[0]["train_loss"] == pytest.approx(metrics(one)[0]["train_loss"], rel=0.1)
         ours, theirs = (read_json(folder / "summary.json")["scores"] for folder in (two, one))
         assert ours == pytest.approx(theirs, abs=0.1)
     banks = [PredictionBank.open(home / "bank") for home in homes]
     assert [bank.steps().bincount().tolist() for bank in banks] == [[2] * 4, [2] * 4]
     assert recorders(homes[1]) == [0, 1]
+    (record,) = homes[0].glob("reloss@*/seed0")
+    scores = read_json(record / "summary.json")["scores"]
+    where = ("--data", persons, "--runs", homes[0].parents[1], "--track", "off", "--stage", "evaluate")
+    finish("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn, launcher=TORCHRUN)
+    assert read_json(record / "summary.json")["scores"] == pytest.approx(scores, abs=1e-6)
+
+
+def test_what_is_logged_of_an_epoch_is_the_mean_over_the_processes(run_lsp, tmp_path, monkeypatch):
+    (alone, _) = metrics(run_lsp("mse", "train.epochs=1", runs=tmp_path / "alone", stage="baseline"))
+
+    def all_reduce(value, op):
+        """Another process had 3 for everything."""
+        assert op == "mean"
+        value.add_(3).div_(2)
+
+    monkeypatch.setattr(hooks, "all_reduce", all_reduce)
+    (of_two, _) = metrics(run_lsp("mse", "train.epochs=1", runs=tmp_path / "two", stage="baseline"))
+    measured = [name for name in alone if name.startswith("train_")]
+    assert len(measured) >= 3
+    for name in measured:
+        assert of_two[name] == pytest.approx((alone[name] + 3) / 2, rel=1e-6)
 
 
 @pytest.mark.slow
