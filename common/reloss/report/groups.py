@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from reloss.experiment.config import Experiment
+
+RATE, BEGINNING = "train.lr=", "train.init="
+
 Summary = dict[str, Any]
 Key = tuple[str, tuple[str, ...]]
 """A loss and its settings, sorted."""
@@ -31,19 +35,33 @@ def scores(summaries: Iterable[Summary], score: str) -> dict[int, float]:
     return {summary["seed"]: 100 * summary["scores"][score] for summary in kept}
 
 
-def baseline(groups: Mapping[Key, Sequence[Summary]], loss: str, like: Summary, score: str) -> Sequence[Summary]:
-    """Return the group of the ordinary `loss` under the protocol of `like`, empty if there is none.
+def rate_of(config: Experiment, settings: Iterable[str]) -> float:
+    """Return the learning rate of a run with `settings`."""
+    given = [setting.removeprefix(RATE) for setting in settings if setting.startswith(RATE)]
+    return float(given[0] if given else config.model_dump()["train"]["lr"])
 
-    Of several, which differ in what may be tuned, the one with the best mean `score` on the validation split; where
-    none has that, the one with the fewest settings.
+
+def baseline(groups: Mapping[Key, Sequence[Summary]], loss: str, like: Summary, score: str) -> Sequence[Summary]:
+    """Return the group of the ordinary `loss` that `like` is compared with, empty if there is none.
+
+    It has the same protocol and begins with the same weights, for fine-tuning comes on top of another training. Of
+    several, which differ in what may be tuned, the one with the best mean `score` on the validation split; where none
+    has that, the one with the fewest settings.
     """
 
     def preference(mine: Sequence[Summary]) -> tuple[float, int]:
         validated = scores(mine, f"validation_{score}").values()
         return mean(validated) if validated else float("-inf"), -len(mine[0]["settings"])
 
-    same = (mine for key, mine in groups.items() if key[0] == loss and mine[0]["protocol"] == like["protocol"])
+    def alike(mine: Summary) -> bool:
+        return bool(mine["protocol"] == like["protocol"] and _beginning(mine) == _beginning(like))
+
+    same = (mine for key, mine in groups.items() if key[0] == loss and alike(mine[0]))
     return max(same, key=preference, default=[])
+
+
+def _beginning(summary: Summary) -> list[str]:
+    return [setting for setting in summary["settings"] if setting.startswith(BEGINNING)]
 
 
 def commits(summaries: Iterable[Summary]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differin
 from reloss.experiment.record import read_summaries
 from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
-from reloss.report.groups import Key, Summary, baseline, commits, group, scores, unfinished
+from reloss.report.groups import Key, Summary, baseline, commits, group, rate_of, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 
@@ -28,7 +28,8 @@ CORRELATION = "correlation"  # the table of how well each loss ranks, of all tas
 class Row:
     """One row: an experiment with a loss and settings, over seeds.
 
-    Scores are in percent; where there is none, `missing` says why.
+    Scores are in percent; where there is none, `missing` says why. `baseline_rate` is the learning rate of the runs that
+    it is compared with, if it is another.
     """
 
     experiment: str
@@ -39,6 +40,7 @@ class Row:
     ours: Sample | None
     difference: Difference | None
     is_baseline: bool
+    baseline_rate: float | None
     spearman: float | None
     status: str
     command: str
@@ -111,6 +113,7 @@ def _row(
     sample = describe(list(ours.values())) if ours else None
     reference = baseline(groups, config.ordinary_loss, first, config.score)
     is_baseline = reference is mine
+    rates = [rate_of(config, runs[0]["settings"]) for runs in (mine, reference or mine)]
     return Row(
         experiment=config.name,
         loss=loss,
@@ -120,6 +123,7 @@ def _row(
         ours=sample,
         difference=None if is_baseline else paired_difference(ours, scores(reference, config.score)),
         is_baseline=is_baseline,
+        baseline_rate=rates[1] if rates[0] != rates[1] else None,
         spearman=_spearman(config, loss, mine, groups),
         status=_status(config, mine, sample, published),
         command=first["environment"].get("command", f"reloss run {config.name} --loss {loss}"),
@@ -141,6 +145,7 @@ def _not_run(
         ours=None,
         difference=None,
         is_baseline=False,
+        baseline_rate=None,
         spearman=None,
         status=f"not run ({why})",
         command=f"reloss run {config.name} --loss {loss} --seed 0",
@@ -218,7 +223,8 @@ HEADERS = (
 PROVENANCE = ("command", "commit", "record")
 NOTE = (
     "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
-    "protocol (of several, the one that is best on the validation split), with its 95 % t interval. Spearman: of minus "
+    "protocol, begun alike (of several learning rates the one that is best on the validation split, named where the "
+    "row's is another), with its 95 % t interval. Spearman: of minus "
     "the loss with the metric, on held-out recorded items. Status: `reproduced`: full data and protocol, at least as "
     "many seeds as the published value is the mean of, and a 95 % t interval that contains or exceeds it; `reduced`: "
     "anything smaller, said how."
@@ -252,7 +258,7 @@ def shown_difference(row: Row) -> str:
     """Return the text of a row's difference to its baseline, or why there is none."""
     if row.difference is None:
         return row.missing if row.ours is None else "is the baseline" if row.is_baseline else "no paired seed"
-    return row.difference.shown()
+    return row.difference.shown() + (f", to lr={row.baseline_rate:g}" if row.baseline_rate is not None else "")
 
 
 def render(rows: list[Row], format: str) -> str:

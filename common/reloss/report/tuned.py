@@ -12,16 +12,15 @@ from reloss.errors import UsageError, unknown
 from reloss.experiment.config import Experiment
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
-from reloss.report.groups import Key, Summary, baseline, group, key_of, scores
+from reloss.report.groups import RATE, Key, Summary, baseline, group, key_of, rate_of, scores
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import written
 
-RATE = "train.lr="
 HEADERS = ("experiment", "loss", "settings", "rates tried", "best", "validation, %", "test, %", "difference", "n")
 NOTE = (
     "{score}: mean ± standard deviation over n seeds. Of each loss, the learning rate with the best mean on the "
     "validation split, of those with which no run failed if there are any. Difference: on the test set, paired by seed "
-    "with {ordinary} at its own best rate, with its 95 % t interval."
+    "with {ordinary} of the same beginning at its own best rate, with its 95 % t interval."
 )
 
 
@@ -65,9 +64,8 @@ def tuned_rows(name: str, runs: Path, score: str) -> list[TunedRow]:
 def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[TunedRow]:
     tried: dict[Key, dict[float, list[Summary]]] = defaultdict(lambda: defaultdict(list))
     for (loss, settings), mine in group(summaries).items():
-        rates = [setting.removeprefix(RATE) for setting in settings if setting.startswith(RATE)]
         others = [setting for setting in settings if not setting.startswith(RATE)]
-        tried[key_of(loss, others)][float(rates[0] if rates else config.model_dump()["train"]["lr"])] += mine
+        tried[key_of(loss, others)][rate_of(config, settings)] += mine
     measured = {key: rates for key, rates in tried.items() if any(map(_finished, rates.values()))}
     best = {key: _best(rates, score) for key, rates in measured.items()}
     chosen = {key: rates[best[key]] for key, rates in measured.items()}
