@@ -128,11 +128,12 @@ def _row(
 def cells(row: AblationRow) -> list[str]:
     """Return the texts of a row, in the order of HEADERS."""
     missing = "not run" if row.status.startswith("not run") else "none"
+    scored = row.validation or row.test
     return [
         *(row.experiment, row.factor, row.value),
         *(f"{row.rankings[name]:.3f}" if name in row.rankings else missing for name in RANKINGS),
         *(_sample(row.validation, missing), _difference(row, missing), _sample(row.test, missing)),
-        *(str(row.validation.n if row.validation else 0), f"{row.seconds:.0f}" if row.seconds is not None else missing),
+        *(str(scored.n if scored else 0), f"{row.seconds:.0f}" if row.seconds is not None else missing),
         row.status,
     ]
 

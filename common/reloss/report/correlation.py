@@ -23,10 +23,10 @@ RANKINGS = {
     "kendall_checkpoints": "Kendall, checkpoints",
     "spearman_late": "Spearman, late ones",
 }
+MEASURES = (*RANKINGS.values(), "difference to the ordinary loss", "items", "checkpoints")
 HEADERS = (
     *("experiment", "loss", "surrogate", "metric", "published"),
-    *(*RANKINGS.values(), "difference to the ordinary loss", "items", "checkpoints", "status"),
-    *("command", "commit", "record"),
+    *(*MEASURES, "status", "command", "commit", "record"),
 )
 UNPUBLISHED = "unverified: value not recorded"
 NOTE = (
@@ -215,13 +215,20 @@ def _status(config: Experiment, found: Mapping[str, float]) -> str:
 
 def cells(row: CorrelationRow) -> list[str]:
     """Return the texts of a row, in the order of HEADERS."""
-    missing = "not run" if row.status.startswith("not run") else "not measured"
     return [
         *(row.experiment, row.loss, row.surrogate, row.metric, row.published),
+        *measured(row),
+        *(row.status, f"`{row.command}`", ", ".join(row.commits) or "none", ", ".join(row.records) or "none"),
+    ]
+
+
+def measured(row: CorrelationRow) -> list[str]:
+    """Return the texts of what was measured, in the order of MEASURES."""
+    missing = "not run" if row.status.startswith("not run") else "not measured"
+    return [
         *(f"{row.rankings[name]:.3f}" if name in row.rankings else missing for name in RANKINGS),
         _difference(row, missing),
         *(str(count) if count is not None else missing for count in (row.items, row.checkpoints)),
-        *(row.status, f"`{row.command}`", ", ".join(row.commits) or "none", ", ".join(row.records) or "none"),
     ]
 
 

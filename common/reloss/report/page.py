@@ -62,7 +62,7 @@ def page(runs: Path) -> str:
         rows=rows,
         forest=forest(rows),
         correlation=correlation.rows_of(runs, summaries, damaged),
-        rankings=correlation.RANKINGS,
+        measures=correlation.MEASURES,
         ablation=reading.attempt("the ablation", ablation_run, runs, summaries) or [],
         ablation_headers=ablation.HEADERS,
         sections=[
@@ -97,6 +97,7 @@ def _templates(rows: Sequence[Row]) -> Environment:
         "own": lambda row: [setting for setting in row.settings if setting not in shared.get(row.experiment, ())],
         "stands_for": stands_for,
         "number": leading_number,
+        "measured": correlation.measured,
         "ablation_cells": ablation.cells,
         "breakable": lambda text: Markup(re.sub("([/_.=,])", r"\1<wbr>", str(escape(text)))),
     }

@@ -28,8 +28,8 @@ CORRELATION = "correlation"  # the table of how well each loss ranks, of all tas
 class Row:
     """One row: an experiment with a loss and settings, over seeds.
 
-    Scores are in percent; where there is none, `missing` says why. `baseline_rate` is the learning rate of the runs that
-    it is compared with, if it is another.
+    Scores are in percent; where there is none, `missing` says why. `baseline_rate` is the learning rate of the runs
+    that it is compared with, if it is another.
     """
 
     experiment: str
