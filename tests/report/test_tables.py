@@ -149,8 +149,28 @@ def test_the_baseline_of_several_is_the_best_on_the_validation_split(tmp_path, w
         write_summary("ce", 0, settings=(f"train.lr={rate}",), scores=scores)
     write_summary("reloss", 0, 0.55)
     differences = [cells(row)[HEADERS.index("difference to baseline")] for row in rows_of(tmp_path, "ce")]
-    assert differences == ["+10.00 (one seed)", "is the baseline", "+40.00 (one seed)"]
-    assert row_of(tmp_path, "reloss")["difference to baseline"] == "+5.00 (one seed)"
+    assert differences == ["+10.00 (one seed), to lr=0.2", "is the baseline", "+40.00 (one seed), to lr=0.2"]
+    assert row_of(tmp_path, "reloss")["difference to baseline"] == "+5.00 (one seed), to lr=0.2"
+
+
+def test_what_was_fine_tuned_is_compared_with_what_was_fine_tuned(tmp_path, write_summary):
+    tuned = ("train.init=baseline",)
+    write_summary("ce", 0, 0.6)
+    write_summary("ce", 0, 0.8, settings=tuned)
+    write_summary("reloss", 0, 0.65)
+    write_summary("reloss", 0, 0.83, settings=tuned)
+    write_summary("approx", 0, 0.9, settings=(*tuned, "train.lr=0.5"))
+    shown = HEADERS.index("difference to baseline")
+    found = {loss: [cells(row)[shown] for row in rows_of(tmp_path, loss)] for loss in ("ce", "reloss", "approx")}
+    assert found["ce"] == ["is the baseline", "is the baseline"]
+    assert found["reloss"] == ["+5.00 (one seed)", "+3.00 (one seed)"]
+    assert found["approx"] == ["+10.00 (one seed), to lr=0.05"]
+
+
+def test_without_an_ordinary_loss_that_began_alike_nothing_is_compared(tmp_path, write_summary):
+    write_summary("ce", 0, 0.6)
+    write_summary("reloss", 0, 0.83, settings=("train.init=baseline",))
+    assert row_of(tmp_path, "reloss")["difference to baseline"] == "no paired seed"
 
 
 def test_unfinished_runs_do_not_count(tmp_path, write_summary):
