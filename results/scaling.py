@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from reloss.experiment.config import override
 from reloss.experiment.record import read_summaries
 from reloss.experiment.sweep import phases
 from reloss.experiment.task import find_experiment
@@ -22,7 +23,9 @@ PAGE = HERE.parent / "docs" / "scaling.md"
 SPEED = 30e12  # operations a second that a training reaches on one GPU in half precision: an assumption
 SEEDS = 5
 TRAINING = 3  # forward and backward together, in forward passes
-# Experiments of the paper's size: examples an epoch (of translation: the updates are in the config), classes.
+# Experiments of the paper's size: examples an epoch (of translation: the updates are in the config), classes. Questions
+# are those that the data sets' papers count; a passage longer than a window makes more of them.
+BASE, LARGE = {"layers": 12, "width": 768}, {"layers": 24, "width": 1024}
 SIZES: dict[str, dict[str, int]] = {
     **{f"classification/cifar10_resnet{depth}": {"examples": 50_000, "classes": 10} for depth in (20, 32, 56)},
     **{f"classification/cifar100_resnet{depth}": {"examples": 50_000, "classes": 100} for depth in (20, 32, 56)},
@@ -30,12 +33,31 @@ SIZES: dict[str, dict[str, int]] = {
         f"classification/imagenet_{model}": {"examples": 1_281_167, "classes": 1000}
         for model in ("resnet18", "resnet50", "mobilenetv2")
     },
-    "pose/coco_hrnet_w32_256x192": {"examples": 149_813},
-    "pose/coco_hrnet_w48_dark_384x288": {"examples": 149_813},
-    "mrc/squad_bert_base": {"examples": 88_000, "layers": 12, "width": 768},
-    "mrc/squad_roberta_large": {"examples": 88_000, "layers": 24, "width": 1024},
+    **{
+        f"pose/coco_{model}": {"examples": 149_813}
+        for model in ("res50_256x192", "hrnet_w32_256x192", "hrnet_w48_dark_384x288")
+    },
+    "mrc/squad_bert_base": {"examples": 87_599, **BASE},
+    "mrc/squad_roberta_base": {"examples": 87_599, **BASE},
+    "mrc/squad_roberta_large": {"examples": 87_599, **LARGE},
+    "mrc/squad2_bert_base": {"examples": 130_319, **BASE},
+    "mrc/cmrc2018_roberta_wwm": {"examples": 10_321, **BASE},
+    "mrc/drcd_roberta_wwm": {"examples": 26_936, **BASE},
+    "mrc/dureader_roberta_wwm": {"examples": 14_520, **BASE},
     "nmt/wmt14_en_de_nat": {},
+    "nmt/wmt14_en_de_at": {},
     "nmt/wmt16_en_ro_nat": {},
+    "nmt/iwslt14_de_en_nat": {},
+}
+
+# Of the experiments with committed records, likewise; what their runs' settings say of the data is in here.
+SMALL: dict[str, dict[str, int]] = {
+    "classification/cifar10_cnn": {"examples": 9_000, "classes": 10},
+    "classification/cifar10_resnet20": {"examples": 9_000, "classes": 10},
+    "mrc/squad_minilm": {"examples": 4_000, "layers": 6, "width": 384},
+    "nmt/multi30k_de_en_at": {},
+    "nmt/multi30k_de_en_nat": {},
+    "pose/lsp_resnet18": {"examples": 800},
 }
 
 
@@ -104,8 +126,8 @@ def item_bytes(name: str, config: Any, size: dict[str, int]) -> int:
 
 
 def cost_rows() -> list[list[str]]:
-    """Return a row for each experiment of the paper's size: GPU-hours of a cell and of the table, disk of its bank."""
-    rows = []
+    """Return a row for each experiment of the paper's size: GPU-hours, of all of them too, and disk of its bank."""
+    rows, together = [], 0.0
     for name, size in SIZES.items():
         config: Any = find_experiment(name)[1]
         count = operations(name, config, size)
@@ -117,24 +139,38 @@ def cost_rows() -> list[list[str]]:
         recorded = trained / 32 if name.startswith("nmt") else trained  # about 32 tokens a sentence
         kept = min(config.recording.max_bytes, recorded * each)
         whole = f"{recorded * each / 1e9:,.1f} GB"
-        cost = [f"{count / 1e9:,.3f}", f"{trained:.2e}", f"{hours:,.1f}", str(runs), f"{hours * runs:,.0f}"]
+        cost = [f"{count / 1e9:,.3f}", f"{trained:.2e}", f"{hours:,.2f}", str(runs), f"{hours * runs:,.1f}"]
         rows.append([name, *cost, f"{each:,}", whole, f"{kept / 1e9:,.1f} GB"])
-    return rows
+        together += hours * runs
+    return [*rows, ["all", "", "", "", "", f"{together:,.0f}", "", "", ""]]
+
+
+def speed(summary: dict[str, Any]) -> float:
+    """Return the operations a second that a run of SMALL reached, everything that it did included."""
+    name = summary["experiment"]
+    config = override(find_experiment(name)[1], summary["settings"])
+    count = TRAINING * operations(name, config, SMALL[name]) * forwards(name, config, SMALL[name])
+    return float(count / summary["wall_seconds"])
 
 
 def measured_rows() -> list[list[str]]:
-    """Return a row for each experiment with committed records: seconds of a run and of a fit on a CPU."""
+    """Return a row for each experiment with committed records: seconds of a run and of a fit on a CPU, and speed."""
     runs: dict[str, list[float]] = defaultdict(list)
+    speeds: dict[str, list[float]] = defaultdict(list)
     fits: dict[str, set[float]] = defaultdict(set)
     for summary in read_summaries(HERE / "runs"):
         if summary["status"] == "finished":
             runs[summary["experiment"]].append(summary["wall_seconds"])
+            if summary["experiment"] in SMALL:
+                speeds[summary["experiment"]].append(speed(summary))
             if "seconds" in summary.get("surrogate", {}):  # older records do not say it
                 fits[summary["experiment"]].add(summary["surrogate"]["seconds"])
     rows = []
     for name, seconds in sorted(runs.items()):
         fit = f"{statistics.median(fits[name]):,.0f}" if fits[name] else "not recorded"
-        rows.append([name, str(len(seconds)), f"{statistics.median(seconds):,.0f}", fit, f"{sum(seconds) / 3600:,.2f}"])
+        reached = f"{statistics.median(speeds[name]) / 1e9:,.0f}" if speeds[name] else "not counted"
+        cost = [f"{statistics.median(seconds):,.0f}", fit, f"{sum(seconds) / 3600:,.2f}"]
+        rows.append([name, str(len(seconds)), *cost, reached])
     return rows
 
 
@@ -154,7 +190,10 @@ def written(page: str, name: str, text: str) -> str:
 def main() -> None:
     """Write both tables into docs/scaling.md."""
     page = PAGE.read_text(encoding="utf-8")
-    measured = ("experiment", "runs", "seconds a run, median", "seconds a fit, median", "hours, all runs")
+    measured = (
+        *("experiment", "runs", "seconds a run, median", "seconds a fit, median", "hours, all runs"),
+        "GFLOP/s reached, median",
+    )
     cost = (
         *("experiment", "GFLOP forward", "examples a run", "GPU-hours a run", f"runs, 2 losses, {SEEDS} seeds"),
         *("GPU-hours, all", "bytes an example", "bank, everything", "bank, kept"),

