@@ -60,6 +60,12 @@ class FiniteLoss:
             )
 
 
+def check_outputs(outputs: Tensor, when: str = "") -> None:
+    """Raise RelossError if what a network gives for validation or test is not finite; `when` goes into the message."""
+    if not outputs.isfinite().all():
+        raise RelossError(f"the network's outputs{when} are not finite: training diverged; try a smaller train.lr")
+
+
 def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, **place: int) -> None:
     """Write what training goes on from into the record.
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from reloss import distributed
-from reloss.errors import RelossError
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.progress import progress, say
-from tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
+from tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
 from tasks.classification import data, models
 from tasks.classification.config import ClassificationExperiment, Train
 from tasks.classification.criteria import make_criterion
@@ -60,8 +59,7 @@ def scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     Raises:
         RelossError: the logits are not finite.
     """
-    if not torch.isfinite(outputs).all():
-        raise RelossError("the network's outputs are not finite: training diverged; try a smaller train.lr")
+    check_outputs(outputs)
     chosen = (accuracy, top5_accuracy) if outputs.dim() == 2 else (average_precision, binary_f1, auroc)
     found = {metric.__name__: float(metric(outputs[None], targets[None])) for metric in chosen}
     if outputs.dim() == 1:
@@ -141,9 +139,10 @@ class _Training:
         outputs, predicted = _predict(self.accelerator, self.model, self.validation_loader)
         if self.accelerator.is_main_process:
             score = self.config.score
-            reached = scores(outputs, predicted)[score]
             seconds = time.monotonic() - began
             next_step = (epoch + 1) * self.steps_per_epoch
+            check_outputs(outputs, f" after step {next_step - 1}")
+            reached = scores(outputs, predicted)[score]
             self.run.record.log(
                 next_step,
                 epoch=epoch + 1,

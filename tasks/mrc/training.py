@@ -22,7 +22,7 @@ from reloss.experiment.task import Run
 from reloss.metrics import MASKED
 from reloss.progress import progress, say
 from reloss.surrogates import ReadingReLoss
-from tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
+from tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
 from tasks.mrc import data, models
 from tasks.mrc.config import ReadingExperiment, Train
 from tasks.mrc.data import Question
@@ -102,8 +102,7 @@ def _score(
     Raises:
         RelossError: the outputs are not finite.
     """
-    if not torch.isfinite(outputs).all():
-        raise RelossError("the network's outputs are not finite: training diverged; try a smaller train.lr")
+    check_outputs(outputs)
     texts, null_leads = read_answers(outputs, windows, questions, config.data.max_answer)
     ids = [question.id for question in questions]
     answers = dict(zip(ids, texts, strict=True))
@@ -260,9 +259,11 @@ class _Training:
         self.run.flush_bank()
         loss, windows = self.accelerator.reduce(totals, reduction="sum").tolist()
         seconds = time.monotonic() - began
+        next_step = epoch * self.steps_per_epoch + last
         outputs = _predict(self.accelerator, self.model, self.validation, self.config)
         if self.accelerator.is_main_process:
-            self._keep(part + 1, (epoch * self.steps_per_epoch + last), loss / windows, windows / seconds, outputs)
+            check_outputs(outputs, f" after step {next_step - 1}")
+            self._keep(part + 1, next_step, loss / windows, windows / seconds, outputs)
 
     def _keep(self, part: int, step: int, loss: float, speed: float, outputs: Tensor) -> None:
         """Log a part's training and validation, and write the checkpoint."""

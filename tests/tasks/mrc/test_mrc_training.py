@@ -249,6 +249,27 @@ class TestModels:
         assert tokenizer.tokenize("Reading!") == ["reading", "!"]
 
 
+def test_the_step_after_which_training_diverged_is_named_and_the_checkpoint_before_it_goes_on(
+    run_reading, tmp_path, monkeypatch
+):
+    whole = run_reading(runs=tmp_path / "whole")
+    epoch = lines(whole)[1]["step"]
+    monkeypatch.setattr(
+        training,
+        "learning_rate",
+        lambda recipe, step, steps: 1e30 if step >= epoch else learning_rate(recipe, step, steps),
+    )
+    with pytest.raises(RelossError, match=rf"outputs after step {epoch} are not finite: training diverged"):
+        run_reading()
+    record = tmp_path / "runs" / whole.relative_to(tmp_path / "whole")
+    assert read_summary(record)["status"] == "failed"
+    assert [line["epoch"] for line in lines(record)] == [0.5, 1]
+    monkeypatch.undo()
+    assert run_reading() == record
+    assert lines(record) == lines(whole)
+    assert same(weights(record), weights(whole))
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, questions, tmp_path):
     """All windows are scored once, and both processes end with the weights that are in the record."""
