@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from tasks.nmt.config import Data
 
 SPLITS = ("train", "valid", "test")
 SUBWORDS = "subwords.model"
+# Subwords of a sentence. The models have 1,024 places, and a non-autoregressive one may make a translation 128 longer.
+LONGEST = 800
 FETCHED = ("wmt16_en_ro",)
 
 
@@ -30,24 +32,28 @@ def describe(config: Data, folder: Path) -> str:
     """Return what was found.
 
     Raises:
-        RelossError: a file is missing, empty, or has not as many lines as its counterpart.
+        RelossError: a file is missing, empty, not UTF-8, or has not as many lines as its counterpart.
     """
-    counts: dict[str, dict[str, int]] = {}
-    for (split, lang), path in text_files(config, folder).items():
+    counts: dict[str, dict[Path, int]] = {}
+    for (split, _), path in text_files(config, folder).items():
         if not path.exists():
             raise RelossError(
                 f"{config.name}: {path} is missing; put parallel texts, a sentence a line, at {folder / config.name}/"
                 f"{{{','.join(SPLITS)}}}.{{{config.source},{config.target}}}"
                 + (f", or `reloss data fetch {config.name}`" if config.name in FETCHED else "")
             )
-        with path.open("rb") as lines:
-            counts.setdefault(split, {})[lang] = sum(1 for _ in lines)
-    for split, found in counts.items():
-        if len(set(found.values())) > 1 or 0 in found.values():
-            shown = " and ".join(f"{number} lines in {split}.{lang}" for lang, number in found.items())
-            raise RelossError(f"{config.name}: {shown} of {folder / config.name}: they must be parallel and not empty")
-    shown = ", ".join(f"{found[config.source]} {split}" for split, found in counts.items())
+        counts.setdefault(split, {})[path] = sum(1 for _ in _sentences(path))
+    for found in counts.values():
+        _check_parallel(found)
+    shown = ", ".join(f"{next(iter(found.values()))} {split}" for split, found in counts.items())
     return f"{config.name} in {folder / config.name}: {config.source}-{config.target} sentence pairs: {shown}"
+
+
+def _check_parallel(counts: Mapping[Path, int]) -> None:
+    """Refuse the texts of a split, given how many lines each has, unless they are parallel."""
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        shown = " and ".join(f"{number} lines in {path}" for path, number in counts.items())
+        raise RelossError(f"{shown}: they must be parallel and not empty")
 
 
 def fingerprint(config: Data, folder: Path) -> str:
@@ -122,7 +128,7 @@ def _teachers_translations(config: Data, runs: Path) -> Path:
     path = record / "distilled" / f"train.{config.target}"
     if not path.exists():
         say(f"the teacher {record} translates the sentences to train on")
-        write_text(path, "".join(f"{line}\n" for line in translate_training_set(record)))
+        write_text(path, "".join(f"{line}\n" for line in translate_training_set(record, folder, runs)))
     return path
 
 
@@ -132,16 +138,22 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: 
 
     texts, pieces = target / "texts", target / "pieces"
     for (split, lang), path in files.items():
-        write_text(texts / f"{split}.{lang}", "".join(_lines(path, config.lowercase)))
+        lines = (text.lower() if config.lowercase else text for text in _sentences(path))
+        write_text(texts / f"{split}.{lang}", "".join(f"{line}\n" for line in lines))
     langs = (config.source, config.target)
     if like is None:
         _learn_subwords(config, [texts / f"train.{lang}" for lang in langs], target / "subwords")
     else:
         shutil.copy(like / SUBWORDS, target / SUBWORDS)
     splitter = sentencepiece.SentencePieceProcessor(model_file=str(target / SUBWORDS))
-    for split, lang in files:
-        words = splitter.encode(read_lines(texts / f"{split}.{lang}"), out_type=str)
-        write_text(pieces / f"{split}.{lang}", "".join(" ".join(line) + "\n" for line in words))
+    for split in SPLITS:
+        counts = {}
+        for lang in langs:
+            words = splitter.encode(read_lines(texts / f"{split}.{lang}"), out_type=str)
+            _check_lengths(words, files[split, lang])
+            counts[files[split, lang]] = len(words)
+            write_text(pieces / f"{split}.{lang}", "".join(" ".join(line) + "\n" for line in words))
+        _check_parallel(counts)
     from tasks.nmt.fairseq_commands import run_command
 
     dictionary = like / f"dict.{config.source}.txt" if like is not None else None
@@ -151,14 +163,35 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: 
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text of one sentence a line; only a line feed ends a line."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return path.read_bytes().decode("utf-8").split("\n")[:-1]
 
 
-def _lines(path: Path, lowercase: bool) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            text = " ".join(line.split())
-            yield (text.lower() if lowercase else text) + "\n"
+def _sentences(path: Path) -> Iterator[str]:
+    """Yield the sentences of a text, their words separated by single spaces; only a line feed ends a line.
+
+    Raises:
+        RelossError: a line is not UTF-8.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield " ".join(line.decode("utf-8").split())
+            except UnicodeDecodeError as error:
+                raise RelossError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from error
+
+def _check_lengths(sentences: Sequence[Sequence[str]], path: Path) -> None:
+    """Refuse a text, given its sentences' subwords, of which some are too long for the models.
+
+    fairseq would not train on them, and refuse to translate them when all is trained.
+    """
+    long = [number for number, words in enumerate(sentences, 1) if len(words) > LONGEST]
+    if long:
+        raise RelossError(
+            f"{path}: sentences of more than {LONGEST:,} subwords, which is too long for the models, are on "
+            f"{len(long)} lines: {', '.join(map(str, long[:10]))}{', ...' if len(long) > 10 else ''}; remove or split "
+            "them, and their translations"
+        )
+
 
 
 def _learn_subwords(config: Data, texts: list[Path], model: Path) -> None:

@@ -162,7 +162,7 @@ def read_translations(path: Path) -> list[str]:
         RelossError: sentences are missing, as where they are too long for the model.
     """
     found: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in read_lines(path):
         if line.startswith("D-"):
             name, _, text = line.split("\t", 2)
             found.setdefault(int(name[2:]), text)
@@ -308,7 +308,7 @@ def validation_scores(task: Any, model: Any, config: TranslationExperiment) -> d
     batches = task.get_batch_iterator(
         task.dataset("valid"),
         max_tokens=config.decode.max_tokens,
-        max_positions=(1024, 1024),
+        max_positions=(commands.POSITIONS, commands.POSITIONS),
         ignore_invalid_inputs=True,
         required_batch_size_multiple=1,
         disable_iterator_cache=True,  # else the trainer's, of which each process has its share
