@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reloss.errors import RelossError, UsageError
-from reloss.files import sha256_of, short_hash, write_text
+from reloss.files import read_json, sha256_of, short_hash, write_text
 from reloss.progress import say
 from tasks.nmt import commands
 from tasks.nmt.config import Data
@@ -76,13 +76,13 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
     binarised data it holds `texts/`, the plain ones that are scored against, and the subword model.
 
     Raises:
-        RelossError: texts are missing, or the subwords cannot be learned.
-        UsageError: the teacher that is distilled from is not there.
+        RelossError: texts are missing or not parallel, a sentence is too long, or the subwords cannot be learned.
+        UsageError: the teacher that is distilled from is not there, or was trained on other texts.
     """
     files = text_files(config, folder)
     teacher, raw = None, None
     if config.distilled:
-        teacher = _teachers_translations(config, runs)
+        teacher = _teachers_translations(config, folder, runs)
         raw = prepare(config.model_copy(update={"distilled": False}), folder, runs)  # subwords are those of the texts
     described = [config.model_dump(exclude={"workers", "teacher"}), fingerprint(config, folder)]
     if teacher is not None:
@@ -103,28 +103,39 @@ def prepare(config: Data, folder: Path, runs: Path) -> Path:
     return target
 
 
-def teachers_record(config: Data, runs: Path) -> Path:
+def teachers_record(config: Data, folder: Path, runs: Path) -> Path:
     """Return the folder of the teacher's record.
 
     Raises:
-        UsageError: there is no finished teacher in it.
+        UsageError: none is named, it is not finished, or it was trained on other texts than those in `folder`.
     """
+    without = "or do without: --set data.distilled=false train.from_teacher=false"
+    if not config.teacher:
+        raise UsageError(
+            f"data.teacher is empty: name the record in {runs} of an autoregressive model of {config.source}-"
+            f"{config.target}, such as nmt/multi30k_de_en_at/label_smoothing/seed0; {without}"
+        )
     record = runs / config.teacher
-    if not config.teacher or not (record / "checkpoint" / "translator.pt").exists():
+    if not (record / "checkpoint" / "translator.pt").exists():
         experiment, _, rest = config.teacher.partition("/label_smoothing")
         raise UsageError(
             f"no finished teacher at {record}: reloss run {experiment} --loss label_smoothing "
-            f"--seed {rest.rpartition('seed')[2] or 0}; or name another with data.teacher; or do without: "
-            "--set data.distilled=false train.from_teacher=false"
+            f"--seed {rest.rpartition('seed')[2] or 0}; or name another with data.teacher; {without}"
+        )
+    learned_of, now = read_json(record / "environment.json").get("data"), fingerprint(config, folder)
+    if learned_of != now:
+        raise UsageError(
+            f"the teacher {record} was trained on other texts than those in {folder / config.name}: their fingerprint "
+            f"was {learned_of}, now {now}; train one on these, and name it with data.teacher; {without}"
         )
     return record
 
 
-def _teachers_translations(config: Data, runs: Path) -> Path:
+def _teachers_translations(config: Data, folder: Path, runs: Path) -> Path:
     """Return the file of the teacher's translations of the training sentences, made unless it is there."""
     from tasks.nmt.training import translate_training_set
 
-    record = teachers_record(config, runs)
+    record = teachers_record(config, folder, runs)
     path = record / "distilled" / f"train.{config.target}"
     if not path.exists():
         say(f"the teacher {record} translates the sentences to train on")
@@ -161,6 +172,20 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: 
     shutil.rmtree(pieces)
 
 
+def _check_lengths(sentences: Sequence[Sequence[str]], path: Path) -> None:
+    """Refuse a text, given its sentences' subwords, of which some are too long for the models.
+
+    fairseq would not train on them, and refuse to translate them when all is trained.
+    """
+    long = [number for number, words in enumerate(sentences, 1) if len(words) > LONGEST]
+    if long:
+        raise RelossError(
+            f"{path}: sentences of more than {LONGEST:,} subwords, which is too long for the models, are on "
+            f"{len(long)} lines: {', '.join(map(str, long[:10]))}{', ...' if len(long) > 10 else ''}; remove or split "
+            "them, and their translations"
+        )
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text of one sentence a line; only a line feed ends a line."""
     return path.read_bytes().decode("utf-8").split("\n")[:-1]
@@ -178,20 +203,6 @@ def _sentences(path: Path) -> Iterator[str]:
                 yield " ".join(line.decode("utf-8").split())
             except UnicodeDecodeError as error:
                 raise RelossError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from error
-
-def _check_lengths(sentences: Sequence[Sequence[str]], path: Path) -> None:
-    """Refuse a text, given its sentences' subwords, of which some are too long for the models.
-
-    fairseq would not train on them, and refuse to translate them when all is trained.
-    """
-    long = [number for number, words in enumerate(sentences, 1) if len(words) > LONGEST]
-    if long:
-        raise RelossError(
-            f"{path}: sentences of more than {LONGEST:,} subwords, which is too long for the models, are on "
-            f"{len(long)} lines: {', '.join(map(str, long[:10]))}{', ...' if len(long) > 10 else ''}; remove or split "
-            "them, and their translations"
-        )
-
 
 
 def _learn_subwords(config: Data, texts: list[Path], model: Path) -> None:

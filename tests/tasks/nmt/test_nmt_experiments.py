@@ -137,3 +137,36 @@ def test_a_missing_teacher_is_named(toy, tmp_path):
     config = TASK.experiments["nmt/multi30k_de_en_nat"]()
     with pytest.raises(UsageError, match=r"reloss run nmt/multi30k_de_en_at --loss label_smoothing --seed 0"):
         prepare(config.data, toy, tmp_path)
+
+
+def test_a_teacher_that_is_not_named(toy, tmp_path):
+    data = override(TASK.experiments["nmt/multi30k_de_en_at"](), ["data.distilled=true"]).data
+    with pytest.raises(UsageError, match=r"data.teacher is empty: name the record in .* of de-en, such as"):
+        prepare(data, toy, tmp_path)
+
+
+def test_a_teacher_of_other_texts_is_refused(toy, tmp_path):
+    data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
+    record = tmp_path / data.teacher
+    write_text(record / "checkpoint" / "translator.pt", "")
+    write_text(record / "distilled" / "train.en", "of other sentences\n" * 480)
+    write_json(record / "environment.json", {"data": "0123456789ab"})
+    now = fingerprint(data, toy)
+    with pytest.raises(UsageError, match=rf"trained on other texts .*fingerprint was 0123456789ab, now {now}"):
+        prepare(data, toy, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in TASK.experiments if name.endswith("_nat")])
+def test_every_non_autoregressive_model_can_be_distilled(name):
+    config = override(TASK.experiments[name](), ["data.distilled=true"])
+    teacher = name.removesuffix("_nat") + "_at"
+    assert TASK.needs(config) == [(teacher, "label_smoothing", 0)]
+    assert config.data.teacher == f"{teacher}/label_smoothing/seed0"
+    shared = {"distilled", "teacher", "workers"}
+    assert TASK.experiments[teacher]().data.model_dump(exclude=shared) == config.data.model_dump(exclude=shared)
+
+
+def test_fairseqs_recipe_of_a_nat():
+    config = TASK.experiments["nmt/wmt14_en_de_nat"]()
+    assert (config.model.dropout, config.train.lr, config.train.weight_decay) == (0.3, 5e-4, 0.01)
+    assert (config.train.max_tokens * config.train.accumulate, config.train.updates) == (64_000, 300_000)
