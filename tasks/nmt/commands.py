@@ -9,6 +9,7 @@ from typing import Any
 from tasks.nmt.config import Data, TranslationExperiment
 
 PLUGIN = Path(__file__).parent / "plugin"
+POSITIONS = 1024  # places of the models; `LONGEST` of data.py leaves room
 CRITERIA = {
     **{"nll": "nat_loss", "bon": "bon_nat", "label_smoothing": "label_smoothed_cross_entropy"},
     **{f"{loss}_{kind}": f"{loss}_{kind}" for loss in ("reloss", "approx") for kind in ("nat", "at")},
@@ -78,8 +79,8 @@ def train(
             **{f"{part}_attention_heads": model.heads for part in ("encoder", "decoder")},
             share_all_embeddings=True,
             dropout=model.dropout,
-            max_source_positions=1024,
-            max_target_positions=1024,
+            max_source_positions=POSITIONS,
+            max_target_positions=POSITIONS,
             optimizer="adam",
             adam_betas="(0.9, 0.98)",
             weight_decay=recipe.weight_decay,

@@ -20,6 +20,7 @@ from fairseq.criterions.nat_loss import (
 from torch import Tensor
 from torch.nn import functional as F
 
+from reloss.errors import UsageError
 from reloss.surrogates import TranslationReLoss
 
 WORDS = "word_ins-loss"  # what fairseq calls the loss of the words, beside that of the length
@@ -56,7 +57,7 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
 
     def __init__(self, task: Any, label_smoothing: float, nll_weight: float) -> None:
         super().__init__(task, label_smoothing)
-        self.nll_weight = nll_weight
+        self.nll_weight = _checked(nll_weight)
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of a batch: log-probabilities [B, T, V], targets [B, T], real tokens in mask [B, T]."""
@@ -71,12 +72,14 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
         name: str = "loss",
         factor: float = 1.0,
     ) -> dict[str, Any]:
+        if name == WORDS and targets.dim() == 3:
+            raise UsageError("soft targets are for nat_loss alone: reloss_nat, approx_nat and bon_nat compare words")
         found: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
         if name == WORDS:
             assert masks is not None
             with torch.autocast(outputs.device.type, enabled=False):
-                loss = self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
-            found["loss"] = factor * loss + self.nll_weight * found["loss"]
+                loss = factor * self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
+            found["loss"] = _sum(loss, self.nll_weight, found["loss"])
         return found
 
 
@@ -104,6 +107,8 @@ class BagOfNgramsNAT(_NATCriterion):
 
     def __init__(self, task: Any, label_smoothing: float, nll_weight: float, bon_order: int) -> None:
         super().__init__(task, label_smoothing, nll_weight)
+        if bon_order < 1:
+            raise UsageError(f"--bon-order must be 1 or more, not {bon_order}")
         self.order = bon_order
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -130,18 +135,18 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self._surrogate = _load(surrogate)
-        self.nll_weight = nll_weight
+        self.nll_weight = _checked(nll_weight)
 
     def compute_loss(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss and the negative log-likelihood, summed over tokens."""
+        """Return the loss and the negative log-likelihood, summed over tokens; both without the ignored prefix."""
         ordinary, nll = super().compute_loss(model, net_output, sample, reduce)
-        log_probs = model.get_normalized_probs(net_output, log_probs=True)
-        targets = model.get_targets(sample, net_output)
+        log_probs = model.get_normalized_probs(net_output, log_probs=True)[:, self.ignore_prefix_size :]
+        targets = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :]
         loss = self._surrogate[0].to(log_probs.device)(log_probs, targets, targets != self.padding_idx)
         size = targets.size(0) if self.sentence_avg else sample["ntokens"]
-        return loss * size + self.nll_weight * ordinary, nll
+        return _sum(loss * size, self.nll_weight, ordinary), nll
 
 
 @register_criterion("approx_at", dataclass=SurrogateATConfig)
@@ -151,7 +156,22 @@ class ApproxAT(ReLossAT):
 
 def _load(surrogate: str) -> tuple[TranslationReLoss]:
     """Return the frozen surrogate in a tuple, where PyTorch does not look for parameters."""
+    if not surrogate:
+        raise UsageError(
+            "--surrogate is missing: a folder that `reloss learn` or `reloss run` wrote, or a name such as released/nat"
+        )
     return (TranslationReLoss.from_pretrained(surrogate),)
+
+
+def _checked(nll_weight: float) -> float:
+    if not nll_weight >= 0:
+        raise UsageError(f"--nll-weight must be 0 or more, not {nll_weight}")
+    return nll_weight
+
+
+def _sum(loss: Tensor, nll_weight: float, nll: Tensor) -> Tensor:
+    """Return both losses together; the likelihood, which can be infinite, is not touched where its weight is 0."""
+    return loss + nll_weight * nll if nll_weight else loss
 
 
 def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: int = 2) -> Tensor:

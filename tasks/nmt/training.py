@@ -61,7 +61,7 @@ def train(run: Run) -> None:
     if last is None and run.initial_weights is not None:
         finetune = run.initial_weights.with_name("translator.pt")
     elif last is None and run.config.train.from_teacher:
-        initial = teachers_record(run.config.data, runs_folder(run)) / "checkpoint" / "translator.pt"
+        initial = teachers_record(run.config.data, run.data, runs_folder(run)) / "checkpoint" / "translator.pt"
     seed = derive_seed(run.seed, "training") % 2**31
     words = commands.train(
         run.config,
@@ -137,16 +137,21 @@ def evaluate(run: Run) -> dict[str, float]:
     }
 
 
-def translate_training_set(record: Path) -> list[str]:
-    """Return the translations that the model in `record` makes of the sentences it was trained on, in their order."""
+def translate_training_set(record: Path, folder: Path, runs: Path) -> list[str]:
+    """Return the translations that the model in `record` makes of the sentences it was trained on, in their order.
+
+    Args:
+        record: a finished one.
+        folder: DATA, where its texts lie.
+        runs: RUNS, where its prepared data lie, or are made again.
+
+    Raises:
+        RelossError: texts or translations are missing.
+    """
     config = TranslationExperiment.model_validate(yaml.safe_load((record / "config.yaml").read_text(encoding="utf-8")))
-    words = shlex.split((record / "commands" / "train.txt").read_text(encoding="utf-8"))
-    prepared = Path(words[1])
-    results = record / "distilled"
-    translator = record / "checkpoint" / "translator.pt"
-    run_command(
-        "generate", commands.generate(config, prepared, translator, "train", results), record / "distilled/fairseq.log"
-    )
+    prepared, results = prepare(config.data, folder, runs), record / "distilled"
+    words = commands.generate(config, prepared, record / "checkpoint" / "translator.pt", "train", results)
+    run_command("generate", words, results / "fairseq.log")
     return read_translations(results / "generate-train.txt")
 
 
@@ -162,7 +167,7 @@ def read_translations(path: Path) -> list[str]:
         RelossError: sentences are missing, as where they are too long for the model.
     """
     found: dict[int, str] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in read_lines(path):
         if line.startswith("D-"):
             name, _, text = line.split("\t", 2)
             found.setdefault(int(name[2:]), text)
@@ -308,7 +313,7 @@ def validation_scores(task: Any, model: Any, config: TranslationExperiment) -> d
     batches = task.get_batch_iterator(
         task.dataset("valid"),
         max_tokens=config.decode.max_tokens,
-        max_positions=(1024, 1024),
+        max_positions=(commands.POSITIONS, commands.POSITIONS),
         ignore_invalid_inputs=True,
         required_batch_size_multiple=1,
         disable_iterator_cache=True,  # else the trainer's, of which each process has its share

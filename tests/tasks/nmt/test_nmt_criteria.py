@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from reloss import TranslationReLoss
+from reloss.errors import UsageError
 from tasks.nmt.criteria import BagOfNgramsNAT, ReLossAT, ReLossNAT, bag_of_ngrams_l1
 from tasks.nmt.recording import NO_TOKEN, SPECIAL, gold_tokens
 
@@ -124,6 +125,53 @@ def test_reloss_at_is_a_sum_over_tokens(surrogate, tmp_path):
     smooth, plain = label_smoothed_nll_loss(log_probs.flatten(0, 1), TARGETS.flatten(), 0.1, ignore_index=PAD)
     assert_close(nll, plain)
     assert_close(loss, MASK.sum() * surrogate.of_gold(gold[None], MASK[None])[0] + 0.5 * smooth)
+
+
+def test_the_ignored_prefix_counts_for_nothing(surrogate, tmp_path):
+    criterion = ReLossAT(task(), False, 0.1, str(tmp_path / "surrogate"), 0.0, ignore_prefix_size=2)
+    out = logits()[:3].requires_grad_()
+    model = Namespace(
+        get_normalized_probs=lambda net, log_probs: net[0].log_softmax(-1), get_targets=lambda sample, net: TARGETS[:3]
+    )
+    tokens = int(MASK[:3].sum())
+    loss, _ = criterion.compute_loss(model, (out, {}), {"target": TARGETS[:3], "ntokens": tokens})
+    gold = out.log_softmax(-1).gather(-1, TARGETS[:3, :, None])[:, 2:, 0]
+    assert_close(loss, tokens * surrogate.of_gold(gold[None], MASK[None, :3, 2:])[0])
+    loss.backward()
+    assert out.grad[:, :2].abs().max() == 0
+    assert out.grad[0, 2:].abs().amax(-1).min() > 0
+
+
+def test_a_likelihood_that_is_not_wanted_cannot_spoil_the_loss():
+    out = logits()
+    out[0, 1, 5] = -torch.inf  # a gold token
+    for weight, finite in ((0.0, True), (0.5, False)):
+        criterion = BagOfNgramsNAT(task(), 0.1, weight, 2)
+        found = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")["loss"]
+        assert torch.isfinite(found) == finite
+
+
+def test_arguments_that_make_no_sense_are_refused(surrogate, tmp_path):
+    folder = str(tmp_path / "surrogate")
+    for make in (lambda: ReLossNAT(task(), 0.1, "", 0.0), lambda: ReLossAT(task(), False, 0.1, "", 0.0)):
+        with pytest.raises(UsageError, match=r"^--surrogate is missing: a folder that `reloss learn`"):
+            make()
+    for make in (
+        lambda: ReLossNAT(task(), 0.1, folder, -0.1),
+        lambda: ReLossAT(task(), False, 0.1, folder, -0.1),
+        lambda: BagOfNgramsNAT(task(), 0.1, -0.1, 2),
+    ):
+        with pytest.raises(UsageError, match=r"--nll-weight must be 0 or more, not -0\.1"):
+            make()
+    with pytest.raises(UsageError, match="--bon-order must be 1 or more, not 0"):
+        BagOfNgramsNAT(task(), 0.1, 0.0, 0)
+
+
+def test_soft_targets_are_refused(surrogate, tmp_path):
+    soft = F.one_hot(TARGETS, 11).float()
+    for criterion in (ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 0.0), BagOfNgramsNAT(task(), 0.1, 0.0, 2)):
+        with pytest.raises(UsageError, match="soft targets are for nat_loss alone: reloss_nat, approx_nat and bon_nat"):
+            criterion._compute_loss(logits(), soft, MASK, 0.1, name="word_ins-loss")
 
 
 def test_what_a_bank_keeps():

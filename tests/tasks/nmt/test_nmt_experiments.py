@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import tasks.nmt.plugin
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
+from reloss.files import write_json, write_text
 from tasks.nmt import commands
 from tasks.nmt.data import describe, fingerprint, prepare
 from tasks.nmt.fairseq_commands import parse
@@ -60,12 +62,51 @@ def test_data_are_checked(toy, tmp_path, cli):
             path = tmp_path / "multi30k" / f"{name}.{lang}"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-    with pytest.raises(RelossError, match=r"2 lines in valid.de and 1 lines in valid.en"):
+    with pytest.raises(RelossError, match=r"2 lines in .*valid.de and 1 lines in .*valid.en: they must be parallel"):
         describe(data, tmp_path)
     (tmp_path / "multi30k" / "valid.en").write_text("a\nb\n")
     before = fingerprint(data, tmp_path)
     (tmp_path / "multi30k" / "valid.en").write_text("a\nc\n")
     assert fingerprint(data, tmp_path) != before
+
+
+@pytest.fixture
+def changed_toy(toy, tmp_path):
+    """Copies the toy language with one line of one file changed; returns the data folder."""
+
+    def change(name, line, text):
+        shutil.copytree(toy, tmp_path / "data", dirs_exist_ok=True)
+        path = tmp_path / "data" / "multi30k" / name
+        lines = path.read_bytes().split(b"\n")
+        lines[line - 1] = text
+        path.write_bytes(b"\n".join(lines))
+        return tmp_path / "data"
+
+    return change
+
+
+def test_only_a_line_feed_ends_a_line(changed_toy, toy, tmp_path, tiny_settings):
+    data = override(TASK.experiments["nmt/multi30k_de_en_nat"](), tiny_settings).data
+    folder = changed_toy("train.de", 5, "ba\rko\x85mi\u2028lu\r".encode())
+    assert "480 train" in describe(data, folder)
+    plain, changed = (prepare(data, each, tmp_path) / "texts" for each in (toy, folder))
+    expected, found = ((texts / "train.de").read_bytes().split(b"\n") for texts in (plain, changed))
+    assert found[4] == b"ba ko mi lu"
+    assert found[:4] + found[5:] == expected[:4] + expected[5:]
+
+
+def test_a_line_that_is_not_utf8_is_named(changed_toy, cli):
+    folder = changed_toy("valid.en", 3, "weiß".encode("latin-1"))
+    code, _, err = cli("data", "check", "multi30k", "--data", folder)
+    assert code == 1
+    assert f"{folder / 'multi30k' / 'valid.en'}: line 3 is not UTF-8" in err
+
+
+def test_sentences_that_are_too_long_are_named(changed_toy, tmp_path, tiny_settings):
+    data = override(TASK.experiments["nmt/multi30k_de_en_nat"](), tiny_settings).data
+    with pytest.raises(RelossError, match=r"test.de: sentences of more than 800 subwords.* are on 1 lines: 7; remove"):
+        prepare(data, changed_toy("test.de", 7, b"ba " * 801), tmp_path)
+    assert list((tmp_path / "nmt" / "prepared").iterdir()) == []
 
 
 def test_too_many_subwords_are_named(toy, tmp_path):
@@ -96,3 +137,36 @@ def test_a_missing_teacher_is_named(toy, tmp_path):
     config = TASK.experiments["nmt/multi30k_de_en_nat"]()
     with pytest.raises(UsageError, match=r"reloss run nmt/multi30k_de_en_at --loss label_smoothing --seed 0"):
         prepare(config.data, toy, tmp_path)
+
+
+def test_a_teacher_that_is_not_named(toy, tmp_path):
+    data = override(TASK.experiments["nmt/multi30k_de_en_at"](), ["data.distilled=true"]).data
+    with pytest.raises(UsageError, match=r"data.teacher is empty: name the record in .* of de-en, such as"):
+        prepare(data, toy, tmp_path)
+
+
+def test_a_teacher_of_other_texts_is_refused(toy, tmp_path):
+    data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
+    record = tmp_path / data.teacher
+    write_text(record / "checkpoint" / "translator.pt", "")
+    write_text(record / "distilled" / "train.en", "of other sentences\n" * 480)
+    write_json(record / "environment.json", {"data": "0123456789ab"})
+    now = fingerprint(data, toy)
+    with pytest.raises(UsageError, match=rf"trained on other texts .*fingerprint was 0123456789ab, now {now}"):
+        prepare(data, toy, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in TASK.experiments if name.endswith("_nat")])
+def test_every_non_autoregressive_model_can_be_distilled(name):
+    config = override(TASK.experiments[name](), ["data.distilled=true"])
+    teacher = name.removesuffix("_nat") + "_at"
+    assert TASK.needs(config) == [(teacher, "label_smoothing", 0)]
+    assert config.data.teacher == f"{teacher}/label_smoothing/seed0"
+    shared = {"distilled", "teacher", "workers"}
+    assert TASK.experiments[teacher]().data.model_dump(exclude=shared) == config.data.model_dump(exclude=shared)
+
+
+def test_fairseqs_recipe_of_a_nat():
+    config = TASK.experiments["nmt/wmt14_en_de_nat"]()
+    assert (config.model.dropout, config.train.lr, config.train.weight_decay) == (0.3, 5e-4, 0.01)
+    assert (config.train.max_tokens * config.train.accumulate, config.train.updates) == (64_000, 300_000)

@@ -13,6 +13,7 @@ from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
 from tasks.nmt import training
+from tasks.nmt.data import LONGEST
 from tasks.nmt.recording import load_what_fits
 from tasks.nmt.scoring import examples
 from tasks.nmt.training import Watcher, read_translations
@@ -77,6 +78,17 @@ def test_scores_are_sacrebleus_of_the_translations(run_toy):
         for row in rows:
             assert row["translation"] == translations[row["source"]]
             assert (row["translation"] == row["reference"]) == (kind == "right")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "loss"), [("nat", "nll"), ("at", "label_smoothing")])
+def test_the_longest_sentence_is_translated(run_toy, toy, tmp_path, kind, loss):
+    shutil.copytree(toy, tmp_path / "data")
+    for lang, word in (("de", "ba"), ("en", "zwei")):
+        with (tmp_path / "data" / "multi30k" / f"test.{lang}").open("a") as lines:
+            lines.write(f"{word} " * LONGEST + "\n")
+    record = run_toy(loss, "train.updates=2", kind=kind, data=tmp_path / "data")
+    assert len(read_translations(record / "translations" / "generate-test.txt")) == 12
 
 
 def test_examples_are_wrong_and_right_translations():
@@ -198,7 +210,9 @@ def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
 
 @pytest.mark.slow
 def test_a_teacher_is_distilled(run_toy, tmp_path):
-    teacher = run_toy("label_smoothing", "train.updates=120", kind="at")
+    begun = run_toy("label_smoothing", "train.updates=120", kind="at", runs=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")  # nothing in a record depends on where it lies
+    teacher = tmp_path / "runs" / begun.relative_to(tmp_path / "elsewhere")
     assert read_json(teacher / "summary.json")["scores"]["sacreBLEU"] > 0.3
     named = f"data.teacher={teacher.relative_to(tmp_path / 'runs')}"
     student = ("data.distilled=true", "train.from_teacher=true", "model.positions=sinusoidal", named)
