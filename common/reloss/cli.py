@@ -178,7 +178,7 @@ class Learn:
 @dataclass
 class Table:
     """Print a table: of a task (published beside ours over n seeds, paired differences, commands, records), of the
-    `ablation`, or the `correlation`, how well each loss ranks.
+    `ablation`, or the `correlation`, how well each loss ranks. Damaged records are named and left out.
 
     Example: reloss table classification --format md
     """
@@ -192,19 +192,24 @@ class Table:
 
     def __call__(self) -> None:
         from reloss.experiment.sweep import ABLATION
+        from reloss.progress import say
         from reloss.report.ablation import ablation_rows, render_ablation
         from reloss.report.correlation import correlation_rows, render_correlation
-        from reloss.report.tables import CORRELATION, render, table
+        from reloss.report.tables import CORRELATION, left_out, render, table
         from reloss.report.tuned import render_tuned, tuned_rows
 
+        damaged: list[str] = []
         if self.tuned:
-            print(render_tuned(tuned_rows(self.name, self.runs, self.tuned), self.tuned, self.format))
+            text = render_tuned(tuned_rows(self.name, self.runs, self.tuned, damaged), self.tuned, self.format)
         elif self.name == ABLATION:
-            print(render_ablation(ablation_rows(self.runs), self.format))
+            text = render_ablation(ablation_rows(self.runs, damaged), self.format)
         elif self.name == CORRELATION:
-            print(render_correlation(correlation_rows(self.runs), self.format))
+            text = render_correlation(correlation_rows(self.runs, damaged), self.format)
         else:
-            print(render(table(self.name, self.runs), self.format))
+            text = render(table(self.name, self.runs, damaged), self.format)
+        print(text + left_out(damaged, self.format))
+        for what in damaged:
+            say(f"left out: {what}")
 
 
 @dataclass

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType, UnionType
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from reloss.errors import RelossError
+
+MEND = "remove it or restore it from a copy"
 
 
 @contextmanager
@@ -66,18 +70,67 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        RelossError: the file is missing, cannot be read, or is not in UTF-8.
+    """
+    text = _text(path)
+    if text is None:
+        raise RelossError(f"{path} does not exist")
+    return text
+
+
 def read_json(path: Path) -> Any:
     """Return what the JSON file at `path` holds.
 
     Raises:
-        RelossError: the file is missing or is not JSON.
+        RelossError: the file is missing, cannot be read, or is not JSON.
     """
+    return _parsed(path, read_text(path))
+
+
+def read_object(path: Path, kinds: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the object in a JSON file, or in a YAML file if its name ends in .yaml; empty if there is no file.
+
+    Args:
+        path: the file.
+        kinds: what the object must have, and of which types.
+
+    Raises:
+        RelossError: the file cannot be read, or holds something else; the message names what is wrong.
+    """
+    text = _text(path)
+    if text is None:
+        return {}
+    value = _parsed(path, text)
+    found = value if isinstance(value, dict) else {}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong or not isinstance(value, dict):
+        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong) or 'all of it'}); {MEND}")
+    return found
+
+
+def _text(path: Path) -> str | None:
+    """Return the text of a file, or None if there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RelossError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise RelossError(f"{path} cannot be read as JSON ({error}); remove it or restore it from a copy") from error
+        return None
+    except OSError as error:
+        raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
+    except ValueError as error:
+        raise RelossError(f"{path} cannot be read as text ({error}); {MEND}") from error
+
+
+def _parsed(path: Path, text: str) -> Any:
+    name, parse = ("YAML", yaml.safe_load) if path.suffix == ".yaml" else ("JSON", json.loads)
+    try:
+        return parse(text)
+    except (ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise RelossError(f"{path} cannot be read as {name} ({said}); {MEND}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reloss.experiment.diagnose import read_predictions
-from reloss.experiment.record import read_summary
+from reloss.experiment.record import leaving_out, read_summary
 from reloss.experiment.task import Run
 from reloss.files import atomic
 from reloss.metrics import decode_heatmaps
@@ -36,11 +36,12 @@ def draw_persons(run: Run, loader: DataLoader, metainfo: dict[str, Any]) -> None
     ordinary = run.config.ordinary_loss
     if run.loss != ordinary:
         for folder in sorted(run.record.path.parents[1].glob(f"{ordinary}*/seed{run.seed}")):
-            summary = read_summary(folder)
-            found = read_predictions(folder) if summary.get("status") == "finished" else None
-            if found is not None and summary["protocol"] == run.config.protocol():
-                columns[ordinary] = found[0][-1, :PERSONS]
-                break
+            with leaving_out():
+                summary = read_summary(folder)
+                found = read_predictions(folder) if summary.get("status") == "finished" else None
+                if found is not None and summary["protocol"] == run.config.protocol():
+                    columns[ordinary] = found[0][-1, :PERSONS]
+                    break
     columns[run.loss] = own[0][-1, :PERSONS]
     images = _images(loader, len(truth))
     run.record.save_figure("persons", lambda path: _draw(images, columns, truth.amax((-2, -1)) > 0, metainfo, path))

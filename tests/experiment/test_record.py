@@ -6,12 +6,12 @@ from safetensors.torch import load_file
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override, to_yaml
-from reloss.experiment.record import Record, read_summaries
+from reloss.experiment.record import Record, read_summaries, read_summary
 from reloss.experiment.task import find_experiment
 from reloss.experiment.tracking import MetricsFile, read_metrics
 
 DIGITS = find_experiment("classification/digits_cnn")[1]
-FACTS = {"experiment": DIGITS.name, "loss": "ce", "seed": 0, "data": "abc"}
+FACTS = {"experiment": DIGITS.name, "loss": "ce", "settings": [], "seed": 0, "protocol": "p", "data": "abc"}
 
 
 def open_record(path, config=DIGITS):
@@ -145,19 +145,49 @@ def test_a_half_last_line_is_left_out_and_overwritten(tmp_path):
     assert metrics.lines == 3
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+@pytest.mark.parametrize("line", ['{"st', "null", '{"step": "2"}'])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(RelossError, match=r"metrics\.jsonl, line 2 is damaged"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"null", r"is damaged \(wrong: status, experiment, loss"),
+        (b"{}", r"is damaged \(wrong: status, experiment, loss"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (b"{", "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_summary_is_named(tmp_path, text, message):
+    assert read_summary(tmp_path) == {}
+    (tmp_path / "summary.json").write_bytes(text)
+    with pytest.raises(RelossError, match=rf"{tmp_path}/summary\.json {message}"):
+        read_summary(tmp_path)
+
+
+def test_a_summary_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(RelossError, match=r"summary\.json cannot be read \(Is a directory\); make it readable"):
+        read_summary(tmp_path)
+
+
+def test_a_config_that_is_cut_short_is_not_another_one(tmp_path):
+    open_record(tmp_path, DIGITS)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(RelossError, match=r"config\.yaml is cut short; remove it") as error:
+        open_record(tmp_path, DIGITS)
+    assert error.value.exit_code == 1
 
 
 def test_read_summaries(tmp_path):
     for seed in (1, 0):
         folder = tmp_path / "classification" / "digits_cnn" / "ce" / f"seed{seed}"
-        Record(folder, DIGITS, facts={**FACTS, "settings": [], "protocol": "p", "seed": seed}).close(
-            "finished", {"accuracy": seed}
-        )
+        Record(folder, DIGITS, facts={**FACTS, "seed": seed}).close("finished", {"accuracy": seed})
     found = read_summaries(tmp_path)
     assert [entry["seed"] for entry in found] == [0, 1]
     assert [entry["record"] for entry in found] == [f"classification/digits_cnn/ce/seed{seed}" for seed in (0, 1)]

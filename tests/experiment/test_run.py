@@ -119,6 +119,18 @@ def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
     assert summary(record)["scores"] == scores
 
 
+@pytest.mark.parametrize("damage", ["predictions/0001.safetensors", "summary.json"])
+def test_a_damaged_sibling_is_said_and_stops_no_run(run_digits, capsys, damage):
+    damaged = run_digits(seed=1) / damage
+    run_digits(seed=2)
+    damaged.write_bytes(b"")
+    found = summary(run_digits(seed=3))
+    assert (found["status"], found["diagnostics"]["runs"]) == ("finished", 2)
+    said = capsys.readouterr().err
+    assert "left out: " in said
+    assert str(damaged) in said
+
+
 def test_evaluating_records_no_bank(run_digits, tmp_path):
     record = run_digits()
     shutil.rmtree(tmp_path / "runs" / DIGITS / "bank")

@@ -68,6 +68,57 @@ def test_states_and_reasons(status, run_digits, tmp_path):
     assert "summary.json cannot be read" in row["reason"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("summary.json", b"null", "summary.json is damaged (wrong: status, experiment, "),
+        ("summary.json", b"{", "summary.json cannot be read as JSON"),
+        ("metrics.jsonl", b"\xff\xfe", "metrics.jsonl cannot be read as text"),
+        ("metrics.jsonl", b"null\nnull\n", "metrics.jsonl, line 1 is damaged"),
+        ("config.yaml", b"train: [", "config.yaml cannot be read as YAML"),
+        ("config.yaml", b"train:", "config.yaml is damaged (wrong: train)"),
+    ],
+)
+def test_a_damaged_record_is_a_row_of_its_grid(status, run_digits, name, content, why):
+    (run_digits() / name).write_bytes(content)
+    rows = status(*GRID)
+    assert len(rows) == 5
+    assert rows[0]["state"] == "damaged"
+    assert why in rows[0]["reason"]
+    assert status("--losses", "ce")[0] == rows[0]
+    if name == "summary.json":
+        assert rows[3]["reason"] == f"needs ce@{variant(SMALL)} seed 0, which is damaged"
+
+
+def test_a_record_without_its_config_or_that_may_not_be_read(status, run_digits):
+    record = run_digits()
+    (record / "config.yaml").unlink()
+    assert [status(*GRID)[0][name] for name in ("state", "progress")] == ["finished", "epoch 1/?"]
+    (record / "summary.json").unlink()
+    (record / "summary.json").mkdir()
+    row = status(*GRID)[0]
+    assert (row["state"], row["reason"]) == (
+        "damaged",
+        f"{record}/summary.json cannot be read (Is a directory); make it readable",
+    )
+
+
+def test_a_damaged_bank_and_a_damaged_note_are_rows(status, tmp_path):
+    grid = ("--losses", "reloss", "--seeds", "1", "--set", *SMALL)
+    bank, _, run = (cell for phase in phases(DIGITS, ["reloss"], [1], SMALL) for cell in phase)
+    path = tmp_path / "runs" / DIGITS / "bank" / "bank.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    write_note(run, tmp_path / "runs", state="failed", reason="no disk")
+    note = tmp_path / "runs" / "sweep" / f"{run.file_name}.json"
+    note.write_text(note.read_text()[:20])
+    rows = status(*grid)
+    assert [row["state"] for row in rows] == ["damaged", "not run", "damaged"]
+    assert rows[0]["reason"] == f"{path} is damaged (wrong: complete); remove it or restore it from a copy"
+    assert rows[1]["reason"] == f"needs {bank.changed_loss} --stage baseline, which is damaged"
+    assert f"{note} cannot be read as JSON" in rows[2]["reason"]
+
+
 def test_a_run_is_running_while_a_process_holds_its_record(status, start, run_digits, tmp_path):
     words = ("run", DIGITS, "--seed", "1", "--runs", tmp_path / "runs", "--track", "off", "--set", "train.epochs=500")
     process = start(*words)

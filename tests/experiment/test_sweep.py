@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from processes import TORCHRUN
@@ -7,7 +8,7 @@ from small import DIGITS, SMALL
 from reloss.errors import UsageError
 from reloss.experiment.config import variant
 from reloss.experiment.launch import note_of, run_cell, run_local
-from reloss.experiment.sweep import Cell, command, needs, parse_seeds, phases
+from reloss.experiment.sweep import Cell, command, is_done, needs, parse_seeds, phases
 from reloss.experiment.task import tasks
 
 
@@ -39,11 +40,31 @@ def test_phases_go_from_baseline_over_learning_to_the_rest():
 def test_phases_record_a_baseline_that_was_not_asked_for():
     assert phases(DIGITS, ["reloss"], [1]) == [
         [],
-        [Cell(DIGITS, "reloss", 1, "baseline")],
-        [Cell(DIGITS, "reloss", 1, "learn")],
+        [Cell(DIGITS, "ce", 0, "baseline")],
+        [Cell(DIGITS, "reloss", 0, "learn")],
         [Cell(DIGITS, "reloss", 1)],
     ]
     assert phases(DIGITS, ["ce"], [3]) == [[], [], [], [Cell(DIGITS, "ce", 3)]]
+
+
+def test_sweeps_over_other_seeds_and_losses_share_the_bank_and_the_fits():
+    first, second = (
+        phases(DIGITS, losses, seeds) for losses, seeds in ((["reloss"], [1]), (["approx", "reloss"], [2, 3]))
+    )
+    assert first[1] == second[1]
+    assert set(first[2]) <= set(second[2])
+
+
+def test_a_bank_and_a_fit_are_done_when_all_that_they_serve_is(tmp_path, run_digits):
+    plan = phases(DIGITS, ["reloss"], [1], SMALL)
+    runs = tmp_path / "runs"
+    cells = [cell for phase in plan for cell in phase]
+    assert [is_done(cell, plan, runs) for cell in cells] == [False, False, False]
+    record = run_digits("reloss", seed=1)
+    shutil.rmtree(runs / DIGITS / "bank")
+    assert [is_done(cell, plan, runs) for cell in cells] == [True, True, True]
+    shutil.rmtree(record)
+    assert [is_done(cell, plan, runs) for cell in cells] == [False, False, False]
 
 
 def test_phases_begin_with_the_teacher_that_students_use():
@@ -151,6 +172,22 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     assert sorted(path.name for path in logs.iterdir()) == [f"{name}1.json", f"{name}1.log", f"{name}2.log"]
     assert "was made by another config" in (logs / f"{name}1.log").read_text()
     assert "was made by another config" in json.loads((logs / f"{name}1.json").read_text())["reason"]
+
+
+def test_a_damaged_record_stops_no_other_run(cli, run_digits, tmp_path):
+    damaged = run_digits(seed=1) / "summary.json"
+    damaged.write_text('{"status"')
+    words = ("sweep", DIGITS, "--losses", "ce", "--seeds", "1-2", "--runs", tmp_path / "runs", "--track", "off")
+    code, out, err = cli(*words, "--launcher", "print", "--image", "none", "--set", *SMALL)
+    assert code == 0, err
+    assert [line.split("--seed ")[1][0] for line in out.splitlines()[1:]] == ["1", "2"]
+    code, _, err = cli(*words, "--set", *SMALL)
+    assert code == 1
+    assert err.startswith("2 runs, 0 finished")
+    assert f"FAILED 1  {DIGITS} ce@{variant(SMALL)} seed 1" in err
+    assert f"{damaged} cannot be read as JSON" in err
+    assert "1 of 2 runs failed" in err
+    assert json.loads((damaged.parents[1] / "seed2" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_a_sweep_whose_logs_cannot_be_written_ends(tmp_path):

@@ -343,6 +343,9 @@ def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
     (tmp_path / "bank" / "bank.json").write_text("{")
     with pytest.raises(RelossError, match=r"bank\.json cannot be read as JSON"):
         PredictionBank.open(tmp_path / "bank")
+    (tmp_path / "bank" / "bank.json").write_text("{}")
+    with pytest.raises(RelossError, match=r"bank\.json is damaged \(wrong: item_size, max_bytes, seed, level"):
+        PredictionBank.open(tmp_path / "bank")
 
 
 def test_what_cannot_be_recorded(tmp_path):

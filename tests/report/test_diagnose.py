@@ -66,7 +66,17 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
     with pytest.raises(RelossError, match=r"0002\.safetensors cannot be read"):
         read_predictions(baseline)
     code, _, err = cli("diagnose", DIGITS, *WHERE)
-    assert (code, "remove them" in err) == (1, True)
+    assert (code, "no finished run with recorded predictions" in err) == (2, True)
+    assert f"left out: the predictions {damaged.relative_to(runs.parent)} cannot be read" in err
+    write_json(record / "summary.json", {**read_json(record / "summary.json"), "status": "finished"})
+    code, _, err = cli("diagnose", DIGITS, *WHERE)
+    assert (code, err.count("left out: ")) == (0, 1)
+    assert {entry["runs"] for entry in read_json(home / "diagnostics" / "diagnostics.json")} == {1}
+    (card,) = home.glob("surrogates/*/surrogate.json")
+    card.write_text("{}")
+    code, _, err = cli("diagnose", DIGITS, *WHERE)
+    assert (code, "surrogate.json is damaged (wrong: metric, learn, fit)" in err) == (0, True)
+    assert [entry["loss"] for entry in read_json(home / "diagnostics" / "diagnostics.json")] == ["ce"]
     code, _, err = cli("diagnose", DIGITS, "--runs", "elsewhere")
     assert (code, "begin with `reloss run" in err) == (2, True)
     assert cli("diagnose", "classification/digit", *WHERE)[0] == 2

@@ -337,3 +337,30 @@ def test_latex_compiles(tmp_path, cli, name):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("name", ["classification", "ablation", "correlation", "--tuned"])
+@pytest.mark.parametrize(("format", "start"), [("md", "Left out: "), ("tex", "% Left out: "), ("json", None)])
+def test_a_table_names_what_it_leaves_out(cli, tmp_path, write_summary, name, format, start):
+    write_summary("ce", 0, 0.7)
+    write_summary("ce", 1, 0.8)
+    scores = {"accuracy": 0.9, "validation_accuracy": 0.9}
+    write_summary("ce", 2, settings=("train.epochs=1",), scores=scores)
+    damaged = tmp_path / DIGITS / "ce" / "seed1" / "summary.json"
+    damaged.write_text('{"status"')
+    words = ("classification", "--tuned", "accuracy") if name == "--tuned" else (name,)
+    code, out, err = cli("table", *words, "--runs", tmp_path, "--format", format)
+    assert code == 0, err
+    assert f"left out: {damaged} cannot be read as JSON" in err
+    last = out.splitlines()[-1]
+    assert last.startswith(f"{start}{damaged} cannot be read as JSON") if start else last == "]"
+
+
+def test_the_other_seeds_of_a_damaged_record_are_shown(tmp_path, write_summary):
+    for seed, accuracy in enumerate((0.7, 0.8, 0.9)):
+        write_summary("ce", seed, accuracy)
+    (tmp_path / DIGITS / "ce" / "seed1" / "summary.json").write_text("null")
+    damaged = []
+    (row,) = [row for row in table("classification", tmp_path, damaged) if (row.experiment, row.loss) == (DIGITS, "ce")]
+    assert (row.ours.n, row.ours.mean) == (2, pytest.approx(80))
+    assert len(damaged) == 1

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reloss.errors import RelossError, UsageError
-from reloss.experiment.record import read_summary
+from reloss.experiment.record import leaving_out, read_summary
 from reloss.experiment.task import find_experiment
-from reloss.files import read_json, write_json, write_text
+from reloss.files import read_json, read_object, write_json, write_text
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
 from reloss.metrics import get_metric
@@ -29,7 +29,7 @@ def read_predictions(record: Path) -> Checkpoints | None:
     """Return the predictions of a record's epochs, outputs [T, E, ...] in float32 and targets [T, E, ...], or None.
 
     Raises:
-        RelossError: a file is damaged.
+        RelossError: a file is damaged, or the epochs' predictions are of different examples.
     """
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
@@ -40,21 +40,28 @@ def read_predictions(record: Path) -> Checkpoints | None:
             targets.append(epoch["targets"])
         except (OSError, SafetensorError, KeyError) as error:
             raise RelossError(f"the predictions {path} cannot be read ({error}); remove them") from error
-    return (torch.stack(outputs), torch.stack(targets)) if outputs else None
+    try:
+        return (torch.stack(outputs), torch.stack(targets)) if outputs else None
+    except RuntimeError as error:
+        raise RelossError(f"the predictions in {record} are not of the same examples ({error}); remove them") from error
 
 
 def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | None = None) -> dict[str, Checkpoints]:
     """Return the predictions of the finished records in an experiment's folder, by the records' names.
 
     Only of those on the same examples: whose targets, as far as `SurrogateLoss.gold` says that they are the examples'
-    own, equal those of `like` [E, ...], else of the first record.
+    own, equal those of `like` [E, ...], else of the first record. A damaged record is said and left out.
     """
     found: dict[str, Checkpoints] = {}
-    for path in sorted(home.glob("*/seed*/summary.json")):
-        if read_summary(path.parent)["status"] == "finished" and (run := read_predictions(path.parent)) is not None:
-            like = run[1][0] if like is None else like
-            if torch.equal(gold(run[1][0]), gold(like)):
-                found[str(path.parent.relative_to(home))] = run
+    for record in sorted(home.glob("*/seed*")):
+        run = None
+        with leaving_out():
+            run = read_predictions(record) if read_summary(record).get("status") == "finished" else None
+        if run is None:
+            continue
+        like = run[1][0] if like is None else like
+        if torch.equal(gold(run[1][0]), gold(like)):
+            found[str(record.relative_to(home))] = run
     return found
 
 
@@ -66,13 +73,15 @@ def diagnose_loss(
     return rank_checkpoints(per_item, get_metric(metric), runs).summary()
 
 
-def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
+def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:
     """Rank the checkpoints of all finished runs with the ordinary loss and with every surrogate of an experiment.
 
-    Writes each surrogate's figures into its folder, `diagnostics.json`.
+    Writes each surrogate's figures into its folder, `diagnostics.json`. Damaged records and surrogates are said and
+    left out.
 
     Returns:
-        One entry a loss: its name, folder (of a surrogate), metric, the figures of its fit, and those of checkpoints.
+        One entry a loss: its name, folder (of a surrogate), metric, the figures of its fit, and those of checkpoints;
+        and the predictions of the runs that these are of, as `finished_runs` returns them.
 
     Raises:
         UsageError: an unknown experiment, or no finished run with recorded predictions.
@@ -80,26 +89,28 @@ def diagnose(experiment: str, runs: Path) -> list[dict[str, Any]]:
     task, config = find_experiment(experiment)
     home = runs / config.name
     fresh = task.new_surrogate(config)
-    recorded = list(finished_runs(home, fresh.gold).values())
+    recorded = finished_runs(home, fresh.gold)
     if not recorded:
         raise UsageError(
             f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`, or say --runs"
         )
+    ranked = list(recorded.values())
     entries = [
-        {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, recorded, False)}
+        {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, ranked, False)}
     ]
     cards = sorted(home.glob("surrogates/*/surrogate.json"))
     with progress(len(cards), "surrogates") as advance:
         for path in cards:
-            card = read_json(path)
-            surrogate = type(fresh).from_pretrained(path.parent)
-            figures = diagnose_loss(surrogate, card["metric"], recorded)
-            write_json(path.parent / "diagnostics.json", figures)
-            folder = str(path.parent.relative_to(home))
-            name = "approx" if card["learn"]["objective"] == "value" else "reloss"
-            entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
+            with leaving_out():
+                card = read_object(path, {"metric": str, "learn": dict, "fit": dict})
+                surrogate = type(fresh).from_pretrained(path.parent)
+                figures = diagnose_loss(surrogate, card["metric"], ranked)
+                write_json(path.parent / "diagnostics.json", figures)
+                folder = str(path.parent.relative_to(home))
+                name = "approx" if card["learn"].get("objective") == "value" else "reloss"
+                entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
             advance()
-    return entries
+    return entries, recorded
 
 
 def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> None:

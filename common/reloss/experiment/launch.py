@@ -16,7 +16,7 @@ from typing import Any
 
 from reloss.errors import RelossError
 from reloss.experiment.sweep import Cell, Plan, command, is_done, needs
-from reloss.files import read_json, write_json
+from reloss.files import read_object, write_json
 from reloss.progress import progress, say
 
 TERMINATED = 128 + signal.SIGTERM
@@ -29,9 +29,14 @@ def notes(runs: Path) -> Path:
 
 
 def note_of(cell: Cell, runs: Path) -> dict[str, Any]:
-    """Return the note on a cell that is submitted or has failed, or is a finished fit: state, reason, log, job."""
-    path = notes(runs) / f"{cell.file_name}.json"
-    return dict(read_json(path)) if path.exists() else {}
+    """Return the note on a cell that is submitted or has failed, or is a finished fit: state, reason, log, job.
+
+    Of a note that is damaged, that state and the reason.
+    """
+    try:
+        return read_object(notes(runs) / f"{cell.file_name}.json", {"state": str})
+    except RelossError as error:
+        return {"state": "damaged", "reason": str(error)}
 
 
 def write_note(cell: Cell, runs: Path, **note: Any) -> None:

@@ -6,7 +6,8 @@ config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml, variant
 from reloss.experiment.lineage import result_artifact
 from reloss.experiment.tracking import MetricsFile, Track, WandbMirror, describe_run, read_metrics
-from reloss.files import atomic, read_json, write_json, write_text
+from reloss.files import MEND, atomic, read_object, read_text, write_json, write_text
 from reloss.learning.bank import compact
+from reloss.progress import say
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 
@@ -63,7 +65,10 @@ class Record:
         path, facts = self.path, self._facts
         text = to_yaml(config)
         if (path / "config.yaml").exists():
-            if (path / "config.yaml").read_text(encoding="utf-8") != text:
+            found = read_text(path / "config.yaml")
+            if found != text and text.startswith(found):
+                raise RelossError(f"{path / 'config.yaml'} is cut short; remove it, and the run writes it anew")
+            if found != text:
                 raise UsageError(
                     f"{path} was made by another config (see its config.yaml); choose another --runs, or move it away"
                 )
@@ -207,6 +212,9 @@ def record_folder(runs: Path, experiment: str, loss: str, settings: Sequence[str
     return runs / experiment / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
 
 
+FACTS = {"status": str, "experiment": str, "loss": str, "settings": list, "seed": int, "protocol": str, "scores": dict}
+
+
 def read_summary(record: Path) -> dict[str, Any]:
     """Return the summary of a record, empty if there is none.
 
@@ -214,7 +222,12 @@ def read_summary(record: Path) -> dict[str, Any]:
         RelossError: it is damaged.
     """
     path = record / "summary.json"
-    return dict(read_json(path)) if path.exists() else {}
+    summary = read_object(path, FACTS)
+    wrong = [name for name in ("surrogate", "diagnostics") if not isinstance(summary.get(name, {}), dict)]
+    wrong += [name for name, score in summary.get("scores", {}).items() if not isinstance(score, int | float)]
+    if wrong:
+        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong)}); {MEND}")
+    return summary
 
 
 def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
@@ -228,9 +241,14 @@ def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[st
         RelossError: a summary or an environment is damaged, and there is no list to say so in.
     """
     found = []
-    for path in sorted(runs.glob("*/*/*/seed*/summary.json")):
+    for folder in sorted(runs.glob("*/*/*/seed*")):
         try:
-            found.append(_whole_summary(path.parent, runs))
+            if summary := read_summary(folder):
+                more = {
+                    "record": str(folder.relative_to(runs)),
+                    "environment": read_object(folder / "environment.json"),
+                }
+                found.append({**summary, "folder": folder, **more})
         except RelossError as error:
             if damaged is None:
                 raise
@@ -238,21 +256,10 @@ def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[st
     return found
 
 
-FACTS = {"status": str, "experiment": str, "loss": str, "settings": list, "seed": int, "protocol": str, "scores": dict}
-
-
-def _whole_summary(folder: Path, runs: Path) -> dict[str, Any]:
-    summary = read_json(folder / "summary.json")
-    environment = read_json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-    facts = summary if isinstance(summary, dict) else {}
-    wrong = [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
-    wrong += [name for name in ("surrogate", "diagnostics") if not isinstance(facts.get(name, {}), dict)]
-    if not wrong and not all(isinstance(score, int | float) for score in facts["scores"].values()):
-        wrong = ["scores"]
-    if wrong:
-        raise RelossError(
-            f"{folder / 'summary.json'} is no summary of a record (wrong: {', '.join(wrong)}); restore it, or remove it"
-        )
-    if not isinstance(environment, dict):
-        raise RelossError(f"{folder / 'environment.json'} is no environment of a record; restore it, or remove it")
-    return {**summary, "folder": folder, "record": str(folder.relative_to(runs)), "environment": environment}
+@contextmanager
+def leaving_out() -> Iterator[None]:
+    """End the block where it reads a record that is damaged, which is said and no reason to stop."""
+    try:
+        yield
+    except RelossError as error:
+        say(f"left out: {error}")

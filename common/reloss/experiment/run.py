@@ -24,7 +24,7 @@ from reloss.experiment import environment
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
 from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.experiment.lineage import bank_artifact, surrogate_artifact
-from reloss.experiment.record import Record, read_summary, record_folder
+from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.signals import Terminated, terminable
 from reloss.experiment.task import Run, Task, find_experiment
@@ -342,12 +342,13 @@ class _Job:
     def _baseline_weights(self) -> list[Path]:
         """Return the weights of this seed's finished baselines under the same protocol, fewest settings first."""
         found = []
-        for path in self.home.glob(f"{self.config.ordinary_loss}*/seed{self.request.seed}/summary.json"):
-            summary = read_json(path)
-            wanted = {"status": "finished", "loss": self.config.ordinary_loss, "protocol": self.config.protocol()}
-            weights = path.parent / "checkpoint" / "weights.safetensors"
-            if wanted.items() <= summary.items() and weights.exists():
-                found.append((len(summary["settings"]), weights))
+        wanted = {"status": "finished", "loss": self.config.ordinary_loss, "protocol": self.config.protocol()}
+        for folder in self.home.glob(f"{self.config.ordinary_loss}*/seed{self.request.seed}"):
+            weights = folder / "checkpoint" / "weights.safetensors"
+            with leaving_out():
+                summary = read_summary(folder)
+                if wanted.items() <= summary.items() and weights.exists():
+                    found.append((len(summary["settings"]), weights))
         return [weights for _, weights in sorted(found)]
 
 

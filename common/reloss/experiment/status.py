@@ -9,14 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reloss.errors import RelossError
 from reloss.experiment.launch import note_of
 from reloss.experiment.record import read_summary
 from reloss.experiment.slurm import queued_jobs
-from reloss.experiment.sweep import Cell, Plan, is_done, needs
+from reloss.experiment.sweep import Cell, Plan, has_bank, is_done, needs
 from reloss.experiment.tracking import read_metrics
+from reloss.files import read_object
 from reloss.lock import is_locked
 from reloss.progress import say
 
@@ -104,17 +103,29 @@ def _row(cell: Cell, plan: Plan, needed: Sequence[Row], runs: Path, queued: set[
         row = _recorded(row, cell.record(runs), runs)
     elif is_done(cell, plan, runs) or note.get("state") == "finished":
         row = _with(row, state="finished")
+    elif cell.stage == "baseline":
+        row = _bank(row, cell, runs)
     if row.state in ("finished", "running", "damaged"):
         return row
     if note.get("job") in queued:
         return _with(row, state="queued", reason=f"job {note['job']}")
-    if note.get("state") == "failed":
-        return _with(row, state="failed", reason=note["reason"])
+    if note.get("state") in ("failed", "damaged"):
+        return _with(row, state=note["state"], reason=note.get("reason", ""))
     broken = [need for need in needed if need.state in ("failed", "damaged") or need.reason.startswith("needs ")]
     if row.state == "not run" and broken:
         first = broken[0]
-        why = first.reason if first.reason.startswith("needs ") else f"needs {_name(first)}, which {first.state}"
+        how = "which failed" if first.state == "failed" else "which is damaged"
+        why = first.reason if first.reason.startswith("needs ") else f"needs {_name(first)}, {how}"
         return _with(row, reason=why)
+    return row
+
+
+def _bank(row: Row, cell: Cell, runs: Path) -> Row:
+    """Return the row of a bank that is not complete."""
+    try:
+        has_bank(cell, runs)
+    except RelossError as error:
+        return _with(row, state="damaged", reason=str(error))
     return row
 
 
@@ -135,7 +146,7 @@ def _recorded(row: Row, folder: Path, runs: Path) -> Row:
         state=state,
         progress=progress,
         updated=updated,
-        reason=summary.get("cause", ""),
+        reason=str(summary.get("cause", "")),
         record=str(folder.relative_to(runs)),
     )
 
@@ -146,10 +157,10 @@ def _progress(folder: Path) -> tuple[str, str]:
     lines = read_metrics(path)
     if not lines:
         return NO_PROGRESS
-    recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("train", {})
+    recipe = read_object(folder / "config.yaml", {"train": dict}).get("train", {})
     updated = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
     if "updates" in recipe:
-        return f"update {lines[-1]['step']}/{recipe['updates']}", updated
+        return f"update {lines[-1].get('step', 0)}/{recipe['updates']}", updated
     return f"epoch {lines[-1].get('epoch', 0):g}/{recipe.get('epochs', '?')}", updated
 
 

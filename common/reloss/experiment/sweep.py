@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reloss.errors import UsageError, unknown
+from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
 from reloss.experiment.record import read_summary, record_folder
 from reloss.experiment.task import Task, ablations, find_experiment, tasks
-from reloss.files import read_json
+from reloss.files import read_object
 
 Plan = list[list["Cell"]]
 
@@ -86,16 +87,16 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
         task, config = find_experiment(experiment)
         mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
         others += [other for cell in mine for other in _others(cell, task, config)]
-        learned = [_fit(cell, settings) for cell in mine if cell.loss in LEARNED_LOSSES]
-        first = [start for cell in mine for start in _starts(cell, task, config)]
         recorded_seed = override(config, settings).recording.seed
+        learned = [_fit(cell, settings, recorded_seed) for cell in mine if cell.loss in LEARNED_LOSSES]
+        first = [start for cell in mine for start in _starts(cell, task, config)]
         recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
         if recorded in mine and not first and not tuned(config, settings):
             first = [recorded]
         elif learned and recorded_seed not in [start.seed for start in first]:
-            first.append(replace(learned[0], stage="baseline", settings=tuple(settings)))
+            first.append(replace(recorded, stage="baseline"))
         baselines += dict.fromkeys(first)
-        fits += dict.fromkeys(replace(fit, seed=seeds[0]) for fit in learned)
+        fits += dict.fromkeys(learned)
         rest += [cell for cell in mine if cell not in first]
     others = list(dict.fromkeys(others))
     return [others, *([cell for cell in phase if cell not in others] for phase in (baselines, fits, rest))]
@@ -133,10 +134,13 @@ def _learn_settings(cell: Cell) -> list[str]:
     return [setting for setting in cell.settings if setting.startswith("learn.")]
 
 
-def _fit(cell: Cell, common: Sequence[str]) -> Cell:
-    """Return the fit of a run's surrogate, which those share that differ in how they train alone."""
+def _fit(cell: Cell, common: Sequence[str], seed: int) -> Cell:
+    """Return the fit of a run's surrogate, which those share that differ in how they train alone.
+
+    Its seed is that of the bank, not of a run: sweeps over other seeds have the same fit.
+    """
     own = tuple(setting for setting in cell.settings[len(common) :] if setting.startswith("learn."))
-    return replace(cell, stage="learn", settings=(*common, *own))
+    return replace(cell, seed=seed, stage="learn", settings=(*common, *own))
 
 
 def _variants(name: str, losses: Sequence[str]) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
@@ -178,20 +182,33 @@ def command(cell: Cell, options: Sequence[str]) -> list[str]:
     return [*words, *options, *(["--set", *cell.settings] if cell.settings else [])]
 
 
+def has_bank(cell: Cell, runs: Path) -> bool:
+    """Return whether the bank of a cell's experiment is complete.
+
+    Raises:
+        RelossError: it is damaged.
+    """
+    return bool(read_object(runs / cell.experiment / "bank" / "bank.json", {"complete": bool}).get("complete"))
+
+
 def is_finished(cell: Cell, runs: Path) -> bool:
-    """Return whether the record or the bank of a cell is complete; a fit finds that out itself, quickly."""
-    if cell.stage == "baseline":
-        bank = runs / cell.experiment / "bank" / "bank.json"
-        return bank.exists() and bool(read_json(bank)["complete"])
-    return cell.stage == "all" and read_summary(cell.record(runs)).get("status") == "finished"
+    """Return whether the record or the bank of a cell is complete; a fit finds that out itself, quickly.
+
+    What is damaged is not: the cell's own command says what is wrong with it.
+    """
+    with suppress(RelossError):
+        if cell.stage == "baseline":
+            return has_bank(cell, runs)
+        return cell.stage == "all" and read_summary(cell.record(runs)).get("status") == "finished"
+    return False
 
 
 def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
     """Return whether a cell has nothing to do: it is finished, or it only serves runs that are."""
-    if is_finished(cell, runs):
-        return True
-    mine = [each for phase in plan for each in phase if each.experiment == cell.experiment and each.stage == "all"]
-    return cell.stage != "all" and all(is_finished(each, runs) for each in mine if cell in needs(each, plan))
+    if cell.stage == "all" or is_finished(cell, runs):
+        return is_finished(cell, runs)
+    served = [each for phase in plan for each in phase if each.experiment == cell.experiment]
+    return all(is_done(each, plan, runs) for each in served if cell in needs(each, plan))
 
 
 def estimate(plan: Plan, runs: Path, slots: int) -> str:
@@ -205,7 +222,8 @@ def estimate(plan: Plan, runs: Path, slots: int) -> str:
     measured: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell not in left:
-            measured[cell.experiment].append(read_summary(cell.record(runs))["wall_seconds"] + START_SECONDS)
+            seconds = read_summary(cell.record(runs)).get("wall_seconds", 0.0)
+            measured[cell.experiment].append(seconds + START_SECONDS)
     known = stated | {name: statistics.median(seconds) for name, seconds in measured.items()}
     line = f"{len(cells)} runs, {len(cells) - len(left)} finished"
     if all(cell.experiment in known for cell in left):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from reloss.errors import RelossError
 from reloss.experiment.config import Experiment
-from reloss.files import short_hash, write_text
+from reloss.files import read_text, short_hash, write_text
 from reloss.progress import say
 
 Track = Literal["wandb", "off"]
@@ -52,17 +52,29 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line that a kill cut short is left out."""
+    """Return the lines of a metrics file; a last line that a kill cut short is left out.
+
+    Raises:
+        RelossError: the file cannot be read, or another line is not one of names and numbers.
+    """
     if not path.exists():
         return []
     entries = []
-    for number, line in enumerate(lines := path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(lines := read_text(path).splitlines()):
         try:
-            entries.append(json.loads(line))
+            entries.append(_entry(line))
         except ValueError:
             if number < len(lines) - 1:
                 raise RelossError(f"{path}, line {number + 1} is damaged; remove the line to go on") from None
     return entries
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """Return what one line of metrics says; raises ValueError if that is not names and numbers."""
+    entry = json.loads(line)
+    if not (isinstance(entry, dict) and all(isinstance(value, int | float) for value in entry.values())):
+        raise ValueError(line)
+    return entry
 
 
 @dataclass(frozen=True)

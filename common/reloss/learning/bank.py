@@ -29,8 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.errors import RelossError
-from reloss.files import atomic, read_json, short_hash, write_json
+from reloss.files import atomic, read_json, read_object, short_hash, write_json
 
+META = {"item_size": int, "max_bytes": int, "seed": int, "level": int, "complete": bool, "origin": dict}
 SHARD_BYTES = 32 << 20
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -103,9 +104,10 @@ class PredictionBank:
         path = Path(path)
         if not 0 <= writer < writers:
             raise ValueError(f"writer must be one of 0 to {writers - 1}, not {writer}")
-        if not (path / "bank.json").exists():
+        meta = read_object(path / "bank.json", META)
+        if not meta:
             raise RelossError(f"no prediction bank at {path}: record one with `reloss run EXPERIMENT --stage baseline`")
-        bank = cls(path, read_json(path / "bank.json"), writer, writers)
+        bank = cls(path, meta, writer, writers)
         if writer and bank._level_file(writer).exists():
             bank._level = read_json(bank._level_file(writer))
         return bank

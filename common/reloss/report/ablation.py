@@ -48,13 +48,16 @@ class AblationRow:
     commits: tuple[str, ...]
 
 
-def ablation_rows(runs: Path) -> list[AblationRow]:
+def ablation_rows(runs: Path, damaged: list[str] | None = None) -> list[AblationRow]:
     """Return the rows of all tasks' ablations, run or not.
+
+    Damaged records are said in the list `damaged`, if there is one, and left out.
 
     Raises:
         UsageError: there is no folder `runs`.
+        RelossError: a diagnosis is damaged; or a record is, and there is no list to say so in.
     """
-    return rows_of(runs, read_summaries(existing(runs, "reloss sweep ablation")))
+    return rows_of(runs, read_summaries(existing(runs, "reloss sweep ablation"), damaged))
 
 
 def rows_of(runs: Path, summaries: Sequence[Summary]) -> list[AblationRow]:

@@ -57,14 +57,16 @@ class CorrelationRow:
     records: tuple[str, ...]
 
 
-def correlation_rows(runs: Path) -> list[CorrelationRow]:
+def correlation_rows(runs: Path, damaged: list[str] | None = None) -> list[CorrelationRow]:
     """Return the rows of every experiment of all tasks, measured or not.
+
+    Damaged records and files are said in the list `damaged`, if there is one, and left out.
 
     Raises:
         UsageError: there is no folder `runs`.
-        RelossError: a record, a surrogate's card or a diagnosis is damaged.
+        RelossError: a record, a surrogate's card or a diagnosis is damaged, and there is no list to say so in.
     """
-    return rows_of(runs, read_summaries(existing(runs)))
+    return rows_of(runs, read_summaries(existing(runs), damaged), damaged)
 
 
 def rows_of(runs: Path, summaries: Sequence[Summary], damaged: list[str] | None = None) -> list[CorrelationRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.diagnose import diagnose, finished_runs
+from reloss.experiment.diagnose import diagnose
 from reloss.experiment.task import find_experiment
 from reloss.files import write_json
 from reloss.metrics import get_metric
@@ -33,7 +33,7 @@ def write(experiment: str, runs: Path, out: Path) -> tuple[str, list[dict[str, A
     Raises:
         UsageError: an unknown experiment, or no finished run with recorded predictions.
     """
-    entries = diagnose(experiment, runs)
+    entries, recorded = diagnose(experiment, runs)
     task, config = find_experiment(experiment)
     fresh = task.new_surrogate(config)
     best = sorted(
@@ -47,7 +47,6 @@ def write(experiment: str, runs: Path, out: Path) -> tuple[str, list[dict[str, A
     }
     write_json(out / "diagnostics.json", entries)
     losses = {config.ordinary_loss: fresh.ordinary_loss, **{name: s.per_item for name, s in surrogates.items()}}
-    recorded = finished_runs(runs / config.name, fresh.gold)
     checkpoints(losses, get_metric(config.metric), recorded, out / "checkpoints.png")
     curves = {name: s for name, s in surrogates.items() if isinstance(s, ClassificationReLoss)}
     if curves:

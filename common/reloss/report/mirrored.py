@@ -6,7 +6,7 @@ from reloss.experiment import environment
 from reloss.experiment.task import tasks
 from reloss.experiment.tracking import Artifact, WandbMirror
 from reloss.files import read_json, sha256_of, short_hash, write_json, write_text
-from reloss.report.tables import render, table
+from reloss.report.tables import left_out, render, table
 
 FORMATS = ("md", "csv", "json")
 
@@ -14,18 +14,20 @@ FORMATS = ("md", "csv", "json")
 def mirror_tables(runs: Path) -> None:
     """Write the tables of the tasks that have records below `runs` into RUNS/tables; W&B gets them if they changed.
 
+    Damaged records are named below the tables, and left out.
+
     Raises:
         UsageError: no folder `runs`.
-        RelossError: a record is damaged.
     """
     folder = runs / "tables"
     files: dict[str, Path] = {}
     for name in tasks():
-        rows = table(name, runs)
+        damaged: list[str] = []
+        rows = table(name, runs, damaged)
         if any(row.records for row in rows):
             for format in FORMATS:
                 files[f"{name}.{format}"] = folder / f"{name}.{format}"
-                write_text(files[f"{name}.{format}"], render(rows, format) + "\n")
+                write_text(files[f"{name}.{format}"], render(rows, format) + left_out(damaged, format) + "\n")
     for path in sorted(runs.glob("*/*/diagnostics/*.png")):
         files["-".join(path.relative_to(runs).parts)] = path
     if not files:

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from reloss.errors import UsageError, unknown
+from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differing, flat, override
 from reloss.experiment.record import read_summaries
 from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
+from reloss.files import read_object
 from reloss.report.groups import Key, Summary, baseline, commits, group, rate_of, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
@@ -49,16 +48,22 @@ class Row:
     missing: str
 
 
-def table(name: str, runs: Path) -> list[Row]:
+def table(name: str, runs: Path, damaged: list[str] | None = None) -> list[Row]:
     """Return the rows of the table of task `name`: every experiment and loss, run or not.
+
+    Args:
+        name: of the task.
+        runs: the folder of the records.
+        damaged: takes what is wrong with records that cannot be read, which are then left out.
 
     Raises:
         UsageError: there is no table of that name, or no folder `runs`.
-        RelossError: a record is damaged, or the published numbers are not of their schema.
+        RelossError: a record is damaged, and there is no list to say so in; or the published numbers are not of their
+            schema.
     """
     if name not in tasks():
         raise unknown("table", name, [*tasks(), ABLATION, CORRELATION])
-    return task_rows(tasks()[name], read_summaries(existing(runs)))
+    return task_rows(tasks()[name], read_summaries(existing(runs), damaged))
 
 
 def existing(runs: Path, begin: str = "reloss run") -> Path:
@@ -180,14 +185,16 @@ def _status(config: Experiment, mine: list[Summary], ours: Sample | None, publis
 
 def changed_since(config: Experiment, summary: Summary) -> list[str]:
     """Return the settings of a record, beyond those it was given, that its experiment says otherwise today."""
-    path = summary["folder"] / "config.yaml"
     try:
-        own = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        own = flat(read_object(summary["folder"] / "config.yaml"))
+    except RelossError:
+        return ["a config.yaml that cannot be read"]
+    try:
         today = flat(override(config, summary["settings"]).model_dump(mode="json"))
-    except (OSError, yaml.YAMLError, AttributeError):
-        return ["a config.yaml that cannot be read"] if path.exists() else []
     except UsageError:
         return ["settings that there are no longer"]
+    if not own:
+        return []
     learned = summary["loss"] in LEARNED_LOSSES
     own = {name: value for name, value in own.items() if learned or not name.startswith("learn.")}
     return [setting for setting in differing(own, today) if setting.partition("=")[0] not in FIXED]
@@ -290,6 +297,12 @@ def written(
     if format == "tex":
         return latex(headers, texts, note)
     raise UsageError(f"unknown format '{format}'; valid: md, csv, tex, json")
+
+
+def left_out(damaged: Sequence[str], format: str) -> str:
+    """Return the line below a table that names the damaged records it leaves out; csv and json have no room for it."""
+    start = {"md": "\n\n", "tex": "\n% "}.get(format)
+    return f"{start}Left out: {_one_line('; '.join(damaged))}" if damaged and start else ""
 
 
 def markdown(headers: Sequence[str], texts: Sequence[Sequence[str]], note: str) -> str:

@@ -39,17 +39,20 @@ class TunedRow:
     difference: Difference | None
 
 
-def tuned_rows(name: str, runs: Path, score: str) -> list[TunedRow]:
+def tuned_rows(name: str, runs: Path, score: str, damaged: list[str] | None = None) -> list[TunedRow]:
     """Return the tuned losses of task `name`, of every experiment whose records hold `score` on both splits.
+
+    Damaged records are said in the list `damaged`, if there is one, and left out.
 
     Raises:
         UsageError: there is no task of that name, or no finished record with `score` and `validation_<score>`.
+        RelossError: a record is damaged, and there is no list to say so in.
     """
     if name not in tasks():
         raise unknown("table", name, tasks())
     kept = [
         summary
-        for summary in read_summaries(runs)
+        for summary in read_summaries(runs, damaged)
         if summary["status"] == "failed" or {score, f"validation_{score}"} <= summary.get("scores", {}).keys()
     ]
     rows = []
