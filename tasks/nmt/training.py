@@ -46,7 +46,7 @@ def train(run: Run) -> None:
     with distributed.main_first():
         prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
-    last = _last_checkpoint(folder)
+    last = _last_checkpoint(folder, run.record.epochs())
     state = _load(last) if last is not None else None
     updates = _updates(state) if state is not None else 0
     watcher = Watcher(run)
@@ -189,17 +189,19 @@ def _note(run: Run, name: str, words: Sequence[str]) -> None:
     write_text(run.record.path / "commands" / f"{name}.txt", text)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
+def _last_checkpoint(folder: Path, epochs: float = math.inf) -> Path | None:
     """Return the last checkpoint that is whole, of a whole epoch or of the last update, if there is one.
+
+    Where there is one of at most so many `epochs`, those of more are passed over.
 
     Raises:
         RelossError: there are some, and all are damaged.
     """
     found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
-    ordered = [path for *_, path in sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)]
-    whole = last_whole(ordered)
+    ordered = sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)
+    whole = last_whole(path for *_, path in [each for each in ordered if each[0] <= epochs] or ordered)
     if ordered and whole is None:
-        raise RelossError(f"checkpoint {ordered[0]} is damaged; remove {folder} to train this run anew")
+        raise RelossError(f"checkpoint {ordered[0][-1]} is damaged; remove {folder} to train this run anew")
     return whole
 
 
@@ -230,8 +232,7 @@ class Watcher:
         """Forget what was recorded after so many epochs and updates: it will come again."""
         if updates:
             say(f"going on from epoch {epoch}")
-        entries = read_metrics(self.run.record.metrics.path)
-        self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
+        self.run.record.rewind_to_epoch(epoch)
         if self.run.bank is not None:
             self.run.bank.resume(updates)
 

@@ -130,8 +130,7 @@ class RecordHook(Hook):
         say(f"going on from epoch {checkpoint['meta']['epoch']}/{runner.max_epochs}")
 
     def _forget_after(self, epoch: int, step: int) -> None:
-        entries = read_metrics(self.run.record.metrics.path)
-        self.run.record.rewind(sum(entry["epoch"] <= epoch for entry in entries))
+        self.run.record.rewind_to_epoch(epoch)
         if self.run.bank is not None:
             self.run.bank.resume(step)
 

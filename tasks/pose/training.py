@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
+from math import inf
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def train(run: Run) -> None:
         RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
     """
     data.describe(run.config.data, run.data)
-    runner = make_runner(run, resume=_has_checkpoint(run.record.path))
+    runner = make_runner(run, resume=_has_checkpoint(run.record.path, run.record.epochs()))
     model = plain_model(runner)
     model.head.loss_module = make_loss(run)
     if run.config.train.precision == "bf16":
@@ -227,8 +228,10 @@ def make_runner(run: Run, resume: bool, test_dev: bool = False) -> Runner:
     return Runner.from_cfg(Config(made.to_dict(), format_python_code=False))
 
 
-def _has_checkpoint(record: Path) -> bool:
-    """Return whether mmengine left a checkpoint in the record; of damaged ones, the one before is gone on from.
+def _has_checkpoint(record: Path, epochs: float = inf) -> bool:
+    """Return whether mmengine left a checkpoint in the record.
+
+    Where the last one is damaged, or of more than so many `epochs`, the one before is gone on from, if there is one.
 
     Raises:
         RelossError: all are damaged.
@@ -238,7 +241,8 @@ def _has_checkpoint(record: Path) -> bool:
     if path is None or not path.exists():
         return False
     older = [each for each in path.parent.glob("epoch_*.pth") if _epoch(each) < _epoch(path)]
-    whole = last_whole([path, *sorted(older, key=_epoch, reverse=True)])
+    found = [path, *sorted(older, key=_epoch, reverse=True)]
+    whole = last_whole([each for each in found if _epoch(each) <= epochs] or found)
     if whole is None:
         raise RelossError(f"checkpoint {path} is damaged; remove {pointer} to train this run anew")
     if whole != path:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -133,13 +134,63 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, capsys, damage):
     assert not (tmp_path / "checkpoint" / "last.previous.pt").exists()
 
 
+def cut_metrics(folder, lines):
+    """Leave so many whole lines and a half one, as a disk does that lost what was written last."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(text[:lines]) + "".join(text[lines:])[:5])
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_checkpoint_that_counts_more_metrics_than_there_are_is_not_gone_on_from(tmp_path, lines):
+    record = open_record(tmp_path)
+    for step in (1, 2, 3):
+        record.log(step, loss=2.0)
+        record.save_checkpoint({"step": step})
+    cut_metrics(tmp_path, lines)
+    again = open_record(tmp_path)
+    if lines == 2:  # of the checkpoint before
+        assert again.load_checkpoint() == {"step": 2}
+        again.log(3, loss=1.0)
+        assert read_metrics(tmp_path / "metrics.jsonl")[1:] == [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}]
+        return
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    said = rf"holds {lines} whole lines, fewer than the 2 that .* counts: restore it .*, or remove {tmp_path} to train"
+    with pytest.raises(RelossError, match=said):
+        again.load_checkpoint()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_epoch_without_metrics_is_named_where_a_framework_goes_on_from_a_later_one(tmp_path):
+    record = open_record(tmp_path)
+    for epoch in (1, 1, 2, 3):  # training and validation of the first
+        record.log(10 * epoch, epoch=epoch)
+    assert open_record(tmp_path).epochs() == 3
+    open_record(tmp_path).rewind_to_epoch(2)
+    assert [entry["epoch"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 1, 2]
+    cut_metrics(tmp_path, 2)
+    assert open_record(tmp_path).epochs() == 1
+    with pytest.raises(RelossError, match="holds no line of epoch 2, but the checkpoint is of epoch 3: restore it"):
+        open_record(tmp_path).rewind_to_epoch(3)
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
+    record = open_record(tmp_path)
+    written = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: written.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    record.log(1, loss=2.0)
+    record.save_checkpoint({"step": 1})
+    assert [path.rpartition("/")[2].partition(".")[0] for path in written[:1]] == ["metrics"]
+    assert any("last.pt" in path for path in written[1:])
+
+
 def test_a_half_last_line_is_left_out_and_overwritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
     metrics = MetricsFile(path)
     assert metrics.lines == 2
-    metrics.cut(metrics.lines)
+    metrics.cut(3)
     metrics.append({"step": 3})
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
     assert metrics.lines == 3

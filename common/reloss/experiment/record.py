@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from reloss.learning.bank import compact
 from reloss.progress import say
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+ANEW = "to train this run anew"
 
 
 class Record:
@@ -105,10 +107,14 @@ class Record:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None; metrics that were logged after it are dropped, to come again.
 
+        Where metrics are missing that it counts, the one before is returned.
+
         Raises:
-            RelossError: it is damaged, and so is the one before.
+            RelossError: it is damaged, and so is the one before; or metrics are missing, see `rewind`.
         """
-        state = load_checkpoint(self._checkpoint, "to train this run anew")
+        state = load_checkpoint(self._checkpoint, ANEW)
+        if state is not None and state["metrics_lines"] > self.metrics.lines:
+            state = load_checkpoint(before(self._checkpoint), ANEW) or state
         self.rewind(state.pop("metrics_lines") if state is not None else 0)
         return state
 
@@ -126,10 +132,34 @@ class Record:
         """Drop what was logged after the first `lines` lines of metrics: it will come again.
 
         To be called once, by a run that goes on: the lines that stay are shown on its new W&B run too.
+
+        Raises:
+            RelossError: there are fewer whole lines, so that metrics would be missing for good.
         """
+        if lines > self.metrics.lines:
+            raise self._lacking(f"{self.metrics.lines} whole lines, fewer than the {lines} that the checkpoint counts")
         if self._writes:
             self.metrics.cut(lines)
             self.mirror.replay(self.metrics.path, lines)
+
+    def rewind_to_epoch(self, epoch: int) -> None:
+        """Drop what was logged after an epoch, as `rewind` does, where a framework's checkpoint counts no lines.
+
+        Raises:
+            RelossError: an epoch up to it has no line.
+        """
+        if (found := self.epochs()) < epoch:
+            raise self._lacking(f"no line of epoch {found + 1}, but the checkpoint is of epoch {epoch}")
+        entries = read_metrics(self.metrics.path)
+        self.rewind(sum(entry["epoch"] <= epoch for entry in entries))
+
+    def epochs(self) -> int:
+        """Return up to which epoch, counted from 1, all have lines in the metrics."""
+        logged = {entry["epoch"] for entry in read_metrics(self.metrics.path)}
+        return next(epoch for epoch in count() if epoch + 1 not in logged)
+
+    def _lacking(self, what: str) -> RelossError:
+        return RelossError(f"{self.metrics.path} holds {what}: restore it from a copy, or remove {self.path} {ANEW}")
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights of the model as safetensors."""

@@ -1,8 +1,11 @@
 """SIGTERM as an exception, so that what it ends can be recorded and said. Imports no torch."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 
@@ -12,7 +15,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as `Terminated`."""
+    """Let SIGTERM end the block as `Terminated`; processes that are forked in it leave signals to this one."""
 
     def terminate(number: int, frame: Any) -> None:
         raise Terminated
@@ -22,7 +25,37 @@ def terminable() -> Iterator[None]:
     except ValueError:  # not in the main thread
         yield
         return
+    _watch_forks()
+    _blocks.append(None)
     try:
         yield
     finally:
+        _blocks.pop()
         signal.signal(signal.SIGTERM, before)
+
+
+_blocks: list[None] = []  # those that are open
+
+
+@cache
+def _watch_forks() -> None:
+    """Make forked processes call `leave_signals_to_starter` from now on; nothing takes that back."""
+    os.register_at_fork(after_in_child=lambda: leave_signals_to_starter() if _blocks else None)
+
+
+def leave_signals_to_starter() -> None:
+    """Let the process that forked this one, a worker such as a data loader's, decide what SIGTERM and Ctrl-C end.
+
+    They may reach all processes of a run at once, and a worker that dies of one fails the run, which is about to record
+    that it was interrupted. The starter itself ends workers by SIGTERM: that is obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(starter: int) -> None:
+    """End this process by the first SIGTERM that the starter sends; only who waits for a signal learns who sent it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != starter:
+        pass
+    os._exit(0)

@@ -29,24 +29,26 @@ MAX_TAG, MAX_NAME = 64, 128  # characters of a tag and of an artifact's name, as
 
 
 class MetricsFile:
-    """An append-only JSONL file, one object a line; `lines` of it are kept on resume."""
+    """An append-only JSONL file, one object a line, of which `lines` are whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = len(read_metrics(path))
 
     def append(self, values: dict[str, Any]) -> None:
-        """Write one line, and hand it to the system at once."""
+        """Write one line to disk, so that a checkpoint that is written after it can rely on it."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise RelossError(f"cannot write {self.path}: {error.strerror}; the lines before it are kept") from error
         self.lines += 1
 
     def cut(self, lines: int) -> None:
-        """Keep the first `lines` lines: those after the checkpoint that a run goes on from will come again."""
-        kept = self.path.read_text(encoding="utf-8").splitlines()[:lines] if self.path.exists() else []
+        """Keep the first `lines` whole lines: those after the checkpoint that a run goes on from will come again."""
+        kept = self.path.read_text(encoding="utf-8").splitlines()[: min(lines, self.lines)] if self.lines else []
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.lines = len(kept)
 

@@ -175,6 +175,13 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run_toy, capsys):
         run_toy()
 
 
+def test_checkpoints_of_epochs_without_metrics_are_passed_over(tmp_path):
+    for name in ("checkpoint1.pt", "checkpoint2.pt", "checkpoint_3_12.pt"):
+        torch.save({}, tmp_path / name)
+    found = {epochs: training._last_checkpoint(tmp_path, epochs).name for epochs in (3, 2, 1, 0)}
+    assert found == {3: "checkpoint_3_12.pt", 2: "checkpoint2.pt", 1: "checkpoint1.pt", 0: "checkpoint_3_12.pt"}
+
+
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_baseline(run_toy):
     tuned = run_toy("bon", "train.init=baseline", "train.lr=1e-12", "train.updates=4")

@@ -136,6 +136,22 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run_lsp, capsys):
     assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
 
 
+def test_the_checkpoint_before_one_whose_metrics_are_lost_is_used(run_lsp):
+    record = run_lsp()
+    kept, entries = weights(record), metrics(record)
+    path = record / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:20])  # of two epochs, each with its validation
+    (record / "summary.json").unlink()
+    assert run_lsp() == record
+    assert metrics(record) == entries
+    assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
+    path.write_text("")
+    (record / "summary.json").unlink()
+    with pytest.raises(RelossError, match=r"metrics.jsonl holds no line of epoch 1, but the checkpoint is of epoch 2"):
+        run_lsp()
+
+
 def test_seeds_differ(run_lsp):
     first, second = (run_lsp(seed=seed) for seed in (0, 1))
     assert metrics(first)[0]["train_loss"] != metrics(second)[0]["train_loss"]
