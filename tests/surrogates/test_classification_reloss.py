@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from reloss import ClassificationReLoss
 from reloss.errors import UsageError
 from reloss.surrogates import SurrogateLoss, get_surrogate
+from reloss.surrogates.classification import EXACT, KNOTS, quantile_places
 
 RELEASED_SHAPES = {
     "logits_fcs.0.weight": (128, 1),
@@ -140,7 +141,7 @@ def test_gradient_equals_finite_differences():
     ("outputs", "targets"), [((7, 5), (7,)), ((3, 7, 5), (3, 6)), ((3, 7, 5), (7,)), ((3, 7, 5), (3, 7, 1))]
 )
 def test_shapes_must_agree(outputs, targets):
-    with pytest.raises(ValueError, match=r"expected logits \[N, B, C\] and classes \[N, B\]"):
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, C\] and targets \[N, B\]"):
         ClassificationReLoss().per_item(torch.zeros(outputs), torch.zeros(targets, dtype=torch.long))
 
 
@@ -221,3 +222,10 @@ def test_units_are_elu(dtype):
     at_zero = torch.zeros(1, dtype=dtype, requires_grad=True)
     ours, theirs = surrogate.curve(at_zero).sum(), surrogate.loss(surrogate.logits_fcs(at_zero[:, None])).sum()
     assert_close(torch.autograd.grad(ours, at_zero), torch.autograd.grad(theirs, at_zero))
+
+
+def test_places_of_quantiles_reach_from_the_first_value_to_the_last():
+    for count in (EXACT + 1, 2**24 + 3, 2**31 + 1):  # in float32, the last place of the second would be 2**24 + 4
+        places = quantile_places(count, torch.device("cpu"))
+        assert (len(places), int(places[0]), int(places[-1])) == (KNOTS // 2, 0, count - 1)
+        assert int(places.diff().max() - places.diff().min()) <= 1

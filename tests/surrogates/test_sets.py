@@ -302,3 +302,17 @@ def test_a_fit_is_calibrated_to_the_ordinary_gradient(improving_bank):
     )
     assert learned == pytest.approx(ordinary, rel=1e-4)
     assert surrogate.scale != 1
+
+
+def test_boolean_targets_are_those_of_zeros_and_ones(tmp_path):
+    outputs, targets = scores()
+    surrogate = surrogate_of_seed()
+    assert_close(surrogate.per_item(outputs, targets.bool()), surrogate.per_item(outputs, targets), rtol=0, atol=0)
+    assert_close(SetReLoss.ordinary_loss(outputs, targets.bool()), SetReLoss.ordinary_loss(outputs, targets))
+    whole = scores_bank(tmp_path / "whole")
+    truth = PredictionBank.create(tmp_path / "truth", item_size=64, surrogate=SetReLoss())
+    for step, (output, target) in enumerate(zip(*whole.items(torch.arange(len(whole))), strict=True)):
+        truth.append(output, target.bool(), step)
+    truth.finish()
+    results = [fit(bank, binary_f1, mixture="all") for bank in (whole, truth)]
+    assert results[0].history == results[1].history

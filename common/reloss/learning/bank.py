@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from torch import Tensor
 
 from reloss.errors import RelossError
 from reloss.files import atomic, read_json, read_object, short_hash, write_json
+
+if TYPE_CHECKING:
+    from reloss.surrogates import SurrogateLoss
 
 META = {"item_size": int, "max_bytes": int, "seed": int, "level": int, "complete": bool, "origin": dict}
 SHARD_BYTES = 32 << 20
@@ -51,6 +54,7 @@ class PredictionBank:
         self._level = meta["level"]
         self._last = (-1, 0)  # step of the item that was offered last, and its number within the step
         self._shape: torch.Size | None = None  # of an example's outputs
+        self._surrogate: SurrogateLoss | None = None  # that is to learn from what is recorded
         self._partial: list[tuple[Tensor, Tensor]] = []
         self._pending: dict[str, dict[str, Tensor]] = {}
         self._shards: dict[Path, dict[str, Tensor]] | None = None
@@ -64,6 +68,7 @@ class PredictionBank:
         max_bytes: int = 1 << 30,
         seed: int = 0,
         origin: dict[str, Any] | None = None,
+        surrogate: SurrogateLoss | None = None,
     ) -> PredictionBank:
         """Make an empty bank in the folder `path`, which must not hold one.
 
@@ -73,6 +78,7 @@ class PredictionBank:
             max_bytes: what the recorded items may take on disk (at least two items).
             seed: of the reservoir.
             origin: what is recorded, as JSON: kept in `bank.json` for provenance.
+            surrogate: that is to be learned: `append` refuses a batch that it cannot learn from.
 
         Raises:
             RelossError: the folder holds a bank already, or cannot be written.
@@ -85,6 +91,7 @@ class PredictionBank:
             raise RelossError(f"{path} holds a prediction bank already; open it, or remove the folder to record anew")
         meta = {"item_size": item_size, "max_bytes": max_bytes, "seed": seed, "level": 0, "complete": False}
         bank = cls(path, {**meta, "origin": origin or {}})
+        bank._surrogate = surrogate
         write_json(path / "bank.json", bank.meta)
         return bank
 
@@ -122,7 +129,7 @@ class PredictionBank:
         Raises:
             ValueError: these are no tensors, their batch sizes differ, the outputs' shape has changed, or the step is
                 before that of the last item.
-            RelossError: outputs hold a NaN.
+            RelossError: outputs hold a NaN, or the surrogate of `create` cannot learn from such a batch.
         """
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
             raise ValueError(f"outputs and targets must be tensors, not {type(outputs)} and {type(targets)}")
@@ -136,8 +143,16 @@ class PredictionBank:
         if outputs.isnan().any():
             raise RelossError(
                 f"the outputs of step {step} hold NaN: training diverged; what was recorded before is kept. Try a "
-                "smaller train.lr"
+                "smaller learning rate (train.lr of an experiment)"
             )
+        if self._surrogate is not None and len(targets):
+            try:
+                self._surrogate.check(outputs.detach()[None].float(), targets[None])
+            except ValueError as error:
+                raise RelossError(
+                    f"{type(self._surrogate).__name__} cannot learn from the batch of step {step}, outputs "
+                    f"{list(outputs.shape)} and targets {list(targets.shape)}: {error}"
+                ) from error
         self._partial.append((compact(outputs), compact(targets)))
         size = self.meta["item_size"]
         while sum(len(targets) for _, targets in self._partial) >= size:

@@ -211,7 +211,6 @@ class Fit:
             "weights": copy.deepcopy(surrogate.state_dict()),
         }
         generator = torch.Generator().manual_seed(options.seed + 1)
-        self._check_kind()
         self._read_bank()
         real = self._recorded(self.held_out)
         self.validation = {"spearman": real, "spearman_synthetic": synthetic(real, generator, options.shares())}
@@ -226,13 +225,11 @@ class Fit:
         pool = options.pool or (POOL if measure.by_item else None)
         self.pool = self._make_pool(pool, generator) if pool else None
 
-    def _check_kind(self) -> None:
-        outputs, targets = self.bank.items(torch.tensor([0]), self.device)
+    def _check_kind(self, items: Items) -> None:
         try:
-            with torch.no_grad():
-                self.surrogate.per_item(outputs, targets)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            shapes = f"outputs [N, {_sizes(outputs)}] and targets [N, {_sizes(targets)}]"
+            self.surrogate.check(items.outputs, items.targets)
+        except ValueError as error:
+            shapes = f"outputs [N, {_sizes(items.outputs)}] and targets [N, {_sizes(items.targets)}]"
             raise RelossError(
                 f"{type(self.surrogate).__name__} cannot learn from the bank {self.bank.path}, which holds {shapes}: "
                 f"{error}"
@@ -259,6 +256,7 @@ class Fit:
         with progress(len(chunks), "reading the bank") as advance, torch.no_grad():
             for indices in chunks:
                 items = Items(*self.bank.items(indices, self.device))
+                self._check_kind(items)
                 metric.append(self.measure(items, first=int(indices[0])))
                 statistics.append(self.surrogate.statistics(items.outputs))
                 extremes += items.targets.aminmax()

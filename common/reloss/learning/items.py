@@ -79,8 +79,8 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
         return items._replace(targets=best.gather(-1, order.to(device)))
     if outputs.dim() != 3 or targets.dim() != 2 or targets.is_floating_point():
         raise UsageError(
-            f"outputs {list(outputs.shape)} with targets {list(targets.shape)} are neither class logits nor scores of "
-            "two classes, so they cannot be relabelled; choose mixture=shuffled"
+            f"outputs {list(outputs.shape)} with targets {list(targets.shape)} of {targets.dtype} are neither class "
+            "logits with whole numbers nor scores of two classes, so they cannot be relabelled; choose mixture=shuffled"
         )
     random = torch.randint(outputs.shape[-1], (n, b), generator=generator).to(device)
     suffix = (torch.arange(b) >= kept).to(device)

@@ -66,6 +66,18 @@ class SurrogateLoss(nn.Module, ABC):
         """Return what of some targets is of the examples, whatever was predicted for them; here all of it."""
         return targets
 
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless it can learn from such predictions: outputs [N, B, ...], targets [N, B, ...].
+
+        Here unless it can give their loss; a surrogate that knows its predictions better says what to do with others.
+        """
+        device = next(self.parameters()).device
+        try:
+            with torch.no_grad():
+                self.per_item(outputs.to(device), targets.to(device))
+        except (IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
     def statistics(self, outputs: Tensor) -> Tensor | None:
         """Return what the loss needs of outputs [N, B, ...] whatever their targets, [N, B, S], to be computed once.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.kinds import check_classes, check_logits
 from reloss.surrogates.network import evaluate
 
 if TYPE_CHECKING:
@@ -107,10 +108,15 @@ class ClassificationReLoss(SurrogateLoss):
             [N].
 
         Raises:
-            ValueError: the shapes do not agree.
+            ValueError: the shapes do not agree, or targets are of a floating dtype.
         """
         with torch.autocast(outputs.device.type, enabled=False):
             return self.curve(target_scores(outputs, targets, self.input)).mean(-1)
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless these are logits [N, B, C] and classes [N, B] from 0 to C - 1."""
+        check_logits(outputs, targets)
+        check_classes(targets, outputs.shape[-1])
 
     def statistics(self, outputs: Tensor) -> Tensor:
         """Return of each example what its target's probability p and the gradient of p follow from.
@@ -137,7 +143,7 @@ class ClassificationReLoss(SurrogateLoss):
         The gradient of log p is the target's indicator less the probabilities, so its squared norm is (1 - p)^2 plus
         the others' squared probabilities; that of p is p times it.
         """
-        _check(outputs, targets)
+        check_logits(outputs, targets)
         with torch.no_grad():
             largest, log_sum, others = (self.statistics(outputs) if statistics is None else statistics).unbind(-1)
             distance = _wide(outputs.gather(-1, targets.long()[..., None]).squeeze(-1)) - largest
@@ -161,18 +167,11 @@ def target_scores(outputs: Tensor, targets: Tensor, kind: Input) -> Tensor:
     """Return each target's (log) probability: logits [N, B, C], classes [N, B] -> [N, B] in float32 or float64.
 
     Raises:
-        ValueError: the shapes do not agree.
+        ValueError: the shapes do not agree, or targets are of a floating dtype.
     """
-    _check(outputs, targets)
+    check_logits(outputs, targets)
     scores = F.softmax(_wide(outputs), dim=-1) if kind == "probability" else F.log_softmax(_wide(outputs), dim=-1)
     return scores.gather(-1, targets.long()[..., None]).squeeze(-1)
-
-
-def _check(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.dim() != 3 or targets.shape != outputs.shape[:2]:
-        raise ValueError(
-            f"expected logits [N, B, C] and classes [N, B], not {list(outputs.shape)} and {list(targets.shape)}"
-        )
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -186,7 +185,7 @@ def _through_knots(curve: Callable[[Tensor], tuple[Tensor, Tensor]], inputs: Ten
     """
     flat = inputs.flatten()
     ordered = flat.sort().values
-    quantiles = ordered[torch.linspace(0, len(flat) - 1, KNOTS // 2, device=flat.device).long()]
+    quantiles = ordered[quantile_places(len(flat), flat.device)]
     spaced = torch.lerp(ordered[0], ordered[-1], torch.linspace(0, 1, KNOTS // 2, device=flat.device))
     knots = torch.cat((quantiles, spaced)).sort().values
     values, slopes = curve(knots)
@@ -198,3 +197,8 @@ def _through_knots(curve: Callable[[Tensor], tuple[Tensor, Tensor]], inputs: Ten
     bend_left, bend_right = slopes[left] * width - rise, rise - slopes[right] * width
     found = values[left] + t * (rise + (1 - t) * (bend_left * (1 - t) + bend_right * t))
     return found.view_as(inputs), torch.lerp(slopes[left], slopes[right], t).view_as(inputs)
+
+
+def quantile_places(count: int, device: torch.device) -> Tensor:
+    """Return KNOTS / 2 places from 0 to count - 1, equally far apart: in whole numbers, for float32 ends at 2^24."""
+    return torch.arange(KNOTS // 2, device=device) * (count - 1) // (KNOTS // 2 - 1)

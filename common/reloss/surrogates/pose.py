@@ -80,17 +80,19 @@ class PoseReLoss(SurrogateLoss):
         Raises:
             ValueError: the shapes do not agree, or the heatmaps are of another size.
         """
-        shapes = {"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets}
-        if weights is None:
-            check_shapes(shapes)
-            weights = visible(targets)
-        check_shapes({**shapes, "weights [N, B, K]": weights})
-        if outputs.shape[-2:] != self.size:
-            raise ValueError(f"this surrogate is for heatmaps of {list(self.size)}, not {list(outputs.shape[-2:])}")
+        self.check(outputs, targets)
+        weights = visible(targets) if weights is None else weights
+        check_shapes({"outputs [N, B, K, H, W]": outputs, "weights [N, B, K]": weights})
         with torch.autocast(outputs.device.type, enabled=False):
             dtype = next(self.parameters()).dtype
             errors = (outputs.to(dtype) - targets.to(dtype)).square().flatten(-2)
             return self.scale * (self._joints(errors) * weights.to(dtype)).mean((-2, -1))
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless both are heatmaps [N, B, K, H, W] of this surrogate's size."""
+        check_shapes({"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets})
+        if outputs.shape[-2:] != self.size:
+            raise ValueError(f"this surrogate is for heatmaps of {list(self.size)}, not {list(outputs.shape[-2:])}")
 
     def _joints(self, errors: Tensor) -> Tensor:
         """Return each joint's loss: squared errors [..., H·W] -> [...]."""

@@ -114,6 +114,11 @@ class ReadingReLoss(SurrogateLoss):
             kept = real | ~real.any(-1, keepdim=True)  # an example of padding alone has the worst of features
             return self.scale * losses.where(kept, torch.inf).amin(-1).mean(-1)
 
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless these are logits [N, B, 2, T] and gold spans [N, B, G, 2] of positions below T."""
+        _check(outputs, targets)
+        _gold(outputs, targets)
+
     def forward(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss of one batch, a scalar: logits [B, 2, T], gold spans [B, G, 2], mask [B, T] of positions."""
         return self.per_item(outputs[None], targets[None], None if mask is None else mask[None])[0]

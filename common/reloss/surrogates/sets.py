@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import Output
+from reloss.surrogates.kinds import check_classes, check_logits, check_scores
 
 if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions
@@ -72,7 +72,7 @@ class SetReLoss(SurrogateLoss):
         Args:
             outputs: [N, B] logits of the positive class; or [N, B, C] logits of C >= 2 classes, of which each is set
                 against the rest by its log-odds, and the loss is the mean over the classes that occur in the item.
-            targets: [N, B] in {0, 1}, or classes from 0 to C - 1.
+            targets: [N, B] in {0, 1} of any dtype, bool too; or classes from 0 to C - 1, of no floating one.
 
         Returns:
             [N].
@@ -89,6 +89,10 @@ class SetReLoss(SurrogateLoss):
             items, classes = occurs.scatter(1, targets.long(), True).nonzero().unbind(-1)
             losses = self._sets(log_odds(outputs).movedim(-1, 1)[items, classes], targets[items] == classes[:, None])
             return losses.new_zeros(len(outputs)).index_add(0, items, losses) / items.bincount(minlength=len(outputs))
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless it can learn from such predictions: see `per_item`."""
+        _check(outputs, targets)
 
     def _sets(self, scores: Tensor, positive: Tensor) -> Tensor:
         """Return the loss of each of M sets of scores [M, B], of which some are positive [M, B] -> [M]."""
@@ -134,10 +138,5 @@ def log_odds(outputs: Tensor) -> Tensor:
 
 
 def _check(outputs: Tensor, targets: Tensor) -> None:
-    shape = "[N, B, C]" if outputs.dim() == 3 else "[N, B]"
-    check_shapes({f"outputs {shape}": outputs, "targets [N, B]": targets})
-    classes = outputs.shape[-1] if outputs.dim() == 3 else 2
-    if classes < 2:
-        raise ValueError("a single class has no rest to be set against; give its scores as [N, B]")
-    if not ((targets >= 0) & (targets < classes) & (targets == targets.round())).all():
-        raise ValueError(f"targets must be whole numbers from 0 to {classes - 1}")
+    (check_logits if outputs.dim() == 3 else check_scores)(outputs, targets)
+    check_classes(targets, outputs.shape[-1] if outputs.dim() == 3 else 2)

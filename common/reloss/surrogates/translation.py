@@ -153,8 +153,12 @@ class TranslationReLoss(SurrogateLoss):
         Raises:
             ValueError: the shapes do not agree.
         """
-        check_shapes({"outputs [N, B, T]": outputs, "targets [N, B, T, 2]": targets})
+        self.check(outputs, targets)
         return self.of_gold(outputs, targets[..., 0] != NO_TOKEN)
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless outputs are log-probabilities [N, B, T] and targets pairs of tokens [N, B, T, 2]."""
+        check_shapes({"outputs [N, B, T]": outputs, "targets [N, B, T, 2]": targets})
 
     def of_gold(self, outputs: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of each item: log-probabilities of gold tokens [N, B, T], real ones in mask [N, B, T] -> [N].
