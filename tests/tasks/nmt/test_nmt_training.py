@@ -279,3 +279,18 @@ def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, f
     banks = [PredictionBank.open(home / "bank") for home in homes]
     assert len(banks[1]) == pytest.approx(len(banks[0]), rel=0.1)  # each drops the rest of an item after an epoch
     assert recorders(homes[1]) == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_of_the_same_model(toy, tiny_settings, tmp_path, finish):
+    """With a learning rate of nothing, an epoch leaves the model as it was."""
+    settings = (*tiny_settings, "train.updates=4", "train.lr=1e-20")
+    entries = []
+    for name, launcher in (("one", ()), ("two", TORCHRUN)):
+        where = ("--data", toy, "--runs", tmp_path / name, "--track", "off")
+        finish("run", "nmt/multi30k_de_en_nat", "--loss", "nll", *where, "--set", *settings, launcher=launcher)
+        (record,) = (tmp_path / name / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed0")
+        entries.append(read_metrics(record / "metrics.jsonl")[-1])
+    for measured in ("validation_loss", "validation_nll_loss", "validation_sacreBLEU"):
+        assert entries[1][measured] == pytest.approx(entries[0][measured], rel=1e-4), measured
+    assert entries[1]["train_nll_loss"] == pytest.approx(entries[0]["train_nll_loss"], rel=0.05)  # of other sentences
