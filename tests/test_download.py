@@ -94,7 +94,8 @@ def test_without_a_stated_sum_the_first_downloads_is_kept(server, tmp_path, caps
     assert path.read_bytes() == CONTENT
     path.unlink()
     (tmp_path / "file.sha256").write_text("00\n")
-    with pytest.raises(RelossError, match=f"SHA256 sum {SHA256}, not 00; it was removed"):
+    said = rf"SHA256 sum {SHA256}, not 00; it was removed: try again, or remove {path}.sha256, the sum of the first"
+    with pytest.raises(RelossError, match=said):
         download.fetch(server.url, path, None)
 
 

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from reloss.errors import RelossError
-from reloss.files import write_text
+from reloss.files import sha256_of, write_text
 from reloss.progress import progress, say
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -107,7 +107,19 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
         write_text(kept, found + "\n")
     elif found != expected:
         part.unlink()
+        first = "" if checksum else f", or remove {kept}, the sum of the first download, if that one was bad"
         raise RelossError(
-            f"{url} gave a file with the {kind.upper()} sum {found}, not {expected}; it was removed: try again"
+            f"{url} gave a file with the {kind.upper()} sum {found}, not {expected}; it was removed: try again{first}"
         )
     part.replace(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file that was fetched and is not what it should be, with its sum if that was kept as a first download's.
+
+    The next call of `fetch` then takes what comes, and does not hold it against the sum of rubbish.
+    """
+    kept = path.with_name(f"{path.name}.sha256")
+    if kept.exists() and kept.read_text(encoding="utf-8").strip() == sha256_of(path):
+        kept.unlink()
+    path.unlink()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
-from reloss.download import fetch
+from reloss.download import discard, fetch
 from reloss.errors import RelossError, UsageError
 from reloss.files import write_text
 from reloss.progress import say
@@ -41,7 +41,8 @@ def fetch_texts(config: Data, folder: Path) -> None:
 
     Raises:
         UsageError: other texts, which are not downloaded.
-        RelossError: an archive cannot be downloaded or lacks a file; the same call goes on from there.
+        RelossError: an archive cannot be downloaded or lacks a file (it is then removed); the same call goes on from
+            there.
     """
     if config.name != "wmt16_en_ro":
         raise UsageError(
@@ -66,9 +67,13 @@ def _pairs(folder: Path, archive: str, members: dict[str, str], langs: tuple[str
     path = folder / archive
     fetch(ADDRESSES[archive], path, None)
     read = _reader(path)
-    source, target = (_sentences(read(members[lang]), members[lang]) for lang in langs)
-    if len(source) != len(target):
-        raise RelossError(f"{path}: {len(source)} sentences, but {len(target)} translations; remove it and fetch again")
+    try:
+        source, target = (_sentences(read(members[lang]), members[lang]) for lang in langs)
+        if len(source) != len(target):
+            raise RelossError(f"{path} has {len(source)} sentences, but {len(target)} translations")
+    except RelossError as error:
+        discard(path)
+        raise RelossError(f"{error}; it was removed: fetch again") from error
     return [pair for pair in zip(source, target, strict=True) if all(pair)]
 
 
@@ -93,6 +98,6 @@ def _reader(path: Path) -> Callable[[str], str]:
                 assert extracted is not None
                 return extracted.read().decode("utf-8")
         except (BadZipFile, tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise RelossError(f"{path} lacks {name}, or is damaged ({error}); remove it and fetch again") from error
+            raise RelossError(f"{path} lacks {name}, or is damaged ({error})") from error
 
     return read

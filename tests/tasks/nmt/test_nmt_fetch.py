@@ -91,6 +91,33 @@ def test_another_file_than_the_first_time_is_refused(server, tmp_path, cli):
     assert "test.tgz gave a file with the SHA256 sum" in err
 
 
+def test_a_bad_first_download_is_mended_by_fetching_again(server, tmp_path, cli):
+    words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
+    good = (server[0] / "dev.tgz").read_bytes()
+    (server[0] / "dev.tgz").write_bytes(b"<html>come back later</html>")
+    code, _, err = cli(*words)
+    assert code == 1
+    assert "dev.tgz lacks newsdev2016-enro-src.en.sgm, or is damaged" in err
+    assert "it was removed: fetch again" in err
+    assert not list((tmp_path / "wmt16_en_ro").glob("dev.tgz*"))
+    (server[0] / "dev.tgz").write_bytes(good)
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "2 valid" in out
+
+
+def test_a_damaged_file_leaves_the_sum_of_a_good_download(server, tmp_path, cli):
+    words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
+    assert cli(*words)[0] == 0
+    root = tmp_path / "wmt16_en_ro"
+    kept = (root / "test.tgz.sha256").read_text()
+    (root / "test.en").unlink()
+    (root / "test.tgz").write_bytes(b"put here by hand")
+    assert cli(*words)[0] == 1
+    assert (root / "test.tgz.sha256").read_text() == kept
+    assert cli(*words)[0] == 0
+
+
 def test_an_archive_without_its_files_is_named(tmp_path):
     pack(tmp_path / "dev.tgz", {"other": "text"})
     with pytest.raises(RelossError, match=r"dev.tgz lacks news.sgm, or is damaged"):
