@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def train(
         restore: a checkpoint to go on from.
         finetune: one whose weights to begin with.
         initial: one of another model, to begin with the weights that fit.
-        processes: that train together; train.max_tokens is of all of them.
+        processes: that train together; an update's batches are shared among them, and batches themselves if there are
+            fewer. fairseq leaves out sentences that are longer than a process's batch.
     """
     recipe, model = config.train, config.model
+    taking_turns = gcd(recipe.accumulate, processes)
     learned = loss in ("reloss", "approx")
     other = learned or loss == "bon"
     nat = model.kind == "nat"
@@ -88,9 +91,9 @@ def train(
             lr=recipe.lr,
             **_schedule(recipe.schedule, recipe.updates, recipe.warmup_updates),
             max_update=recipe.updates,
-            max_tokens=recipe.max_tokens // processes,
+            max_tokens=recipe.max_tokens // (processes // taking_turns),
             required_batch_size_multiple=1,  # with its default of 8, fairseq's compiled batching loses the last batch
-            update_freq=recipe.accumulate,
+            update_freq=recipe.accumulate // taking_turns,
             fp16=recipe.precision == "fp16",
             bfloat16=recipe.precision == "bf16",
             seed=seed,

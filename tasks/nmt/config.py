@@ -42,7 +42,9 @@ class Train(Section):
     """The recipe."""
 
     updates: int = Field(ge=1)
-    max_tokens: int = Field(ge=1, description="of a batch, over all processes")
+    max_tokens: int = Field(
+        ge=1, description="of a batch; of several processes each has a share, and no longer sentences are trained on"
+    )
     accumulate: int = Field(1, ge=1, description="batches of one update (fairseq's --update-freq)")
     lr: float = Field(gt=0)
     schedule: Literal["inverse_sqrt", "linear"] = Field("inverse_sqrt", description="linear: down to 0 at the end")

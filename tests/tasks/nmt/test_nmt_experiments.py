@@ -38,6 +38,19 @@ def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
     assert parsed.dataset.required_batch_size_multiple == 1
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "processes", "max_tokens", "update_freq"),
+    [(8, 1, 8000, 8), (8, 4, 8000, 2), (8, 16, 4000, 1), (4, 6, 2666, 2), (1, 2, 4000, 1)],
+)
+def test_processes_share_batches_before_they_cut_them(monkeypatch, accumulate, processes, max_tokens, update_freq):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = override(TASK.experiments["nmt/wmt14_en_de_at"](), [f"train.accumulate={accumulate}"])
+    words = commands.train(config, "label_smoothing", 3, HERE, Path("checkpoint"), processes=processes)
+    parsed = parse("train", words)
+    assert (parsed.dataset.max_tokens, parsed.optimization.update_freq) == (max_tokens, [update_freq])
+
+
 @pytest.mark.parametrize("name", TASK.experiments)
 def test_fairseqs_own_parser_takes_the_arguments_of_the_other_commands(name):
     config = TASK.experiments[name]()
