@@ -3,9 +3,10 @@
 Registered as `reloss_translation` and `reloss_translation_lev`. Without an observer they are fairseq's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field  # fairseq reads the types of their fields, so annotations are not put off
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +31,8 @@ class Observer(Protocol):
     def begin_epoch(self, epoch: int) -> None:
         """Epoch `epoch` begins, counted from 1."""
 
-    def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
-        """A batch was trained on: outputs [B, T], targets [B, T, 2] as `gold_tokens` gives them."""
+    def trained(self, predicted: Callable[[], tuple[Tensor, Tensor]], update: int) -> None:
+        """A batch was trained on; `predicted` computes outputs [B, T] and targets [B, T, 2], see `gold_tokens`."""
 
     def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """A batch was validated on, of the sentences `ids` [B]; fairseq may repeat the first to even out processes."""
@@ -99,7 +100,7 @@ class _Watched:
             found = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)  # type: ignore[misc]
         for observer in _observers:
             if not ignore_grad:
-                observer.trained(*self._gold(model, seen[0], sample), update_num)
+                observer.trained(partial(self._gold, model, seen[0], sample), update_num)
         return found
 
     def valid_step(self, sample: Any, model: Any, criterion: Any, **extra: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 import tasks.nmt.plugin  # noqa: F401
 from reloss import distributed
 from reloss.checkpoint import last_whole
-from reloss.errors import RelossError
+from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
@@ -42,7 +42,10 @@ def train(run: Run) -> None:
 
     Raises:
         RelossError: data are missing, a checkpoint is damaged, or the loss is not finite.
+        UsageError: fp16 without a GPU.
     """
+    if run.config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("train.precision=fp16 needs a GPU: --set train.precision=no, or bf16")
     with distributed.main_first():
         prepared = prepare(run.config.data, run.data, runs_folder(run))
     folder = run.record.path / "checkpoint"
@@ -240,11 +243,11 @@ class Watcher:
         """Note the time."""
         self.epoch, self._began, self._validated = epoch, time.monotonic(), []
 
-    def trained(self, outputs: Tensor, targets: Tensor, update: int) -> None:
-        """Put a batch into the bank."""
+    def trained(self, predicted: Callable[[], tuple[Tensor, Tensor]], update: int) -> None:
+        """Put a batch into the bank, if there is one."""
         self.update = update
         if self.run.bank is not None:
-            self.run.bank.append(*self._of_length(outputs, targets), update)
+            self.run.bank.append(*self._of_length(*predicted()), update)
 
     def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Keep what a batch holds of the first validation sentences."""

@@ -1,4 +1,5 @@
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
@@ -180,6 +181,23 @@ def test_checkpoints_of_epochs_without_metrics_are_passed_over(tmp_path):
         torch.save({}, tmp_path / name)
     found = {epochs: training._last_checkpoint(tmp_path, epochs).name for epochs in (3, 2, 1, 0)}
     assert found == {3: "checkpoint_3_12.pt", 2: "checkpoint2.pt", 1: "checkpoint1.pt", 0: "checkpoint_3_12.pt"}
+
+
+def test_what_a_bank_keeps_is_computed_for_a_bank_alone():
+    watcher = Watcher(Namespace(bank=None))
+    watcher.trained(lambda: pytest.fail("computed"), 5)
+    assert watcher.update == 5
+    kept, config = [], Namespace(recording=Namespace(length=3))
+    watcher = Watcher(Namespace(bank=Namespace(append=lambda *batch: kept.append(batch)), config=config))
+    watcher.trained(lambda: (torch.zeros(2, 4), torch.zeros(2, 4, 2)), 6)
+    ((outputs, targets, step),) = kept
+    assert (outputs.shape, targets.shape, step) == ((2, 3), (2, 3, 2), 6)
+
+
+def test_fp16_without_a_gpu_names_the_way_out(run_toy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"fp16 needs a GPU: --set train.precision=no"):
+        run_toy("nll", "train.precision=fp16")
 
 
 @pytest.mark.slow
