@@ -97,6 +97,33 @@ def test_a_bank_of_other_data_is_refused(run_digits):
         run_digits("reloss", settings=(*SMALL, "data.per_class=5"))
 
 
+def fails(task, run):
+    raise RelossError("not today")
+
+
+def test_a_bank_that_holds_nothing_does_not_block_a_corrected_run(run_digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tasks()["classification"]), "train", fails)
+        with pytest.raises(RelossError, match="not today"):
+            run_digits(settings=(*SMALL, "data.per_class=5"))
+    record = run_digits()
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    assert bank.meta["complete"]
+    assert bank.meta["origin"]["record"] == str(record.relative_to(tmp_path / "runs" / DIGITS))
+    assert len(bank) == 32
+
+
+def test_a_bank_that_another_run_has_begun_is_left_alone(run_digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tasks()["classification"]), "evaluate", fails)
+        with pytest.raises(RelossError, match="not today"):
+            run_digits(settings=(*SMALL, "data.per_class=5"))
+    before = state(tmp_path / "runs" / DIGITS / "bank")
+    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
+        run_digits()
+    assert state(tmp_path / "runs" / DIGITS / "bank") == before
+
+
 def test_resume_never_touches_no_record(run_digits, tmp_path):
     record = run_digits(seed=1)
     (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))

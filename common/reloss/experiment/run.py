@@ -207,7 +207,7 @@ class _Job:
         if loss in LEARNED_LOSSES:
             surrogate, facts["surrogate"] = self._surrogate()
         initial_weights = self._initial_weights()
-        trains_anew = records_bank and not (self.home / "bank" / "bank.json").exists()
+        trains_anew = records_bank and not self._begun_bank(folder)
         distributed.barrier()  # all have looked at what is there before the main process changes it
         with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
             if distributed.is_main():
@@ -219,7 +219,7 @@ class _Job:
                 record.discard_checkpoint()
             with _status_of(record):
                 with distributed.main_first():
-                    bank = self._new_bank(record) if records_bank else None
+                    bank = self._new_bank(record, trains_anew) if records_bank else None
                 run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
                 if surrogate is not None:
                     record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
@@ -283,6 +283,14 @@ class _Job:
         self._check_origin(bank)
         return bank
 
+    def _begun_bank(self, folder: Path) -> bool:
+        """Return whether there is a bank to go on with; one that others left before they recorded anything is none."""
+        path = self.home / "bank"
+        if not (path / "bank.json").exists():
+            return False
+        bank = PredictionBank.open(path)
+        return len(bank) > 0 or bank.meta["origin"] == self._origin_of(folder)
+
     def _origin(self) -> dict[str, Any]:
         """Return what a bank must have in common with those who learn from it."""
         config = self.config.model_dump(mode="json")
@@ -294,26 +302,33 @@ class _Job:
                 f"{bank.path} was recorded with other data, model or recording settings; choose another --runs"
             )
 
-    def _new_bank(self, record: Record) -> PredictionBank:
+    def _origin_of(self, folder: Path) -> dict[str, Any]:
+        """Return what the bank says of the record in `folder` that fills it."""
+        return {
+            **self._origin(),
+            "protocol": self.config.protocol(),
+            "record": str(folder.relative_to(self.home)),
+            "data_fingerprint": self.task.data_fingerprint(self.config, self.request.data),
+        }
+
+    def _new_bank(self, record: Record, anew: bool) -> PredictionBank:
         """Return the bank that this baseline's processes fill: the one begun before a kill, or an empty one."""
-        path, name = self.home / "bank", str(record.path.relative_to(self.home))
+        path, recording = self.home / "bank", self.config.recording
         if distributed.is_main():
             remove_stale(path)
+            if anew:
+                (path / "bank.json").unlink(missing_ok=True)
         if not (path / "bank.json").exists():
-            recording, fingerprint = self.config.recording, self.task.data_fingerprint(self.config, self.request.data)
             PredictionBank.create(
                 path,
                 item_size=recording.item_size,
                 max_bytes=recording.max_bytes,
                 seed=recording.seed,
-                origin={
-                    **self._origin(),
-                    **{"protocol": self.config.protocol(), "record": name, "data_fingerprint": fingerprint},
-                },
+                origin=self._origin_of(record.path),
             )
         bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
         self._check_origin(bank)
-        if bank.meta["origin"]["record"] != name:
+        if bank.meta["origin"]["record"] != str(record.path.relative_to(self.home)):
             raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
         return bank
 
