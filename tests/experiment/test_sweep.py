@@ -1,5 +1,11 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from processes import TORCHRUN
@@ -7,7 +13,7 @@ from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
 from reloss.experiment.config import variant
-from reloss.experiment.launch import note_of, run_cell, run_local
+from reloss.experiment.launch import _Processes, log_of, note_of, run_cell, run_local
 from reloss.experiment.sweep import Cell, command, is_done, needs, parse_seeds, phases
 from reloss.experiment.task import tasks
 
@@ -196,22 +202,77 @@ def test_a_sweep_whose_logs_cannot_be_written_ends(tmp_path):
     assert set(run_local(plan, [], tmp_path, slots=2, gpus=[])) == {cell for phase in plan for cell in phase}
 
 
-def test_a_run_of_several_processes_that_is_told_to_end_did_not_fail(tmp_path):
-    """torchrun then ends with 1, whatever its processes end with."""
-    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0], SMALL) for cell in phase)
+TERMINATED = "reloss: terminated; the same command goes on from the last checkpoint\n"
+KILLED = f"{TERMINATED}E api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python\nERROR\n"
 
-    def ends(said):
-        def start(words, output, environment):
-            output.write(said)
-            return 1
 
-        return run_cell(cell, [], tmp_path, {}, start, launcher=TORCHRUN)
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (1, "reloss: process 1: the loss is nan\nERROR\n", "process 1: the loss is nan"),
+        (1, KILLED, "killed by signal 9 (out of memory?)"),  # torchrun then tells the others to end
+        (-9, "reloss: going on from epoch 3\n", "killed by signal 9 (out of memory?)"),
+        (-11, "", "killed by signal 11"),
+        (1, "no such file\n", "no such file"),
+        (1, "", "it said nothing"),
+    ],
+)
+def test_why_a_run_failed(tmp_path, code, said, why):
+    cell = Cell(DIGITS, "ce", 0)
 
-    terminated = "reloss: terminated; the same command goes on from the last checkpoint\nERROR torch.distributed\n"
-    assert ends(terminated) == 143
+    def start(words, output, environment):
+        output.write(said)
+        return code
+
+    assert run_cell(cell, [], tmp_path, {}, start, launcher=TORCHRUN) == code
+    assert note_of(cell, tmp_path) == {
+        "state": "failed",
+        "code": code,
+        "reason": why,
+        "log": str(log_of(cell, tmp_path)),
+    }
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_run_that_was_told_to_end_did_not_fail(tmp_path, code):
+    cell = Cell(DIGITS, "ce", 0)
+    assert run_cell(cell, [], tmp_path, {}, lambda *_: code) == code
     assert note_of(cell, tmp_path) == {}
-    assert ends("reloss: process 1: the loss is nan\nERROR\n") == 1
-    assert note_of(cell, tmp_path)["reason"] == "process 1: the loss is nan"
+
+
+@pytest.mark.parametrize(("stopped", "ended"), [(False, 1), (True, 143)])
+def test_a_process_that_ends_with_its_sweep_was_told_to_whatever_its_code(tmp_path, stopped, ended):
+    """Such as torchrun, which ends with 1."""
+    processes = _Processes()
+    processes.stopped = stopped
+    script = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); time.sleep(1); sys.exit(1)"
+    )
+    assert processes.start([sys.executable, "-c", script], subprocess.DEVNULL, {}) == ended
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_several_is_a_failure(tmp_path):
+    """torchrun tells the others to end, so the main one says that it was terminated."""
+    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0], ("train.epochs=500",)) for cell in phase)
+    metrics = cell.record(tmp_path) / "metrics.jsonl"
+
+    def start(words, output, environment):
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        limit = time.monotonic() + 120
+        while not metrics.exists():
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+        last = max(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+        os.kill(last, signal.SIGKILL)
+        return process.wait()
+
+    options = ["--runs", str(tmp_path), "--track", "off"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert run_cell(cell, options, tmp_path, environment, start, launcher=TORCHRUN) == 1
+    assert TERMINATED in log_of(cell, tmp_path).read_text()
+    assert note_of(cell, tmp_path)["reason"] == "killed by signal 9 (out of memory?)"
 
 
 def test_slots_are_positive(cli):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from reloss.files import read_object, write_json
 from reloss.progress import progress, say
 
 TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = (TERMINATED, 128 + signal.SIGINT)  # codes of a run that was told to end; the same command goes on
 Start = Callable[[list[str], Any, Mapping[str, str]], int]
 
 
@@ -53,9 +55,17 @@ def log_of(cell: Cell, runs: Path, node: int = 0) -> Path:
     return notes(runs) / (f"{cell.file_name}.log" if node == 0 else f"{cell.file_name}.node{node}.log")
 
 
-def reason(log: Path) -> str:
-    """Return the last line in which `reloss` says why it ended, else the last line of the log."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def reason(log: Path, code: int) -> str:
+    """Return why a command ended with `code`: the signal that killed it, or the first of torchrun's processes.
+
+    Else the last line in which `reloss` says why, else the last line of the log.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    killed = re.search(r"failed \(exitcode: (-\d+)\)", text)  # as torchrun says it, which itself ends with 1
+    number = -code if code < 0 else -int(killed[1]) if killed else 0
+    if number:
+        return f"killed by signal {number}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = [line.removeprefix("reloss: ") for line in lines if line.startswith("reloss: ")]
     return (said or lines or ["it said nothing"])[-1]
 
@@ -76,7 +86,8 @@ def run_cell(
         options: of every command of the sweep.
         runs: folder of the records.
         environment: of the process.
-        start: starts words with an open log and an environment, and returns the exit code.
+        start: starts words with an open log and an environment, and returns the exit code; TERMINATED if this process
+            was told to end and ended that one, whatever its code (torchrun's is 1).
         launcher: words between `python` and `-m reloss.cli`, such as torchrun's.
         node: of a run on several nodes, each of which runs the command; the first one notes.
     """
@@ -85,14 +96,12 @@ def run_cell(
     words = [sys.executable, *launcher, "-m", "reloss.cli", *command(cell, options)[1:]]
     with log.open("w") as output:
         code = start(words, output, environment)
-    if launcher and code != 0 and reason(log).startswith("terminated"):
-        code = TERMINATED  # torchrun ends with 1
     if node == 0 and code == 0 and cell.stage == "learn":
         write_note(cell, runs, state="finished")  # what it leaves does not tell which sweep it is of
-    elif node == 0 and code in (0, TERMINATED):
+    elif node == 0 and (code == 0 or code in INTERRUPTED):
         write_note(cell, runs)
     elif node == 0:
-        write_note(cell, runs, state="failed", code=code, reason=reason(log), log=str(log))
+        write_note(cell, runs, state="failed", code=code, reason=reason(log, code), log=str(log))
     return code
 
 
@@ -110,7 +119,7 @@ class _Processes:
                 process.terminate()
             code = process.wait()
         self.running.discard(process)
-        return code
+        return TERMINATED if self.stopped and code != 0 else code
 
     def stop(self) -> None:
         self.stopped = True
@@ -157,7 +166,7 @@ def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: 
             gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
             try:
                 code = run_cell(cell, options, runs, {**shared, **gpu}, processes.start)
-                why = "" if code == 0 else f": {reason(log_of(cell, runs))}"
+                why = "" if code == 0 else f": {reason(log_of(cell, runs), code)}"
             except (OSError, RelossError) as error:  # as on a full disk
                 code, why = 1, f": {error}"
             finally:
@@ -165,7 +174,8 @@ def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: 
             if code != 0:
                 failed.append(cell)
                 missed.add(cell)
-            say(f"{'finished' if code == 0 else f'FAILED {code}'}  {cell.label} ({log_of(cell, runs)}){why}")
+            how = "finished" if code == 0 else "interrupted" if code in INTERRUPTED else f"FAILED {code}"
+            say(f"{how:<9} {cell.label} ({log_of(cell, runs)}){why}")
         advance()
 
     with progress(sum(map(len, plan)), "sweep") as advance:

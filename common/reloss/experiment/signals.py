@@ -1,7 +1,7 @@
-"""SIGTERM as an exception, so that what it ends can be recorded and said. Imports no torch."""
+"""Signals that tell a process to end: as an exception, or noticed. Imports no torch."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,3 +26,22 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noticing(*signals: int) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether one of the signals arrived during the block; their handlers are called too."""
+    arrived: list[int] = []
+
+    def notice(number: int, frame: Any) -> None:
+        arrived.append(number)
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+
+    before = {number: signal.signal(number, notice) for number in signals}
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
