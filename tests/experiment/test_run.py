@@ -104,6 +104,11 @@ def test_resume_never_touches_no_record(run_digits, tmp_path):
     with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
         run_digits(seed=1, resume="never")
     assert state(tmp_path) == before
+    (record / "summary.json").unlink()
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+        run_digits(seed=1, resume="never")
+    assert state(tmp_path) == before
 
 
 def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
