@@ -20,7 +20,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The system takes the lock back when the process dies, however it dies, so a file that a kill left means nothing. It
     is a POSIX record lock: seen by all machines of a network file system, and not inherited by forked workers, which
-    can outlive their parent for a moment.
+    can outlive their parent for a moment. Byte 0 decides who holds it; byte 1 is what `is_locked` looks at.
 
     Raises:
         UsageError: another process holds it; the message says which.
@@ -42,13 +42,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether another process holds the folder's lock."""
+    """Return whether another process holds the folder's lock. Refuses nobody who takes it at this moment."""
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR)
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 1)
     except OSError as error:
         return error.errno not in NOT_SUPPORTED
     finally:
@@ -60,7 +60,8 @@ def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 1)  # after those who just look
         except OSError as error:
             if error.errno in NOT_SUPPORTED:
                 say(f"{path.parent} cannot be locked here ({error.strerror}): start no second process in it")

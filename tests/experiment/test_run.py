@@ -9,8 +9,8 @@ from small import DIGITS, SMALL
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.record import Record
-from reloss.experiment.run import Request, Terminated, _status_of, run
-from reloss.experiment.task import tasks
+from reloss.experiment.run import Request, Terminated, _Job, _status_of, run
+from reloss.experiment.task import find_experiment, tasks
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
 
@@ -131,6 +131,11 @@ def test_resume_never_touches_no_record(run_digits, tmp_path):
     with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
         run_digits(seed=1, resume="never")
     assert state(tmp_path) == before
+    (record / "summary.json").unlink()
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+        run_digits(seed=1, resume="never")
+    assert state(tmp_path) == before
 
 
 def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
@@ -156,6 +161,17 @@ def test_a_damaged_sibling_is_said_and_stops_no_run(run_digits, capsys, damage):
     said = capsys.readouterr().err
     assert "left out: " in said
     assert str(damaged) in said
+
+
+def test_fine_tuning_starts_from_a_whole_baseline_beside_a_damaged_one(run_digits, tmp_path, capsys):
+    record, runs = run_digits(seed=1), tmp_path / "runs"
+    damaged = runs / DIGITS / "ce@train.lr=9" / "seed1" / "summary.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("null")
+    task, config = find_experiment(DIGITS)
+    job = _Job(task, override(config, SMALL), Request(DIGITS, "reloss", 1, settings=SMALL, runs=runs))
+    assert job._baseline_weights() == [record / "checkpoint" / "weights.safetensors"]
+    assert f"left out: {damaged} is damaged" in capsys.readouterr().err
 
 
 def test_evaluating_records_no_bank(run_digits, tmp_path):

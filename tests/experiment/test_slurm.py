@@ -1,12 +1,14 @@
 import json
+import os
 import signal
 
 import pytest
 import submitit
 from small import DIGITS
 
-from reloss.errors import UsageError
-from reloss.experiment.slurm import Job, Resources
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.launch import note_of
+from reloss.experiment.slurm import PATIENCE, Job, Resources
 from reloss.experiment.sweep import Cell
 
 
@@ -74,6 +76,31 @@ def test_resources_of_slurm_go_with_slurm(cli):
     code, _, err = cli("sweep", DIGITS, "--slurm", "gpus=1")
     assert code == 2
     assert "--slurm goes with --launcher slurm" in err
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_job_waits_for_the_scheduler_only_if_it_was_told_to_end(tmp_path, monkeypatch, told):
+    handled, slept = [], []
+    monkeypatch.setattr("time.sleep", slept.append)
+    before = signal.signal(signal.SIGUSR2, lambda *_: handled.append(True))
+    job = Job(Cell(DIGITS, "ce", 0), (), str(tmp_path))
+
+    def start(words, output, environment):
+        output.write("reloss: terminated; the same command goes on\nE failed (exitcode: -9) local_rank: 1\n")
+        if told:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return 1
+
+    monkeypatch.setattr(job, "_start", start)
+    try:
+        with pytest.raises(RelossError, match="killed by signal 9"):
+            job()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled == [True] * told
+    assert slept == [PATIENCE] * told
+    assert note_of(job.cell, tmp_path).get("reason") == (None if told else "killed by signal 9 (out of memory?)")
 
 
 SETTINGS = ("train.epochs=200",)

@@ -1,5 +1,13 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from processes import TORCHRUN
@@ -7,9 +15,12 @@ from small import DIGITS, SMALL
 
 from reloss.errors import UsageError
 from reloss.experiment.config import variant
-from reloss.experiment.launch import note_of, run_cell, run_local
-from reloss.experiment.sweep import Cell, command, is_done, needs, parse_seeds, phases
+from reloss.experiment.launch import _Processes, is_running, log_of, note_of, run_cell, run_local
+from reloss.experiment.run import Request, surrogate_folder
+from reloss.experiment.status import of_plan
+from reloss.experiment.sweep import Cell, command, estimate, is_done, needs, parse_seeds, phases
 from reloss.experiment.task import tasks
+from reloss.lock import is_locked, locked
 
 
 @pytest.mark.parametrize(
@@ -196,22 +207,202 @@ def test_a_sweep_whose_logs_cannot_be_written_ends(tmp_path):
     assert set(run_local(plan, [], tmp_path, slots=2, gpus=[])) == {cell for phase in plan for cell in phase}
 
 
-def test_a_run_of_several_processes_that_is_told_to_end_did_not_fail(tmp_path):
-    """torchrun then ends with 1, whatever its processes end with."""
-    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0], SMALL) for cell in phase)
+def test_a_run_starts_as_soon_as_what_it_needs_has_ended(tmp_path, monkeypatch):
+    """The baseline here ends only when a run that does not need it has."""
+    plan = phases(DIGITS, ["ce", "reloss"], [0, 1])
+    baseline, fit, other, *learned = (cell for phase in plan for cell in phase)
+    order, ran = [], threading.Event()
 
-    def ends(said):
-        def start(words, output, environment):
-            output.write(said)
-            return 1
+    def run_cell(cell, *_):
+        order.append(cell)
+        if cell == other:
+            ran.set()
+        return 0 if cell != baseline or ran.wait(60) else 1
 
-        return run_cell(cell, [], tmp_path, {}, start, launcher=TORCHRUN)
+    monkeypatch.setattr("reloss.experiment.launch.run_cell", run_cell)
+    assert run_local(plan, [], tmp_path, 2, []) == []
+    assert order[:3] == [baseline, other, fit]
+    assert set(order[3:]) == set(learned)
 
-    terminated = "reloss: terminated; the same command goes on from the last checkpoint\nERROR torch.distributed\n"
-    assert ends(terminated) == 143
+
+def hold(folder, ready, end):
+    with locked(folder):
+        ready.set()
+        end.wait(60)
+
+
+@pytest.fixture
+def holder():
+    """Locks folders in processes of their own; calling what it returns ends that."""
+    context, started = multiprocessing.get_context("fork"), []
+
+    def start(folder):
+        ready, end = context.Event(), context.Event()
+        process = context.Process(target=hold, args=(folder, ready, end))
+        process.start()
+        started.append((process, end))
+        assert ready.wait(60)
+        return end.set
+
+    yield start
+    for process, end in started:
+        end.set()
+        process.join()
+
+
+def test_what_another_process_is_at_work_on_is_waited_for(tmp_path, monkeypatch, capsys, holder):
+    """Such as a run that outlived its sweep."""
+    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0]) for cell in phase)
+    let_go = holder(cell.record(tmp_path))
+    seen = []
+
+    def run_cell(cell, *_):
+        seen.append(is_locked(cell.record(tmp_path)))
+        return 0
+
+    monkeypatch.setattr("reloss.experiment.launch.run_cell", run_cell)
+    monkeypatch.setattr("reloss.experiment.launch.time.sleep", lambda seconds: let_go())
+    assert run_local([[], [], [], [cell]], [], tmp_path, 1, []) == []
+    assert seen == [False]
+    assert f"wait      {cell.label} (another process is at work on it)" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_took_at_the_same_moment_did_not_fail(tmp_path, monkeypatch, holder):
+    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0]) for cell in phase)
+    codes = []
+
+    def run_cell(cell, *_):
+        if codes:
+            codes.append(0)
+        else:
+            let_go = holder(cell.record(tmp_path))
+            monkeypatch.setattr("reloss.experiment.launch.time.sleep", lambda seconds: let_go())
+            codes.append(2)
+        return codes[-1]
+
+    monkeypatch.setattr("reloss.experiment.launch.run_cell", run_cell)
+    assert run_local([[], [], [], [cell]], [], tmp_path, 1, []) == []
+    assert codes == [2, 0]
+
+
+def test_which_fit_is_running(tmp_path, run_digits, holder):
+    run_digits()
+    runs = tmp_path / "runs"
+    _, _, fits, _ = plan = phases(DIGITS, ["approx", "reloss"], [0], SMALL)
+    assert [is_running(fit, runs) for fit in fits] == [False, False]
+    holder(surrogate_folder(Request(DIGITS, "reloss", 0, settings=SMALL, runs=runs)))
+    assert [is_running(fit, runs) for fit in fits] == [False, True]
+    assert [row.state for row in of_plan(plan, runs) if row.stage == "learn"] == ["not run", "running"]
+
+
+@pytest.mark.slow
+def test_runs_that_end_with_their_sweep_are_interrupted(tmp_path, start):
+    words = ("--losses", "ce", "--seeds", "1-3", "--slots", "2", "--runs", tmp_path, "--track", "off")
+    process = start("sweep", DIGITS, *words, "--set", "train.epochs=500")
+    limit = time.monotonic() + 120
+    while len(list(tmp_path.glob("*/*/*/seed*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "FAILED" not in said
+    assert said.count("interrupted ") == 2
+    assert [json.loads(path.read_text())["status"] for path in tmp_path.glob("*/*/*/seed*/summary.json")] == [
+        "interrupted"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), "; the rest takes a minute or less in 1 processes"),
+        (("train.epochs=300",), ""),  # nothing is known of that
+    ],
+)
+def test_an_estimate_is_of_runs_with_these_settings(tmp_path, settings, said):
+    assert estimate(phases(DIGITS, ["ce"], [0, 1], settings), tmp_path, 1) == f"2 runs, 0 finished{said}"
+
+
+def test_an_estimate_by_what_is_finished(tmp_path, run_digits):
+    path = run_digits() / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "wall_seconds": 114.0}))
+    plan = phases(DIGITS, ["ce"], [0, 1, 2], SMALL)
+    assert estimate(plan, tmp_path / "runs", 2) == "3 runs, 1 finished; the rest takes about 2 minutes in 2 processes"
+    assert estimate(plan[1:2], tmp_path / "runs", 1) == "1 runs, 1 finished"
+
+
+TERMINATED = "reloss: terminated; the same command goes on from the last checkpoint\n"
+KILLED = f"{TERMINATED}E api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python\nERROR\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (1, "reloss: process 1: the loss is nan\nERROR\n", "process 1: the loss is nan"),
+        (1, KILLED, "killed by signal 9 (out of memory?)"),  # torchrun then tells the others to end
+        (-9, "reloss: going on from epoch 3\n", "killed by signal 9 (out of memory?)"),
+        (-11, "", "killed by signal 11"),
+        (1, "no such file\n", "no such file"),
+        (1, "", "it said nothing"),
+    ],
+)
+def test_why_a_run_failed(tmp_path, code, said, why):
+    cell = Cell(DIGITS, "ce", 0)
+
+    def start(words, output, environment):
+        output.write(said)
+        return code
+
+    assert run_cell(cell, [], tmp_path, {}, start, launcher=TORCHRUN) == code
+    assert note_of(cell, tmp_path) == {
+        "state": "failed",
+        "code": code,
+        "reason": why,
+        "log": str(log_of(cell, tmp_path)),
+    }
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_run_that_was_told_to_end_did_not_fail(tmp_path, code):
+    cell = Cell(DIGITS, "ce", 0)
+    assert run_cell(cell, [], tmp_path, {}, lambda *_: code) == code
     assert note_of(cell, tmp_path) == {}
-    assert ends("reloss: process 1: the loss is nan\nERROR\n") == 1
-    assert note_of(cell, tmp_path)["reason"] == "process 1: the loss is nan"
+
+
+@pytest.mark.parametrize(("stopped", "ended"), [(False, 1), (True, 143)])
+def test_a_process_that_ends_with_its_sweep_was_told_to_whatever_its_code(tmp_path, stopped, ended):
+    """Such as torchrun, which ends with 1."""
+    processes = _Processes()
+    processes.stopped = stopped
+    script = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); time.sleep(1); sys.exit(1)"
+    )
+    assert processes.start([sys.executable, "-c", script], subprocess.DEVNULL, {}) == ended
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_several_is_a_failure(tmp_path):
+    """torchrun tells the others to end, so the main one says that it was terminated."""
+    (cell,) = (cell for phase in phases(DIGITS, ["ce"], [0], ("train.epochs=500",)) for cell in phase)
+    metrics = cell.record(tmp_path) / "metrics.jsonl"
+
+    def start(words, output, environment):
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        limit = time.monotonic() + 120
+        while not metrics.exists():
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+        last = max(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+        os.kill(last, signal.SIGKILL)
+        return process.wait()
+
+    options = ["--runs", str(tmp_path), "--track", "off"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert run_cell(cell, options, tmp_path, environment, start, launcher=TORCHRUN) == 1
+    assert TERMINATED in log_of(cell, tmp_path).read_text()
+    assert note_of(cell, tmp_path)["reason"] == "killed by signal 9 (out of memory?)"
 
 
 def test_slots_are_positive(cli):

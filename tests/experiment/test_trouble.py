@@ -308,6 +308,28 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path, killed):
     assert list(tmp_path.iterdir()) == []
 
 
+def look(folder, ready, end):
+    while not end.is_set():
+        is_locked(folder)
+        ready.set()
+
+
+def test_looking_at_a_lock_refuses_nobody(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    (tmp_path / ".lock").touch()
+    process = context.Process(target=look, args=(tmp_path, ready, end))
+    process.start()
+    try:
+        assert ready.wait(60)
+        for _ in range(1000):
+            with locked(tmp_path):
+                pass
+    finally:
+        end.set()
+        process.join()
+
+
 # Clocks, data, numbers
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from reloss.errors import RelossError
+from reloss.errors import RelossError, UsageError
+from reloss.experiment.run import Request, surrogate_folder
 from reloss.experiment.sweep import Cell, Plan, command, is_done, needs
 from reloss.files import read_object, write_json
+from reloss.lock import is_locked
 from reloss.progress import progress, say
 
 TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = (TERMINATED, 128 + signal.SIGINT)  # codes of a run that was told to end; the same command goes on
 Start = Callable[[list[str], Any, Mapping[str, str]], int]
 
 
@@ -53,9 +58,17 @@ def log_of(cell: Cell, runs: Path, node: int = 0) -> Path:
     return notes(runs) / (f"{cell.file_name}.log" if node == 0 else f"{cell.file_name}.node{node}.log")
 
 
-def reason(log: Path) -> str:
-    """Return the last line in which `reloss` says why it ended, else the last line of the log."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def reason(log: Path, code: int) -> str:
+    """Return why a command ended with `code`: the signal that killed it, or the first of torchrun's processes.
+
+    Else the last line in which `reloss` says why, else the last line of the log.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    killed = re.search(r"failed \(exitcode: (-\d+)\)", text)  # as torchrun says it, which itself ends with 1
+    number = -code if code < 0 else -int(killed[1]) if killed else 0
+    if number:
+        return f"killed by signal {number}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = [line.removeprefix("reloss: ") for line in lines if line.startswith("reloss: ")]
     return (said or lines or ["it said nothing"])[-1]
 
@@ -76,7 +89,8 @@ def run_cell(
         options: of every command of the sweep.
         runs: folder of the records.
         environment: of the process.
-        start: starts words with an open log and an environment, and returns the exit code.
+        start: starts words with an open log and an environment, and returns the exit code; TERMINATED if this process
+            was told to end and ended that one, whatever its code (torchrun's is 1).
         launcher: words between `python` and `-m reloss.cli`, such as torchrun's.
         node: of a run on several nodes, each of which runs the command; the first one notes.
     """
@@ -85,14 +99,12 @@ def run_cell(
     words = [sys.executable, *launcher, "-m", "reloss.cli", *command(cell, options)[1:]]
     with log.open("w") as output:
         code = start(words, output, environment)
-    if launcher and code != 0 and reason(log).startswith("terminated"):
-        code = TERMINATED  # torchrun ends with 1
     if node == 0 and code == 0 and cell.stage == "learn":
         write_note(cell, runs, state="finished")  # what it leaves does not tell which sweep it is of
-    elif node == 0 and code in (0, TERMINATED):
+    elif node == 0 and (code == 0 or code in INTERRUPTED):
         write_note(cell, runs)
     elif node == 0:
-        write_note(cell, runs, state="failed", code=code, reason=reason(log), log=str(log))
+        write_note(cell, runs, state="failed", code=code, reason=reason(log, code), log=str(log))
     return code
 
 
@@ -104,13 +116,15 @@ class _Processes:
         self.stopped = False
 
     def start(self, words: list[str], output: Any, environment: Mapping[str, str]) -> int:
+        if self.stopped:
+            return TERMINATED
         with subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment) as process:
             self.running.add(process)
             if self.stopped:
                 process.terminate()
             code = process.wait()
         self.running.discard(process)
-        return code
+        return TERMINATED if self.stopped and code != 0 else code
 
     def stop(self) -> None:
         self.stopped = True
@@ -119,12 +133,28 @@ class _Processes:
                 process.terminate()
 
 
-def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: Sequence[str]) -> list[Cell]:
-    """Run the cells of each phase in `slots` parallel processes, skipping finished ones; returns those that failed.
+def is_running(cell: Cell, runs: Path) -> bool:
+    """Return whether another process is at work on a cell: holds the lock of what the cell writes."""
+    if cell.stage == "all":
+        return is_locked(cell.record(runs))
+    home = runs / cell.experiment
+    if cell.stage == "baseline":
+        return is_locked(home / "bank")
+    if not any(map(is_locked, home.glob("surrogates/*"))):  # else there is no need to find out which is its own
+        return False
+    with suppress(RelossError):  # as of a damaged bank
+        folder = surrogate_folder(Request(cell.experiment, cell.loss, cell.seed, settings=cell.settings, runs=runs))
+        return folder is not None and is_locked(folder)
+    return False
 
-    Each process gets its share of the cores and one of the GPUs, and its output goes to RUNS/sweep/. A failing run
-    leaves the others be, but those that need it are not started. SIGTERM and Ctrl-C end all of them; each keeps its
-    last checkpoint.
+
+def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: Sequence[str]) -> list[Cell]:
+    """Run the cells of a plan in `slots` parallel processes, skipping finished ones; returns those that failed.
+
+    Each starts as soon as what it needs has ended. Each process gets its share of the cores and one of the GPUs, and
+    its output goes to RUNS/sweep/. A failing run leaves the others be, but those that need it are not started. What
+    another process is at work on, such as one that a killed sweep left behind, is waited for. SIGTERM and Ctrl-C end
+    all of them; each keeps its last checkpoint.
 
     Args:
         plan: what to run.
@@ -139,44 +169,70 @@ def run_local(plan: Plan, options: Sequence[str], runs: Path, slots: int, gpus: 
     for slot in range(slots):
         free.put(slot)
     processes = _Processes()
+    needed = {cell: needs(cell, plan) for phase in plan for cell in phase}
     failed: list[Cell] = []
     missed: set[Cell] = set()
 
     def start(cell: Cell) -> None:
+        missing = [need for need in needed[cell] if need in missed]
         if processes.stopped:
             return
-        missing = [need for need in needs(cell, plan) if need in missed]
         if is_done(cell, plan, runs):
             say(f"skip      {cell.label} (finished)")
         elif missing:
             missed.add(cell)
             say(f"NOT RUN   {cell.label}: it needs {missing[0].label}, which failed")
         else:
-            say(f"start     {cell.label}")
-            slot = free.get()
-            gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-            try:
-                code = run_cell(cell, options, runs, {**shared, **gpu}, processes.start)
-                why = "" if code == 0 else f": {reason(log_of(cell, runs))}"
-            except (OSError, RelossError) as error:  # as on a full disk
-                code, why = 1, f": {error}"
-            finally:
-                free.put(slot)
-            if code != 0:
-                failed.append(cell)
-                missed.add(cell)
-            say(f"{'finished' if code == 0 else f'FAILED {code}'}  {cell.label} ({log_of(cell, runs)}){why}")
-        advance()
+            run(cell)
 
-    with progress(sum(map(len, plan)), "sweep") as advance:
-        for phase in plan:
-            with ThreadPoolExecutor(slots) as pool:
-                try:
-                    list(pool.map(start, phase))
-                except BaseException:
-                    processes.stop()
-                    raise
+    def run(cell: Cell) -> None:
+        slot = free.get()
+        gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+        try:
+            code = _run_when_free(cell, options, runs, {**shared, **gpu}, processes)
+            why = "" if code == 0 or code in INTERRUPTED else f": {reason(log_of(cell, runs), code)}"
+        except (OSError, RelossError) as error:  # as on a full disk
+            code, why = 1, f": {error}"
+        finally:
+            free.put(slot)
+        if code != 0:
+            failed.append(cell)
+            missed.add(cell)
+        how = "finished" if code == 0 else "interrupted" if code in INTERRUPTED else f"FAILED {code}"
+        say(f"{how:<9} {cell.label} ({log_of(cell, runs)}){why}")
+
+    with progress(len(needed), "sweep") as advance, ThreadPoolExecutor(slots) as pool:
+        waiting, running = list(needed), dict[Future[None], Cell]()
+        try:
+            while waiting or running:
+                blocked = {*waiting, *running.values()}
+                for cell in [cell for cell in waiting if blocked.isdisjoint(needed[cell])]:
+                    waiting.remove(cell)
+                    running[pool.submit(start, cell)] = cell
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[ended]
+                    ended.result()
+                    advance()
+        except BaseException:
+            processes.stop()
+            raise
     return failed
+
+
+def _run_when_free(
+    cell: Cell, options: Sequence[str], runs: Path, environment: Mapping[str, str], processes: _Processes
+) -> int:
+    """Run a cell as soon as no other process is at work on it; returns its exit code."""
+    while True:
+        if is_running(cell, runs):
+            say(f"wait      {cell.label} (another process is at work on it)")
+        while is_running(cell, runs) and not processes.stopped:
+            time.sleep(1)
+        if not processes.stopped:
+            say(f"start     {cell.label}")
+        code = run_cell(cell, options, runs, environment, processes.start)
+        if code != UsageError.exit_code or not is_running(cell, runs):  # of two that start at once, one is refused
+            return code
 
 
 def visible_gpus() -> list[str]:

@@ -79,6 +79,18 @@ def run(request: Request) -> Path:
         return job.train()
 
 
+def surrogate_folder(request: Request) -> Path | None:
+    """Return where the surrogate of a run is or will be, or None as long as its bank is not complete.
+
+    Raises:
+        RelossError: the bank is damaged, or was recorded with other data, model or recording settings.
+    """
+    task, config = find_experiment(request.experiment)
+    job = _Job(task, override(config, request.settings), request)
+    bank = job._bank()
+    return job._fit(bank)[1] if bank is not None else None
+
+
 @dataclass
 class _Job:
     task: Task
@@ -134,12 +146,7 @@ class _Job:
         bank = self._bank()
         if bank is None:
             raise UsageError(f"no complete bank in {self.home / 'bank'}; run --stage baseline (or all) first")
-        options = LearnOptions.model_validate(
-            {**self.config.learn.model_dump(exclude_unset=True), **LEARNED_LOSSES[self.request.loss]}
-        )
-        surrogate = self.task.new_surrogate(self.config)
-        described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
-        folder = self.home / "surrogates" / short_hash(described)
+        options, folder = self._fit(bank)
         if (folder / "surrogate.json").exists():
             say(f"surrogate is learned: {folder}")
             return folder
@@ -150,6 +157,15 @@ class _Job:
             mirror.make(surrogate_artifact(self.config.name, folder))
             mirror.finish(fit, failed=False)
         return folder
+
+    def _fit(self, bank: PredictionBank) -> tuple[LearnOptions, Path]:
+        """Return how this loss's surrogate is fitted on the bank, and the folder that is named after it."""
+        options = LearnOptions.model_validate(
+            {**self.config.learn.model_dump(exclude_unset=True), **LEARNED_LOSSES[self.request.loss]}
+        )
+        surrogate = self.task.new_surrogate(self.config)
+        described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
+        return options, self.home / "surrogates" / short_hash(described)
 
     @contextmanager
     def _learn_mirror(self, bank: PredictionBank, options: LearnOptions, folder: Path) -> Iterator[WandbMirror]:
@@ -186,7 +202,7 @@ class _Job:
         if summary.get("status") == "finished" and stage != "evaluate" and not records_bank:
             say(f"finished already: {folder}")
             return folder
-        if self.request.resume == "never" and summary:
+        if self.request.resume == "never" and any(folder.glob("*")):  # without its summary, too
             raise UsageError(
                 f"{folder} holds a record; --resume never does not touch it: move it away, or change --runs"
             )

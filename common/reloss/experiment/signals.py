@@ -1,9 +1,9 @@
-"""SIGTERM as an exception, so that what it ends can be recorded and said. Imports no torch."""
+"""Signals that tell a process to end: as an exception, or noticed. Imports no torch."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -47,7 +47,8 @@ def leave_signals_to_starter() -> None:
     """Let the process that forked this one, a worker such as a data loader's, decide what SIGTERM and Ctrl-C end.
 
     They may reach all processes of a run at once, and a worker that dies of one fails the run, which is about to record
-    that it was interrupted. The starter itself ends workers by SIGTERM: that is obeyed.
+    that it was interrupted. The starter itself ends workers by SIGTERM: that is obeyed. The signal is blocked rather
+    than ignored because PyTorch gives its workers a handler after this.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -59,3 +60,22 @@ def _obey(starter: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != starter:
         pass
     os._exit(0)
+
+
+@contextmanager
+def noticing(*signals: int) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether one of the signals arrived during the block; their handlers are called too."""
+    arrived: list[int] = []
+
+    def notice(number: int, frame: Any) -> None:
+        arrived.append(number)
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+
+    before = {number: signal.signal(number, notice) for number in signals}
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.launch import TERMINATED, log_of, note_of, notes, reason, run_cell, write_note
+from reloss.experiment.signals import noticing
 from reloss.experiment.sweep import Cell, Plan, is_done, needs
 from reloss.progress import say
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
 
-PATIENCE = 600  # seconds that a job whose run was terminated waits for the scheduler to end it
+PATIENCE = 600  # seconds that a job that was told to end waits for the scheduler to end it
 TIMES = (
     r"(?P<minutes>\d+)",
     r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d+):\d+",
@@ -153,11 +154,17 @@ class Job:
         runs, threads = Path(self.runs), str(self.resources.cpus or 1)
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         node = int(os.environ.get("SLURM_NODEID", "0"))
-        code = run_cell(self.cell, self.options, runs, environment, self._start, self.resources.torchrun(), node)
-        if code == TERMINATED:
-            time.sleep(PATIENCE)  # Slurm ends every process of a job that it takes back, then this one
+        with noticing(signal.SIGTERM, signal.SIGUSR2) as told:
+
+            def start(*what: Any) -> int:
+                code = self._start(*what)
+                return TERMINATED if told() and code != 0 else code
+
+            code = run_cell(self.cell, self.options, runs, environment, start, self.resources.torchrun(), node)
+            if code != 0 and told():
+                time.sleep(PATIENCE)  # Slurm ends every process of a job that it takes back, then this one
         if code != 0:
-            raise RelossError(reason(log_of(self.cell, runs, node)))
+            raise RelossError(reason(log_of(self.cell, runs, node), code))
         return code
 
     def _start(self, words: list[str], output: Any, environment: Mapping[str, str]) -> int:

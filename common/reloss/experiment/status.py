@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reloss.errors import RelossError
-from reloss.experiment.launch import note_of
+from reloss.experiment.launch import is_running, note_of
 from reloss.experiment.record import read_summary
 from reloss.experiment.slurm import queued_jobs
 from reloss.experiment.sweep import Cell, Plan, has_bank, is_done, needs
@@ -103,6 +103,8 @@ def _row(cell: Cell, plan: Plan, needed: Sequence[Row], runs: Path, queued: set[
         row = _recorded(row, cell.record(runs), runs)
     elif is_done(cell, plan, runs) or note.get("state") == "finished":
         row = _with(row, state="finished")
+    elif is_running(cell, runs):
+        row = _with(row, state="running")
     elif cell.stage == "baseline":
         row = _bank(row, cell, runs)
     if row.state in ("finished", "running", "damaged"):

@@ -214,19 +214,27 @@ def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
 def estimate(plan: Plan, runs: Path, slots: int) -> str:
     """Return one line: the runs of a plan, how many are finished, and about how long the rest takes where known.
 
-    An experiment's time is the median of its finished records, else what the ablation states.
+    An experiment's time is the median of its finished records in the plan, else what the ablation states of a run with
+    the same settings.
     """
     cells = [cell for phase in plan for cell in phase if cell.stage == "all"]
     left = [cell for cell in cells if not is_finished(cell, runs)]
-    stated = {name: 60 * minutes for ablation in ablations() for name, minutes in ablation.experiments.items()}
+    stated = {
+        (name, each.loss, each.settings): 60 * minutes
+        for ablation in ablations()
+        for name, minutes in ablation.experiments.items()
+        for each in ablation.variants
+    }
     measured: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell not in left:
             seconds = read_summary(cell.record(runs)).get("wall_seconds", 0.0)
             measured[cell.experiment].append(seconds + START_SECONDS)
-    known = stated | {name: statistics.median(seconds) for name, seconds in measured.items()}
+    known = {name: statistics.median(seconds) for name, seconds in measured.items()}
+    times = [known.get(each.experiment) or stated.get((each.experiment, each.loss, each.settings)) for each in left]
     line = f"{len(cells)} runs, {len(cells) - len(left)} finished"
-    if all(cell.experiment in known for cell in left):
-        minutes = sum(known[cell.experiment] for cell in left) / slots / 60
-        return f"{line}; the rest takes about {minutes:.0f} minutes in {slots} processes"
-    return line
+    if not left or not all(times):
+        return line
+    minutes = sum(filter(None, times)) / slots / 60
+    about = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
+    return f"{line}; the rest takes {about} in {slots} processes"

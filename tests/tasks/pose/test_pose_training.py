@@ -280,3 +280,9 @@ def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
     x, y = (pictures.decode_heatmaps(targets[-1])[0, 0] * 4).round().long().tolist()
     red, green, _ = images[0, :, y, x].flip(0)
     assert int(red) - int(green) > 60
+    # A baseline that is damaged is left out, and stops no run.
+    (predictions,) = record.parents[1].glob("mse@*/seed0/predictions/0001.safetensors")
+    predictions.write_bytes(b"")
+    shutil.rmtree(record)
+    with Image.open(run_lsp("reloss", "train.epochs=1") / "persons.png") as image:
+        assert image.info["Description"] == "Validation persons with their joints: truth, reloss"
