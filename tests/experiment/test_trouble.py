@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import DIGITS, SMALL
 
 from reloss import checkpoint, files
@@ -242,10 +242,24 @@ def stop_after(monkeypatch, count):
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_shard_is_named(run_digits, tmp_path, how):
     run_digits()
-    (shard,) = (tmp_path / "runs" / DIGITS / "bank" / "shards").iterdir()
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    (shard,) = (bank / "shards").iterdir()
     damage(shard, how)
-    with pytest.raises(RelossError, match=f"bank shard {shard} .*remove it to go on with the others"):
+    with pytest.raises(RelossError, match=f"bank shard {shard} .*; restore it from a copy, or remove {bank} to record"):
         run_digits("reloss")
+
+
+def test_no_second_surrogate_is_learned_from_what_is_left_of_a_bank(run_digits, tmp_path):
+    settings = (*SMALL, "recording.item_size=16")
+    run_digits("reloss", settings=settings)
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    shard = next((bank.path / "shards").iterdir())
+    kept = {name: value[:-1].contiguous() for name, value in load_file(shard).items()}
+    save_file(kept, shard)
+    said = f"the bank {bank.path} has {len(bank) - 1} of its {len(bank)} items: .* or remove {bank.path} to record anew"
+    with pytest.raises(RelossError, match=said):
+        run_digits("reloss", seed=1, settings=settings)
+    assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 1
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
