@@ -15,6 +15,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from reloss.errors import RelossError, UsageError
+from reloss.experiment.task import KIND_OF_FINGERPRINT
+from reloss.files import hash_of_files
 from reloss.progress import progress
 from tasks.classification.config import Data
 
@@ -206,16 +208,24 @@ def fetch(config: Data, root: Path) -> None:
 
 
 def fingerprint(config: Data, root: Path) -> str:
-    """Return a hash over the names and sizes of the image files (of the digits, over the pixels)."""
-    digest = hashlib.sha256()
+    """Return a hash over what is read: the digits, the files as downloaded, or the images (see `hash_of_files`).
+
+    Raises:
+        RelossError: the images are missing or cannot be read.
+        UsageError: the data set does not come in this format.
+    """
     if config.name == "digits":
-        digest.update(_digits_arrays()[0].tobytes())
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in _digits_arrays())).hexdigest()
+    elif config.format == "folder":
+        folder = _folder(config, root)
+        splits = [_open(config, root, train=train, transform=None).samples for train in (True, False)]
+        digest = hash_of_files(folder, [Path(path) for samples in splits for path, _ in samples])
     else:
-        folder = _folder(config, root) if config.format == "folder" else root
-        pattern = "*/*/*" if config.format == "folder" else f"{_as_downloaded(config).base_folder}/*"
-        for path in sorted(folder.glob(pattern)):
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
+        kind = _as_downloaded(config)
+        names = [name for name, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
+        paths = [root / kind.base_folder / name for name in names]
+        digest = hash_of_files(root, [path for path in paths if path.exists()])
+    return f"{KIND_OF_FINGERPRINT}-{digest[:16]}"
 
 
 def _folder(config: Data, root: Path) -> Path:

@@ -340,16 +340,41 @@ def test_data_that_changed_since_the_baseline_are_refused_unless_told_otherwise(
     run_digits(settings=SMALL)
     before = run_digits(seed=1, settings=SMALL)
     (before / "summary.json").write_text(json.dumps({**summary(before), "status": "interrupted"}))
-    monkeypatch.setattr("tasks.classification.data.fingerprint", lambda config, root: "another")
+    change_data(monkeypatch, "contents-another")
+    said = r"the data changed since {} was recorded: .* now contents-another; restore"
     for loss, seed, path in (("reloss", 0, tmp_path / "runs" / DIGITS / "bank"), ("ce", 1, before)):
-        with pytest.raises(UsageError, match=rf"the data changed since {path} was recorded: .* now another; restore"):
+        with pytest.raises(UsageError, match=said.format(path)):
             run_digits(loss, seed=seed, settings=SMALL)
     words = ("run", DIGITS, "--loss", "reloss", "--runs", tmp_path / "runs", "--track", "off", "--allow-changed-data")
     code, out, err = cli(*words, "--set", *SMALL)
     assert code == 0
     assert "warning: the data changed since" in err
     found = summary(Path(out.strip()))
-    assert (found["data"], found["data_before"]) == ("another", summary(before)["data"])
+    assert (found["data"], found["data_before"]) == ("contents-another", summary(before)["data"])
+
+
+def change_data(monkeypatch, fingerprint):
+    monkeypatch.setattr("tasks.classification.data.fingerprint", lambda config, root: fingerprint)
+
+
+def test_a_record_keeps_all_data_that_it_was_made_of(run_digits, monkeypatch):
+    record = run_digits(seed=1)
+    first = summary(record)["data"]
+    for fingerprint, before in (("contents-b", first), ("contents-b", first), ("contents-c", f"{first}, contents-b")):
+        (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
+        change_data(monkeypatch, fingerprint)
+        run_digits(seed=1, allow_changed_data=True)
+        assert (summary(record)["status"], summary(record)["data"]) == ("finished", fingerprint)
+        assert summary(record)["data_before"] == before
+
+
+def test_a_fingerprint_of_an_earlier_kind_says_nothing_of_a_change(run_digits, capsys):
+    record = run_digits(seed=1)
+    (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted", "data": "0a1b"}))
+    run_digits(seed=1)
+    assert f"note: {record} was recorded when data were not looked at as they are now" in capsys.readouterr().err
+    assert summary(record)["data"].startswith("contents-")
+    assert "data_before" not in summary(record)
 
 
 # Secrets

@@ -87,6 +87,22 @@ def test_fingerprint_changes_with_the_files(images, tmp_path):
     (tmp_path / "one" / "train" / "a" / "more.png").rename(tmp_path / "one" / "train" / "b" / "more.png")
     moved = data.fingerprint(folder(), tmp_path / "one")
     assert len({before, added, moved}) == 3
+    (tmp_path / "one" / "train" / "b" / "more.png").unlink()
+    (tmp_path / "one" / "train" / "a" / "note.txt").write_text("not an image")
+    (tmp_path / "one" / "note.txt").write_text("nor this")
+    assert data.fingerprint(folder(), tmp_path / "one") == before
+    image = tmp_path / "one" / "test" / "c" / "1.png"
+    image.write_bytes(bytes(image.stat().st_size))
+    assert data.fingerprint(folder(), tmp_path / "one") != before
+
+
+def test_fingerprint_of_the_digits_is_over_their_labels_too(tmp_path, monkeypatch):
+    config = Data(name="digits", format="sklearn", image_size=8)
+    pixels, labels = data._digits_arrays()
+    before = data.fingerprint(config, tmp_path)
+    for changed in ((pixels, labels[::-1].copy()), (16 - pixels, labels)):
+        monkeypatch.setattr(data, "_digits_arrays", lambda changed=changed: changed)
+        assert data.fingerprint(config, tmp_path) != before
 
 
 def test_fingerprint_is_of_the_data_set_alone(tmp_path):
@@ -95,9 +111,14 @@ def test_fingerprint_is_of_the_data_set_alone(tmp_path):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"pixels")
     assert data.fingerprint(config, tmp_path) == before
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"pixels")
-    assert data.fingerprint(config, tmp_path) != before
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    (batches / "data_batch_1").write_bytes(b"pixels")
+    there = data.fingerprint(config, tmp_path)
+    (batches / "note.txt").write_text("mine")
+    assert data.fingerprint(config, tmp_path) == there != before
+    (batches / "data_batch_1").write_bytes(b"PIXELS")
+    assert data.fingerprint(config, tmp_path) not in (there, before)
 
 
 def test_missing_folders_name_the_expected_path(tmp_path):
