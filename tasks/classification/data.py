@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from reloss import download
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.task import KIND_OF_FINGERPRINT
 from reloss.files import hash_of_files
@@ -28,6 +29,7 @@ CHANNELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 DOWNLOADS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+ARCHIVE_LIMIT = 200 << 20  # bytes; both archives have about 163 MiB
 
 
 class Splits(NamedTuple):
@@ -186,11 +188,11 @@ def describe(config: Data, root: Path) -> str:
 
 
 def fetch(config: Data, root: Path) -> None:
-    """Download the images into `root` and verify their checksum.
+    """Download the images into `root`, verified by torchvision's checksum; what is there and whole stays.
 
     Raises:
         UsageError: the data set cannot be downloaded freely.
-        RelossError: the download failed.
+        RelossError: it cannot be downloaded or unpacked; the same call goes on from there.
     """
     if config.name == "digits":
         return
@@ -200,11 +202,15 @@ def fetch(config: Data, root: Path) -> None:
             f"{config.name} has no free download: get it from image-net.org and lay it out as "
             f"{where}/train/CLASS/*.JPEG and {where}/val/CLASS/*.JPEG"
         )
+    kind = DOWNLOADS[config.name]
     try:
-        for train in (True, False):
-            DOWNLOADS[config.name](root, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise RelossError(f"cannot download {config.name} into {root}: {error}") from error
+        kind(root)
+    except RuntimeError:  # missing or damaged
+        archive = root / kind.filename
+        download.fetch(kind.url, archive, kind.tgz_md5, ARCHIVE_LIMIT)
+        names = [f"{kind.base_folder}/{name}" for name in _downloaded_files(kind)]
+        download.unpack(archive, {name: root / name for name in names})
+        archive.unlink()
 
 
 def fingerprint(config: Data, root: Path) -> str:
@@ -222,8 +228,7 @@ def fingerprint(config: Data, root: Path) -> str:
         digest = hash_of_files(folder, [Path(path) for samples in splits for path, _ in samples])
     else:
         kind = _as_downloaded(config)
-        names = [name for name, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
-        paths = [root / kind.base_folder / name for name in names]
+        paths = [root / kind.base_folder / name for name in _downloaded_files(kind)]
         digest = hash_of_files(root, [path for path in paths if path.exists()])
     return f"{KIND_OF_FINGERPRINT}-{digest[:16]}"
 
@@ -261,6 +266,10 @@ def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:
     if config.name not in DOWNLOADS:
         raise UsageError(f"{config.name} does not come in data.format={config.format}; use folder")
     return DOWNLOADS[config.name]
+
+
+def _downloaded_files(kind: type[datasets.CIFAR10]) -> list[str]:
+    return [name for name, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
 
 
 def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarray, list[str]]:
