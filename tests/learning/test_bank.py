@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from reloss.errors import RelossError
@@ -371,6 +372,24 @@ def test_shards_that_cannot_be_read_and_files_that_are_none(three_shards):
     shards.rename(three_shards.path / "elsewhere")
     shards.write_text("")
     with pytest.raises(RelossError, match=f"the bank's folder {shards} cannot be read .Not a directory.; make it"):
+        PredictionBank.open(three_shards.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shard: {"outputs": shard["outputs"][..., :2].contiguous()},
+        lambda shard: {"targets": shard["targets"].half()},
+        lambda shard: {"targets": torch.cat([shard["targets"]] * 2)},
+    ],
+)
+def test_a_shard_of_other_items_is_named(three_shards, change):
+    shard = sorted((three_shards.path / "shards").iterdir())[1]
+    content = load_file(shard)
+    save_file({**content, **change(content)}, shard)
+    with pytest.raises(
+        RelossError, match=f"bank shard {shard} holds no items like the others'; restore it from a copy"
+    ):
         PredictionBank.open(three_shards.path)
 
 

@@ -303,10 +303,11 @@ class PredictionBank:
         The items' order does not depend on when shards were written.
         """
         if self._shards is None:
-            shards = {}
+            shards: dict[Path, dict[str, Tensor]] = {}
             for path in sorted(_list_shards(self.path / "shards"), key=lambda path: (_writer(path), path)):
                 with suppress(FileNotFoundError):  # its recorder may have thinned it out since it was listed
                     shards[path] = _map_shard(path)
+            _check_alike(shards)
             self._shards = shards
         return self._shards
 
@@ -382,6 +383,16 @@ def _map_shard(path: Path) -> dict[str, Tensor]:
         else:
             if _version(path) == version:
                 return tensors
+
+
+def _check_alike(shards: dict[Path, dict[str, Tensor]]) -> None:
+    """Raise RelossError if a shard's items are not shaped as those of the first, or their parts differ in number."""
+    expected = None
+    for path, shard in shards.items():
+        kind = [(name, value.dtype, value.shape[1:]) for name, value in shard.items()]
+        expected = expected or kind
+        if kind != expected or len({len(value) for value in shard.values()}) > 1:
+            raise RelossError(f"bank shard {path} holds no items like the others'; {_way_out(path.parents[1])}")
 
 
 def _version(path: Path) -> tuple[int, int]:
