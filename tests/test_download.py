@@ -1,4 +1,6 @@
 import hashlib
+import io
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -113,6 +115,38 @@ def test_a_file_that_is_too_large_is_not_fetched(server, tmp_path, stated):
     with (tmp_path / "file").open("wb+") as out, pytest.raises(RelossError, match="is larger than 100000 bytes"):
         download.download_into(out, server.url, tmp_path / "file", limit=100_000)
     assert (tmp_path / "file").stat().st_size <= 100_000
+
+
+def test_a_fetched_file_has_a_limit_too(server, tmp_path):
+    with pytest.raises(RelossError, match="is larger than 100000 bytes"):
+        download.fetch(server.url, tmp_path / "file", MD5, limit=100_000)
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "archive.tgz"
+    with tarfile.open(path, "w:gz") as made:
+        for name in ("folder/one", "folder/two", "../out"):
+            member = tarfile.TarInfo(name)
+            member.size = len(CONTENT)
+            made.addfile(member, io.BytesIO(CONTENT))
+    return path
+
+
+def test_only_what_is_asked_for_is_unpacked(archive, tmp_path):
+    download.unpack(archive, {"folder/two": tmp_path / "new" / "two"})
+    assert (tmp_path / "new" / "two").read_bytes() == CONTENT
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["archive.tgz", "new", "two"]
+
+
+@pytest.mark.parametrize("how", ["lacks", "cut", "none"])
+def test_an_archive_that_cannot_be_unpacked_is_named(archive, tmp_path, how):
+    if how != "lacks":
+        archive.write_bytes(archive.read_bytes()[:500] if how == "cut" else b"no archive")
+    with pytest.raises(RelossError, match=rf"{archive} cannot be unpacked \(.*\); remove it and fetch again"):
+        download.unpack(archive, {"folder/two": tmp_path / "two", "folder/three": tmp_path / "three"})
+    assert not (tmp_path / "three").exists()
 
 
 @pytest.mark.parametrize("member", ["../out", "a/../../out", "/etc/passwd"])

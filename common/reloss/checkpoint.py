@@ -1,5 +1,6 @@
 """Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from reloss.progress import say
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `path`; the checkpoint that stood there becomes the one before.
 
+    A damaged one does not: the one before, which training went on from, is then kept.
+
     Raises:
-        RelossError: it cannot be written; the last one is still there.
+        RelossError: it cannot be written; those that were there still are.
     """
     with atomic(path) as temporary:
         with temporary.open("wb") as file:  # torch's own writer would not say that the disk is full
             torch.save(state, file)
-        if path.exists():
+            file.flush()
+            os.fsync(file.fileno())  # before any other is touched
+        if _is_whole(path):
             path.replace(before(path))
 
 
@@ -33,7 +38,7 @@ def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
         anew: what removing all of them does, for the message, such as "to train this run anew".
 
     Raises:
-        RelossError: there are some, and all are damaged.
+        RelossError: there are some, and all are damaged or cannot be read.
     """
     found = [each for each in (path, before(path)) if each.exists()]
     whole = last_whole(found)
@@ -41,24 +46,55 @@ def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(whole, map_location="cpu", weights_only=True)
         return state
     if found:
-        names = " and ".join(each.name for each in found)
-        raise RelossError(f"checkpoint {path} is damaged; remove {names} {anew}")
+        raise unusable(found, f"remove {' and '.join(each.name for each in found)} {anew}")
     return None
 
 
 def last_whole(paths: Iterable[Path]) -> Path | None:
-    """Return the first of some checkpoints, newest first, that is whole; says which ones before it are damaged."""
+    """Return the first of some checkpoints, newest first, that is whole; says what is wrong with those before it."""
     for path in paths:
         try:
-            with ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch.load does not compare the sums
-                    raise ValueError(f"{damaged} has another checksum")
-            torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            _check(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            say(f"checkpoint {path} cannot be read ({error.strerror or error})")
         except Exception as error:
             say(f"checkpoint {path} is damaged ({str(error).partition(chr(10))[0]})")
         else:
             return path
     return None
+
+
+def unusable(paths: Iterable[Path], way_out: str) -> RelossError:
+    """Return the error for checkpoints, newest first, of which none is whole; it names one that may be mended."""
+    paths = list(paths)
+    for path in paths:
+        try:
+            _check(path)
+        except OSError as error:
+            return RelossError(
+                f"checkpoint {path} cannot be read ({error.strerror or error}); make it readable, or {way_out}"
+            )
+        except Exception:
+            continue
+    return RelossError(f"checkpoint {paths[0]} is damaged; {way_out}")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check(path)
+    except Exception:
+        return False
+    return True
+
+
+def _check(path: Path) -> None:
+    """Read a checkpoint without keeping it; raises OSError if it cannot be read, and anything else if it is damaged."""
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():  # torch.load does not compare the sums
+            raise ValueError(f"{damaged} has another checksum")
+    torch.load(path, map_location="meta", weights_only=True, mmap=True)
 
 
 def remove_checkpoint(path: Path) -> None:

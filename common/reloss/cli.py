@@ -281,6 +281,8 @@ class Sweep:
     data: Path = DATA
     runs: Path = RUNS
     track: Literal["wandb", "off"] = "wandb"
+    allow_changed_data: bool = False
+    """Go on though the data are not those that a record or the bank was made of."""
 
     def __call__(self) -> None:
         from reloss.experiment import launch
@@ -292,15 +294,15 @@ class Sweep:
             raise UsageError("--slots must be at least 1")
         if self.slurm and self.launcher != "slurm":
             raise UsageError("--slurm goes with --launcher slurm")
-        track = ["--track", self.track]
-        options = ["--data", str(self.data), "--runs", str(self.runs), *track]
+        common = ["--track", self.track, *(["--allow-changed-data"] if self.allow_changed_data else [])]
+        options = ["--data", str(self.data), "--runs", str(self.runs), *common]
         plan = phases(self.name, _losses(self.losses), parse_seeds(self.seeds), _flat(self.set))
         if self.launcher == "print":
             plain = self.image == "none"
             lines = (
                 launch.plain_lines(plan, options, self.runs)
                 if plain
-                else launch.docker_lines(plan, self.image, self.data, self.runs, track)
+                else launch.docker_lines(plan, self.image, self.data, self.runs, common)
             )
             print("\n".join(lines))
         elif self.launcher == "slurm":

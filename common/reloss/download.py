@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
+import zlib
+from collections.abc import Mapping
 from http.client import HTTPException
 from math import ceil
 from pathlib import Path
@@ -11,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from reloss.errors import RelossError
-from reloss.files import sha256_of, write_text
+from reloss.files import atomic, sha256_of, write_text
 from reloss.progress import progress, say
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -75,7 +78,26 @@ def inside(root: Path, member: str) -> Path:
     return target
 
 
-def fetch(url: str, path: Path, checksum: str | None) -> None:
+def unpack(archive: Path, files: Mapping[str, Path]) -> None:
+    """Write files of a tar archive, by their names in it, to where they go; nothing else that it holds is written.
+
+    Raises:
+        RelossError: it is damaged or lacks one, or one cannot be written.
+    """
+    try:
+        with tarfile.open(archive) as opened:
+            for name, path in files.items():
+                member = opened.extractfile(name)
+                if member is None:
+                    raise KeyError(name)
+                with atomic(path) as temporary:
+                    temporary.write_bytes(member.read())
+    except (tarfile.TarError, KeyError, OSError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise RelossError(f"{archive} cannot be unpacked ({reason}); remove it and fetch again") from error
+
+
+def fetch(url: str, path: Path, checksum: str | None, limit: int = LIMIT) -> None:
     """Download `url` to `path` unless it is there, going on from what an earlier call left, and verify it.
 
     Args:
@@ -83,6 +105,7 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
         path: where it goes.
         checksum: MD5 or SHA-256 of the file, told apart by their lengths. Where no source states one, the SHA-256 sum
             of the first download is kept in `<path>.sha256`, and later ones are held against it.
+        limit: of its size in bytes, where it is known.
 
     Raises:
         RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
@@ -95,7 +118,7 @@ def fetch(url: str, path: Path, checksum: str | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as out:
-            download_into(out, url, path)
+            download_into(out, url, path, limit)
         expected = checksum or (kept.read_text(encoding="utf-8").strip() if kept.exists() else None)
         kind = "md5" if expected and len(expected) == MD5_DIGITS else "sha256"
         with part.open("rb") as written:

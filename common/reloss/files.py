@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import ceil
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from reloss.errors import RelossError
 
 MEND = "remove it or restore it from a copy"
+SAMPLED = 200  # files of which a hash of many reads the contents
 
 
 @contextmanager
@@ -137,6 +139,26 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 sum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
+    """Return a hash of the names below `root` and the sizes of files, and of what is in them.
+
+    Of more than SAMPLED files, the contents are read of as many at most, spread evenly: a change of a few others that
+    leaves their sizes is not seen.
+
+    Raises:
+        RelossError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        for path in paths[:: ceil(len(paths) / SAMPLED) or 1]:
+            digest.update(bytes.fromhex(sha256_of(path)))
+    except OSError as error:
+        raise RelossError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def short_hash(value: Any, length: int = 12) -> str:

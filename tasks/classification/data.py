@@ -14,7 +14,10 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from reloss import download
 from reloss.errors import RelossError, UsageError
+from reloss.experiment.task import KIND_OF_FINGERPRINT
+from reloss.files import hash_of_files
 from reloss.progress import progress
 from tasks.classification.config import Data
 
@@ -26,6 +29,7 @@ CHANNELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 DOWNLOADS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+ARCHIVE_LIMIT = 200 << 20  # bytes; both archives have about 163 MiB
 
 
 class Splits(NamedTuple):
@@ -184,11 +188,11 @@ def describe(config: Data, root: Path) -> str:
 
 
 def fetch(config: Data, root: Path) -> None:
-    """Download the images into `root` and verify their checksum.
+    """Download the images into `root`, verified by torchvision's checksum; what is there and whole stays.
 
     Raises:
         UsageError: the data set cannot be downloaded freely.
-        RelossError: the download failed.
+        RelossError: it cannot be downloaded or unpacked; the same call goes on from there.
     """
     if config.name == "digits":
         return
@@ -198,24 +202,35 @@ def fetch(config: Data, root: Path) -> None:
             f"{config.name} has no free download: get it from image-net.org and lay it out as "
             f"{where}/train/CLASS/*.JPEG and {where}/val/CLASS/*.JPEG"
         )
+    kind = DOWNLOADS[config.name]
     try:
-        for train in (True, False):
-            DOWNLOADS[config.name](root, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise RelossError(f"cannot download {config.name} into {root}: {error}") from error
+        kind(root)
+    except RuntimeError:  # missing or damaged
+        archive = root / kind.filename
+        download.fetch(kind.url, archive, kind.tgz_md5, ARCHIVE_LIMIT)
+        names = [f"{kind.base_folder}/{name}" for name in _downloaded_files(kind)]
+        download.unpack(archive, {name: root / name for name in names})
+        archive.unlink()
 
 
 def fingerprint(config: Data, root: Path) -> str:
-    """Return a hash over the names and sizes of the image files (of the digits, over the pixels)."""
-    digest = hashlib.sha256()
+    """Return a hash over what is read: the digits, the files as downloaded, or the images (see `hash_of_files`).
+
+    Raises:
+        RelossError: the images are missing or cannot be read.
+        UsageError: the data set does not come in this format.
+    """
     if config.name == "digits":
-        digest.update(_digits_arrays()[0].tobytes())
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in _digits_arrays())).hexdigest()
+    elif config.format == "folder":
+        folder = _folder(config, root)
+        splits = [_open(config, root, train=train, transform=None).samples for train in (True, False)]
+        digest = hash_of_files(folder, [Path(path) for samples in splits for path, _ in samples])
     else:
-        folder = _folder(config, root) if config.format == "folder" else root
-        pattern = "*/*/*" if config.format == "folder" else f"{_as_downloaded(config).base_folder}/*"
-        for path in sorted(folder.glob(pattern)):
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
+        kind = _as_downloaded(config)
+        paths = [root / kind.base_folder / name for name in _downloaded_files(kind)]
+        digest = hash_of_files(root, [path for path in paths if path.exists()])
+    return f"{KIND_OF_FINGERPRINT}-{digest[:16]}"
 
 
 def _folder(config: Data, root: Path) -> Path:
@@ -251,6 +266,10 @@ def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:
     if config.name not in DOWNLOADS:
         raise UsageError(f"{config.name} does not come in data.format={config.format}; use folder")
     return DOWNLOADS[config.name]
+
+
+def _downloaded_files(kind: type[datasets.CIFAR10]) -> list[str]:
+    return [name for name, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]
 
 
 def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarray, list[str]]:

@@ -49,7 +49,7 @@ class ClassificationTask(Task):
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
-        """Download CIFAR through torchvision, which verifies its checksum; ImageNet cannot be downloaded."""
+        """Download CIFAR, verified by torchvision's checksum; ImageNet cannot be downloaded."""
         from tasks.classification.data import fetch
 
         fetch(config.data, data)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 from reloss import download
-from reloss.errors import RelossError, UsageError
-from reloss.files import atomic
+from reloss.errors import UsageError
 from tasks.mrc.config import Data
 
 SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
@@ -67,14 +65,5 @@ def _fetch_dureader(folder: Path, wanted: list[str]) -> None:
     url, checksum = DUREADER
     archive = folder / Path(url).name
     download.fetch(url, archive, checksum)
-    try:
-        with tarfile.open(archive) as opened:
-            for file in missing:
-                member = opened.extractfile(f"dureader_robust-data/{file}")
-                if member is None:
-                    raise KeyError(file)
-                with atomic(folder / file) as temporary:
-                    temporary.write_bytes(member.read())
-    except (tarfile.TarError, KeyError) as error:
-        raise RelossError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
+    download.unpack(archive, {f"dureader_robust-data/{file}": folder / file for file in missing})
     archive.unlink()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
 from reloss import distributed
-from reloss.checkpoint import last_whole
+from reloss.checkpoint import last_whole, unusable
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
@@ -198,13 +198,13 @@ def _last_checkpoint(folder: Path, epochs: float = math.inf) -> Path | None:
     Where there is one of at most so many `epochs`, those of more are passed over.
 
     Raises:
-        RelossError: there are some, and all are damaged.
+        RelossError: there are some, and all are damaged or cannot be read.
     """
     found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
     ordered = sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)
     whole = last_whole(path for *_, path in [each for each in ordered if each[0] <= epochs] or ordered)
     if ordered and whole is None:
-        raise RelossError(f"checkpoint {ordered[0][-1]} is damaged; remove {folder} to train this run anew")
+        raise unusable((path for *_, path in ordered), f"remove {folder} to train this run anew")
     return whole
 
 

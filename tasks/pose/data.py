@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from reloss.download import fetch, inside
 from reloss.errors import RelossError
-from reloss.files import atomic, read_json
+from reloss.experiment.task import KIND_OF_FINGERPRINT
+from reloss.files import atomic, hash_of_files, read_json, short_hash
 from reloss.progress import progress, say
 from tasks.pose.config import Data
 
@@ -157,11 +157,16 @@ def _check_boxes(path: Path, otherwise: str) -> None:
 
 
 def fingerprint(config: Data, folder: Path) -> str:
-    """Return a hash of the annotations."""
-    digest = hashlib.sha256()
-    for labels_file in ANNOTATIONS[config.name]:
-        path = folder / config.name / labels_file
-        if not path.exists():
-            raise RelossError(f"{config.name}: {path} is missing; {SOURCES[config.name]}")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    """Return a hash of the annotations, the detector's boxes if they are used, and the images (see `hash_of_files`).
+
+    Raises:
+        RelossError: annotations or images are missing or cannot be read.
+    """
+    root, name = folder / config.name, config.name
+    images: list[Path] = []
+    for labels_file, place in zip(ANNOTATIONS[name], IMAGES[name], strict=True):
+        labels = _checked_labels(name, root, labels_file, place, SOURCES[name])
+        images += [root / place / image["file_name"] for image in labels["images"]]
+    files = [root / path for path in (*ANNOTATIONS[name], *([BOXES] if config.boxes == "detector" else []))]
+    described = [hash_of_files(root, paths) for paths in ([path for path in files if path.exists()], images)]
+    return f"{KIND_OF_FINGERPRINT}-{short_hash(described)}"

@@ -53,7 +53,7 @@ class PoseTask(Task):
         fetch_coco(data, config.data.test_dev)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
-        """Return a hash over the annotations."""
+        """Return a hash over the annotations and the images."""
         from tasks.pose.data import fingerprint
 
         return fingerprint(config.data, data)

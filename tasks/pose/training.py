@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from reloss import distributed
-from reloss.checkpoint import last_whole
-from reloss.errors import RelossError, UsageError
+from reloss.checkpoint import last_whole, unusable
+from reloss.errors import UsageError
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
@@ -234,7 +234,7 @@ def _has_checkpoint(record: Path, epochs: float = inf) -> bool:
     Where the last one is damaged, or of more than so many `epochs`, the one before is gone on from, if there is one.
 
     Raises:
-        RelossError: all are damaged.
+        RelossError: all are damaged or cannot be read.
     """
     pointer = record / "mmengine" / "last_checkpoint"  # mmengine's own note
     path = Path(pointer.read_text()) if pointer.exists() else None
@@ -244,7 +244,7 @@ def _has_checkpoint(record: Path, epochs: float = inf) -> bool:
     found = [path, *sorted(older, key=_epoch, reverse=True)]
     whole = last_whole([each for each in found if _epoch(each) <= epochs] or found)
     if whole is None:
-        raise RelossError(f"checkpoint {path} is damaged; remove {pointer} to train this run anew")
+        raise unusable(found, f"remove {pointer} to train this run anew")
     if whole != path:
         write_text(pointer, str(whole))
     return True

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reloss.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override, to_yaml
 from reloss.experiment.record import Record, read_summaries, read_summary
@@ -132,6 +134,44 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, capsys, damage):
     assert ("last.pt is damaged" in capsys.readouterr().err) == (damage != "gone")
     again.close("finished")
     assert not (tmp_path / "checkpoint" / "last.previous.pt").exists()
+
+
+def test_the_only_whole_checkpoint_outlives_a_save_that_fails(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        save_checkpoint(path, {"step": step})
+    path.write_bytes(b"damaged")
+    with monkeypatch.context() as patched:
+
+        def fail(descriptor):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        patched.setattr("os.fsync", fail)
+        with pytest.raises(RelossError, match=r"cannot write .*last\.pt: Input/output error; nothing .* was lost"):
+            save_checkpoint(path, {"step": 3})
+    assert load_checkpoint(path, "anew") == {"step": 1}
+    save_checkpoint(path, {"step": 3})
+    assert load_checkpoint(path, "anew") == {"step": 3}
+    assert load_checkpoint(before(path), "anew") == {"step": 1}  # not the damaged one
+    save_checkpoint(path, {"step": 4})
+    assert load_checkpoint(before(path), "anew") == {"step": 3}
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, capsys):
+    path = tmp_path / "last.pt"
+    path.mkdir()
+    said = rf"checkpoint {path} cannot be read \(Is a directory\); make it readable, or remove last\.pt to learn anew"
+    with pytest.raises(RelossError, match=said):
+        load_checkpoint(path, "to learn anew")
+    save_checkpoint(before(path), {"step": 1})
+    capsys.readouterr()
+    assert load_checkpoint(path, "to learn anew") == {"step": 1}
+    assert f"checkpoint {path} cannot be read (Is a directory)" in capsys.readouterr().err
+    before(path).write_bytes(b"damaged")
+    with pytest.raises(
+        RelossError, match=r"last\.pt cannot be read .* remove last\.pt and last\.previous\.pt to learn"
+    ):
+        load_checkpoint(path, "to learn anew")
 
 
 def cut_metrics(folder, lines):

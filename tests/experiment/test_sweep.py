@@ -161,6 +161,13 @@ def test_print_launcher_prints_lines_of_docker(cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("image", ["none", "reloss"])
+def test_leave_to_go_on_with_changed_data_is_handed_to_every_run(cli, tmp_path, image):
+    code, out, _ = cli(*PRINT, "--runs", tmp_path, "--image", image, "--allow-changed-data")
+    assert code == 0
+    assert [line.count("--track off --allow-changed-data") for line in out.splitlines() if line[0] != "#"] == [1] * 5
+
+
 def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_digits, tmp_path):
     record = run_digits()
     summary = record / "summary.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import DIGITS, SMALL
 
 from reloss import checkpoint, files
@@ -242,10 +242,24 @@ def stop_after(monkeypatch, count):
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_shard_is_named(run_digits, tmp_path, how):
     run_digits()
-    (shard,) = (tmp_path / "runs" / DIGITS / "bank" / "shards").iterdir()
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    (shard,) = (bank / "shards").iterdir()
     damage(shard, how)
-    with pytest.raises(RelossError, match=f"bank shard {shard} .*remove it to go on with the others"):
+    with pytest.raises(RelossError, match=f"bank shard {shard} .*; restore it from a copy, or remove {bank} to record"):
         run_digits("reloss")
+
+
+def test_no_second_surrogate_is_learned_from_what_is_left_of_a_bank(run_digits, tmp_path):
+    settings = (*SMALL, "recording.item_size=16")
+    run_digits("reloss", settings=settings)
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    shard = next((bank.path / "shards").iterdir())
+    kept = {name: value[:-1].contiguous() for name, value in load_file(shard).items()}
+    save_file(kept, shard)
+    said = f"the bank {bank.path} has {len(bank) - 1} of its {len(bank)} items: .* or remove {bank.path} to record anew"
+    with pytest.raises(RelossError, match=said):
+        run_digits("reloss", seed=1, settings=settings)
+    assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 1
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
@@ -348,16 +362,41 @@ def test_data_that_changed_since_the_baseline_are_refused_unless_told_otherwise(
     run_digits(settings=SMALL)
     before = run_digits(seed=1, settings=SMALL)
     (before / "summary.json").write_text(json.dumps({**summary(before), "status": "interrupted"}))
-    monkeypatch.setattr("tasks.classification.data.fingerprint", lambda config, root: "another")
+    change_data(monkeypatch, "contents-another")
+    said = r"the data changed since {} was recorded: .* now contents-another; restore"
     for loss, seed, path in (("reloss", 0, tmp_path / "runs" / DIGITS / "bank"), ("ce", 1, before)):
-        with pytest.raises(UsageError, match=rf"the data changed since {path} was recorded: .* now another; restore"):
+        with pytest.raises(UsageError, match=said.format(path)):
             run_digits(loss, seed=seed, settings=SMALL)
     words = ("run", DIGITS, "--loss", "reloss", "--runs", tmp_path / "runs", "--track", "off", "--allow-changed-data")
     code, out, err = cli(*words, "--set", *SMALL)
     assert code == 0
     assert "warning: the data changed since" in err
     found = summary(Path(out.strip()))
-    assert (found["data"], found["data_before"]) == ("another", summary(before)["data"])
+    assert (found["data"], found["data_before"]) == ("contents-another", summary(before)["data"])
+
+
+def change_data(monkeypatch, fingerprint):
+    monkeypatch.setattr("tasks.classification.data.fingerprint", lambda config, root: fingerprint)
+
+
+def test_a_record_keeps_all_data_that_it_was_made_of(run_digits, monkeypatch):
+    record = run_digits(seed=1)
+    first = summary(record)["data"]
+    for fingerprint, before in (("contents-b", first), ("contents-b", first), ("contents-c", f"{first}, contents-b")):
+        (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
+        change_data(monkeypatch, fingerprint)
+        run_digits(seed=1, allow_changed_data=True)
+        assert (summary(record)["status"], summary(record)["data"]) == ("finished", fingerprint)
+        assert summary(record)["data_before"] == before
+
+
+def test_a_fingerprint_of_an_earlier_kind_says_nothing_of_a_change(run_digits, capsys):
+    record = run_digits(seed=1)
+    (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted", "data": "0a1b"}))
+    run_digits(seed=1)
+    assert f"note: {record} was recorded when data were not looked at as they are now" in capsys.readouterr().err
+    assert summary(record)["data"].startswith("contents-")
+    assert "data_before" not in summary(record)
 
 
 # Secrets

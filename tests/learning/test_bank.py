@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from reloss.errors import RelossError
@@ -334,6 +335,79 @@ def test_a_damaged_shard_is_named(tmp_path):
         len(PredictionBank.open(tmp_path))
 
 
+@pytest.fixture
+def three_shards(tmp_path):
+    bank = PredictionBank.create(tmp_path / "bank", item_size=4)
+    for index in range(3):
+        record_items(bank, range(index, index + 1))
+        bank.flush()
+    bank.finish()
+    return bank
+
+
+def test_a_missing_shard_is_noticed(three_shards):
+    bank, opened = three_shards.path, PredictionBank.open(three_shards.path)
+    assert len(opened) == opened.meta["items"] == 3
+    sorted((bank / "shards").iterdir())[1].unlink()
+    said = f"bank {bank} has 2 of its 3 items: shards are missing in {bank / 'shards'}; restore .*, or remove {bank} to"
+    for read in (PredictionBank.open, lambda path: opened.verify()):
+        opened._shards = None
+        with pytest.raises(RelossError, match=said):
+            read(bank)
+    meta = {name: value for name, value in three_shards.meta.items() if name != "items"}
+    (bank / "bank.json").write_text(json.dumps(meta))  # as earlier versions wrote it
+    assert len(PredictionBank.open(bank)) == 2
+
+
+def test_the_number_of_items_does_not_change_the_fingerprint(three_shards):
+    before = three_shards.fingerprint()
+    three_shards.meta.pop("items")
+    assert three_shards.fingerprint() == before
+
+
+def test_shards_that_cannot_be_read_and_files_that_are_none(three_shards):
+    shards = three_shards.path / "shards"
+    (shards / "note.safetensors").write_text("mine")
+    assert len(PredictionBank.open(three_shards.path)) == 3
+    shards.rename(three_shards.path / "elsewhere")
+    shards.write_text("")
+    with pytest.raises(RelossError, match=f"the bank's folder {shards} cannot be read .Not a directory.; make it"):
+        PredictionBank.open(three_shards.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shard: {"outputs": shard["outputs"][..., :2].contiguous()},
+        lambda shard: {"targets": shard["targets"].half()},
+        lambda shard: {"targets": torch.cat([shard["targets"]] * 2)},
+    ],
+)
+def test_a_shard_of_other_items_is_named(three_shards, change):
+    shard = sorted((three_shards.path / "shards").iterdir())[1]
+    content = load_file(shard)
+    save_file({**content, **change(content)}, shard)
+    with pytest.raises(
+        RelossError, match=f"bank shard {shard} holds no items like the others'; restore it from a copy"
+    ):
+        PredictionBank.open(three_shards.path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "wrong"),
+    [
+        ({}, "item_size, max_bytes, seed, level, complete, origin"),
+        ([], "item_size, max_bytes, seed, level, complete, origin"),
+        ({"item_size": 4, "max_bytes": 9, "seed": 0, "level": "0", "complete": True, "origin": None}, "level, origin"),
+    ],
+)
+def test_a_bank_that_is_described_wrongly_is_named(three_shards, meta, wrong):
+    path = three_shards.path / "bank.json"
+    path.write_text(json.dumps(meta))
+    with pytest.raises(RelossError, match=rf"{path} is damaged \(wrong: {wrong}\); remove it or restore"):
+        PredictionBank.open(three_shards.path)
+
+
 def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
     PredictionBank.create(tmp_path / "bank")
     with pytest.raises(RelossError, match="holds a prediction bank already"):
@@ -395,5 +469,5 @@ def test_a_shard_with_a_flipped_bit_is_named(improving_bank):
     content = bytearray(shard.read_bytes())
     content[-1000] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum is another; remove it"):
+    with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum is another; restore it"):
         PredictionBank.open(bank.path).verify()

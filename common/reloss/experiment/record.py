@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss import distributed
-from reloss.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.checkpoint import before, last_whole, load_checkpoint, save_checkpoint
 from reloss.errors import RelossError, UsageError
 from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml, variant
@@ -112,9 +112,9 @@ class Record:
         Raises:
             RelossError: it is damaged, and so is the one before; or metrics are missing, see `rewind`.
         """
-        state = load_checkpoint(self._checkpoint, ANEW)
-        if state is not None and state["metrics_lines"] > self.metrics.lines:
-            state = load_checkpoint(before(self._checkpoint), ANEW) or state
+        state, earlier = load_checkpoint(self._checkpoint, ANEW), before(self._checkpoint)
+        if state is not None and state["metrics_lines"] > self.metrics.lines and last_whole([earlier]):
+            state = load_checkpoint(earlier, ANEW) or state
         self.rewind(state.pop("metrics_lines") if state is not None else 0)
         return state
 

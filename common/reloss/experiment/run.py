@@ -27,7 +27,7 @@ from reloss.experiment.lineage import bank_artifact, surrogate_artifact
 from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.signals import Terminated, terminable
-from reloss.experiment.task import Run, Task, find_experiment
+from reloss.experiment.task import Run, Task, comparable, find_experiment
 from reloss.experiment.tracking import Track, WandbMirror, describe_run
 from reloss.files import read_json, remove_stale, short_hash, write_text
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
@@ -269,14 +269,20 @@ class _Job:
         bank = self.home / "bank"
         if self.request.loss in LEARNED_LOSSES and (bank / "bank.json").exists():
             seen.append((bank, PredictionBank.open(bank).meta["origin"].get("data_fingerprint")))
+        before = [summary["data_before"]] if "data_before" in summary else []
         for path, fingerprint in seen:
             if fingerprint in (None, now):
+                continue
+            if not comparable(fingerprint, now):
+                say(f"note: {path} was recorded when data were not looked at as they are now; they may have changed")
                 continue
             said = f"the data changed since {path} was recorded: their fingerprint was {fingerprint}, now {now}"
             if not self.request.allow_changed_data:
                 raise UsageError(f"{said}; restore them, choose another --runs, or say --allow-changed-data")
             say(f"warning: {said}")
-            facts["data_before"] = fingerprint
+            before.append(fingerprint)
+        if before:
+            facts["data_before"] = ", ".join(dict.fromkeys(before))
 
     def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
         """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
 
 
+KIND_OF_FINGERPRINT = "contents"  # those of images begin so; earlier ones, which did not look into the files, did not
+
+
+def comparable(fingerprint: str, other: str) -> bool:
+    """Return whether two fingerprints were made in the same way, so that they differ where the data do."""
+    return fingerprint.rpartition("-")[0] == other.rpartition("-")[0]
+
+
 @dataclass
 class Run:
     """One training run, as a task sees it.
@@ -91,7 +99,7 @@ class Task(ABC):
 
     @abstractmethod
     def data_fingerprint(self, config: Any, data: Path) -> str:
-        """Return a name that changes when the data do."""
+        """Return a name that changes when the data do, and tells how it was made (see `comparable`)."""
 
     def fine_tunes(self, config: Any) -> bool:
         """Return whether the run starts from the weights of the finished baseline of its seed."""

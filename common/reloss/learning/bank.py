@@ -16,6 +16,8 @@ its share of the budget, and in the end `merge` brings all of them to the highes
 from __future__ import annotations
 
 import json
+import os
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 META = {"item_size": int, "max_bytes": int, "seed": int, "level": int, "complete": bool, "origin": dict}
 SHARD_BYTES = 32 << 20
+SHARD = re.compile(r"\d+-\d+-\d+\.safetensors")  # the first item's step and number, and its writer
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -44,7 +47,8 @@ class PredictionBank:
 
     Attributes:
         path: the folder, which holds `bank.json` and `shards/` (and `metrics/`, the values that fits kept).
-        meta: item_size, seed, max_bytes, level, complete, and `origin`, what the recorder said of itself.
+        meta: item_size, seed, max_bytes, level, complete, `items`, their number once it is, and `origin`, what the
+            recorder said of itself.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], writer: int = 0, writers: int = 1) -> None:
@@ -105,7 +109,7 @@ class PredictionBank:
             writers: how many record; each has its share of `max_bytes`.
 
         Raises:
-            RelossError: there is no bank, or it is damaged; the message names the file.
+            RelossError: there is no bank, or it is damaged or lacks items; the message names the file.
             ValueError: `writer` is not one of `writers`.
         """
         path = Path(path)
@@ -115,6 +119,7 @@ class PredictionBank:
         if not meta:
             raise RelossError(f"no prediction bank at {path}: record one with `reloss run EXPERIMENT --stage baseline`")
         bank = cls(path, meta, writer, writers)
+        bank._check_count()
         if writer and bank._level_file(writer).exists():
             bank._level = read_json(bank._level_file(writer))
         return bank
@@ -177,9 +182,9 @@ class PredictionBank:
             path.unlink()
 
     def finish(self) -> None:
-        """Merge, and mark the recording as complete."""
+        """Merge, and mark the recording as complete, with the number of its items."""
         self.merge()
-        self._write_meta(complete=True)
+        self._write_meta(complete=True, items=len(self))
 
     def resume(self, step: int) -> None:
         """Go on recording with `step`; what this writer recorded of it and later ones is removed."""
@@ -277,16 +282,24 @@ class PredictionBank:
         """Compare every shard with the checksum that was written with it; reads the whole bank.
 
         Raises:
-            RelossError: a shard is damaged; the message names it.
+            RelossError: a shard is damaged, and the message names it, or items are missing.
         """
+        self._check_count()
         for path, shard in self._open_shards().items():
             with safe_open(path, framework="pt") as opened:
                 written = (opened.metadata() or {}).get("crc32")
             if written not in (None, _checksum(shard)):
-                raise RelossError(
-                    f"bank shard {path} is damaged: its checksum is another; remove it to go on with the others, or "
-                    f"remove {self.path} to record anew"
-                )
+                raise RelossError(f"bank shard {path} is damaged: its checksum is another; {_way_out(self.path)}")
+
+    def _check_count(self) -> None:
+        """Raise RelossError if items are missing, of which another surrogate than that of the rest would be learned."""
+        expected = self.meta.get("items")  # banks of earlier versions do not say
+        if self.meta["complete"] and expected is not None and len(self) != expected:
+            shards = self.path / "shards"
+            raise RelossError(
+                f"the bank {self.path} has {len(self)} of its {expected} items: shards are missing in {shards}; "
+                f"restore them from a copy, or remove {self.path} to record anew"
+            )
 
     def steps(self) -> Tensor:
         """Return the training step at which each item was recorded, [len(bank)]."""
@@ -297,7 +310,7 @@ class PredictionBank:
         """Return a name for what is recorded: origin, reservoir and the items that stayed."""
         keys = [shard["keys"] for shard in self._open_shards().values()]
         held = torch.cat(keys).numpy().tobytes().hex() if keys else ""
-        described = {name: value for name, value in self.meta.items() if name != "complete"}
+        described = {name: value for name, value in self.meta.items() if name not in ("complete", "items")}
         return short_hash([json.dumps(described, sort_keys=True), held])
 
     def _open_shards(self) -> dict[Path, dict[str, Tensor]]:
@@ -306,12 +319,12 @@ class PredictionBank:
         The items' order does not depend on when shards were written.
         """
         if self._shards is None:
-            self._shards = {}
-            for path in sorted(
-                (self.path / "shards").glob("[!.]*.safetensors"), key=lambda path: (_writer(path), path)
-            ):
+            shards: dict[Path, dict[str, Tensor]] = {}
+            for path in sorted(_list_shards(self.path / "shards"), key=lambda path: (_writer(path), path)):
                 with suppress(FileNotFoundError):  # its recorder may have thinned it out since it was listed
-                    self._shards[path] = _map_shard(path)
+                    shards[path] = _map_shard(path)
+            _check_alike(shards)
+            self._shards = shards
         return self._shards
 
 
@@ -319,6 +332,25 @@ def compact(values: Tensor) -> Tensor:
     """Return a copy on the CPU to keep: in float16, clamped to its range, if of a floating type."""
     values = values.detach().cpu()
     return values.float().clamp(-FLOAT16_MAX, FLOAT16_MAX).half() if values.is_floating_point() else values.clone()
+
+
+def _way_out(bank: Path) -> str:
+    return f"restore it from a copy, or remove {bank} to record anew"
+
+
+def _list_shards(folder: Path) -> list[Path]:
+    """Return the shards in a folder, which there is none of before the first one.
+
+    Raises:
+        RelossError: it cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RelossError(f"the bank's folder {folder} cannot be read ({error.strerror}); make it readable") from error
+    return [folder / name for name in names if SHARD.fullmatch(name)]
 
 
 def _writer(shard: Path) -> int:
@@ -350,12 +382,20 @@ def _map_shard(path: Path) -> dict[str, Tensor]:
                 tensors = {name: shard.get_tensor(name) for name in ("outputs", "targets", "steps", "keys")}
         except (OSError, SafetensorError, RuntimeError) as error:
             if _version(path) == version:
-                raise RelossError(
-                    f"bank shard {path} cannot be read ({error}); remove it to go on with the others"
-                ) from error
+                raise RelossError(f"bank shard {path} cannot be read ({error}); {_way_out(path.parents[1])}") from error
         else:
             if _version(path) == version:
                 return tensors
+
+
+def _check_alike(shards: dict[Path, dict[str, Tensor]]) -> None:
+    """Raise RelossError if a shard's items are not shaped as those of the first, or their parts differ in number."""
+    expected = None
+    for path, shard in shards.items():
+        kind = [(name, value.dtype, value.shape[1:]) for name, value in shard.items()]
+        expected = expected or kind
+        if kind != expected or len({len(value) for value in shard.values()}) > 1:
+            raise RelossError(f"bank shard {path} holds no items like the others'; {_way_out(path.parents[1])}")
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -1,8 +1,14 @@
+import hashlib
+import io
+import pickle
 import shutil
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from reloss.errors import RelossError, UsageError
 from tasks.classification import data
@@ -87,6 +93,22 @@ def test_fingerprint_changes_with_the_files(images, tmp_path):
     (tmp_path / "one" / "train" / "a" / "more.png").rename(tmp_path / "one" / "train" / "b" / "more.png")
     moved = data.fingerprint(folder(), tmp_path / "one")
     assert len({before, added, moved}) == 3
+    (tmp_path / "one" / "train" / "b" / "more.png").unlink()
+    (tmp_path / "one" / "train" / "a" / "note.txt").write_text("not an image")
+    (tmp_path / "one" / "note.txt").write_text("nor this")
+    assert data.fingerprint(folder(), tmp_path / "one") == before
+    image = tmp_path / "one" / "test" / "c" / "1.png"
+    image.write_bytes(bytes(image.stat().st_size))
+    assert data.fingerprint(folder(), tmp_path / "one") != before
+
+
+def test_fingerprint_of_the_digits_is_over_their_labels_too(tmp_path, monkeypatch):
+    config = Data(name="digits", format="sklearn", image_size=8)
+    pixels, labels = data._digits_arrays()
+    before = data.fingerprint(config, tmp_path)
+    for changed in ((pixels, labels[::-1].copy()), (16 - pixels, labels)):
+        monkeypatch.setattr(data, "_digits_arrays", lambda changed=changed: changed)
+        assert data.fingerprint(config, tmp_path) != before
 
 
 def test_fingerprint_is_of_the_data_set_alone(tmp_path):
@@ -95,9 +117,14 @@ def test_fingerprint_is_of_the_data_set_alone(tmp_path):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"pixels")
     assert data.fingerprint(config, tmp_path) == before
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"pixels")
-    assert data.fingerprint(config, tmp_path) != before
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    (batches / "data_batch_1").write_bytes(b"pixels")
+    there = data.fingerprint(config, tmp_path)
+    (batches / "note.txt").write_text("mine")
+    assert data.fingerprint(config, tmp_path) == there != before
+    (batches / "data_batch_1").write_bytes(b"PIXELS")
+    assert data.fingerprint(config, tmp_path) not in (there, before)
 
 
 def test_missing_folders_name_the_expected_path(tmp_path):
@@ -135,10 +162,57 @@ def test_fetch_needs_no_network_for_the_digits(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_download_is_said(tmp_path, monkeypatch):
-    def download(root, train, download):
-        raise RuntimeError("File not found or corrupted.")
+CIFAR10 = Data(name="cifar10", format="torchvision", image_size=32)
 
-    monkeypatch.setitem(data.DOWNLOADS, "cifar10", download)
-    with pytest.raises(RelossError, match=f"cannot download cifar10 into {tmp_path}: File not found or corrupted"):
-        data.fetch(Data(name="cifar10", format="torchvision", image_size=32), tmp_path)
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """A CIFAR-10 of four images a batch in the place of the server; returns what was asked for."""
+    content = {"batches.meta": {"label_names": [str(label) for label in range(10)]}}
+    for number, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
+        content[name] = {"data": np.full((4, 3072), number, np.uint8), "labels": [0, 1, 2, 3]}
+    served = {name: pickle.dumps(value) for name, value in content.items()}
+    sums = {name: hashlib.md5(value).hexdigest() for name, value in served.items()}
+    monkeypatch.setattr(
+        datasets.CIFAR10, "train_list", [[f"data_batch_{n}", sums[f"data_batch_{n}"]] for n in range(1, 6)]
+    )
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": sums["batches.meta"]})
+    asked = []
+
+    def fetch(url, path, checksum, limit):
+        asked.append((url, path, checksum, limit))
+        with tarfile.open(path, "w:gz") as opened:
+            for name, value in {**served, "readme.html": b"", "../../out": b"elsewhere"}.items():
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = len(value)
+                opened.addfile(member, io.BytesIO(value))
+
+    monkeypatch.setattr(data.download, "fetch", fetch)
+    return asked
+
+
+def test_cifar_is_fetched_unpacked_and_read(asked, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    for _ in range(2):
+        data.fetch(CIFAR10, root)
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    md5 = "c58f30108f718f92721af3b95e74349a"
+    assert asked == [(url, root / "cifar-10-python.tar.gz", md5, 200 * 1024**2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+    assert len(list((root / "cifar-10-batches-py").iterdir())) == 7
+    splits = data.load(CIFAR10, root)
+    assert (targets(splits.train), targets(splits.test)) == (5 * [0, 1, 2, 3], [0, 1, 2, 3])
+    assert splits.train.dataset.images[:, 0, 0, 0].tolist() == [batch for batch in range(5) for _ in range(4)]
+
+
+def test_a_damaged_batch_of_cifar_is_fetched_anew(asked, tmp_path):
+    data.fetch(CIFAR10, tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    content = batch.read_bytes()
+    batch.write_bytes(content[:100])
+    data.fetch(CIFAR10, tmp_path)
+    assert len(asked) == 2
+    assert batch.read_bytes() == content

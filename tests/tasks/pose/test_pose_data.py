@@ -6,7 +6,9 @@ import pytest
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
+from reloss.files import read_json
 from tasks.pose import data
+from tasks.pose.config import Data
 
 TASK = tasks()["pose"]
 
@@ -96,6 +98,31 @@ def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"no archive")
     with pytest.raises(RelossError, match=r"bad.zip cannot be unpacked"):
         data._unpack(tmp_path / "bad.zip", ("train2017/",), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco", "lsp"])
+def test_fingerprint_changes_with_annotations_images_and_boxes(persons, tmp_path, name):
+    shutil.copytree(persons / name, tmp_path / name)
+    boxes = "annotated" if name == "lsp" else "detector"
+    config, root = Data(name=name, boxes=boxes), tmp_path / name
+    before = data.fingerprint(config, tmp_path)
+    assert before == data.fingerprint(config, persons)
+    (root / data.IMAGES[name][0] / "stray.png").write_bytes(b"not annotated")
+    assert data.fingerprint(config, tmp_path) == before
+    found = [before]
+    for path in (*data.ANNOTATIONS[name], *([data.BOXES] if name == "coco" else [])):
+        (root / path).parent.mkdir(exist_ok=True)
+        with (root / path).open("a") as file:
+            file.write("\n")
+        found.append(data.fingerprint(config, tmp_path))
+    for labels, images in zip(data.ANNOTATIONS[name], data.IMAGES[name], strict=True):
+        image = root / images / read_json(root / labels)["images"][-1]["file_name"]
+        image.write_bytes(bytes(image.stat().st_size))
+        found.append(data.fingerprint(config, tmp_path))
+    assert len(set(found)) == len(found)
+    image.unlink()
+    with pytest.raises(RelossError, match=f"1 of 4 images of .* are missing .* such as {image.name}"):
+        data.fingerprint(config, tmp_path)
 
 
 def test_lsp_is_not_fetched(tmp_path):
