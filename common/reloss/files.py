@@ -118,7 +118,7 @@ def _text(path: Path) -> str | None:
     """Return the text of a file, or None if there is none."""
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error

@@ -279,6 +279,7 @@ def test_read_summaries(tmp_path):
     for seed in (1, 0):
         folder = tmp_path / "classification" / "digits_cnn" / "ce" / f"seed{seed}"
         Record(folder, DIGITS, facts={**FACTS, "seed": seed}).close("finished", {"accuracy": seed})
+    (folder.parent / "seeds.txt").write_text("no record")
     found = read_summaries(tmp_path)
     assert [entry["seed"] for entry in found] == [0, 1]
     assert [entry["record"] for entry in found] == [f"classification/digits_cnn/ce/seed{seed}" for seed in (0, 1)]
