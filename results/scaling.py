@@ -47,7 +47,9 @@ SIZES: dict[str, dict[str, int]] = {
     "nmt/wmt14_en_de_nat": {},
     "nmt/wmt14_en_de_at": {},
     "nmt/wmt16_en_ro_nat": {},
+    "nmt/wmt16_en_ro_at": {},
     "nmt/iwslt14_de_en_nat": {},
+    "nmt/iwslt14_de_en_at": {},
 }
 
 # Of the experiments with committed records, likewise; what their runs' settings say of the data is in here.
