@@ -401,6 +401,11 @@ def test_held_out_items_are_not_learned_from():
     ("slip", "message"),
     [
         ({"settings": {"step": 5}}, "unknown option of the fit 'step'.*steps"),
+        (
+            {"settings": {"method": "laplace", "steepness": 8}},
+            "steepness: .*of correlation spearman by method bitonic or odd_even, not of spearman by laplace, not 8",
+        ),
+        ({"settings": {"correlation": "kendall", "steepness": 8}}, "steepness: .*not of kendall by bitonic"),
         ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
         ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
         ({"surrogate": ClassificationReLoss}, "the surrogate must be an object of a surrogate's class, not <class"),
@@ -436,6 +441,13 @@ def test_fidelity_fills_in_what_is_left_out(fidelity, expected):
     explicit = LearnOptions(fidelity=fidelity, mixture="all", ties="mean")
     assert (explicit.mixture, explicit.ties) == ("all", "mean")
     assert explicit.output == expected[-1]
+    assert LearnOptions(**options.model_dump()) == options
+
+
+@pytest.mark.parametrize("method", ["odd_even", "laplace", "pairwise"])
+def test_a_config_that_was_written_out_is_read_again(method):
+    """With every default in it, that of the steepness too."""
+    options = LearnOptions(method=method)
     assert LearnOptions(**options.model_dump()) == options
 
 

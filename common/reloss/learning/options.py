@@ -2,9 +2,10 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fidelity = Literal["released", "corrected"]
+NETWORKS = ("bitonic", "odd_even")  # methods of soft ranks of which `steepness` is an option
 
 # What the release computes, and what puts each of its known traps right (the reason stands at the field).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -85,6 +86,17 @@ class LearnOptions(BaseModel):
     """Of the classification network: the absolute value can fold the learned curve, and the penalty is blind to the
     sign of its slope; a network that is monotone by construction has neither trap."""
 
+    @field_validator("steepness")
+    @classmethod
+    def _of_a_network(cls, steepness: float, others: ValidationInfo) -> float:
+        default = cls.model_fields["steepness"].default  # stands in every config that was written out
+        correlation, method = (others.data.get(name) for name in ("correlation", "method"))
+        if steepness != default and not (correlation == "spearman" and method in NETWORKS):
+            raise ValueError(
+                f"it is of correlation spearman by method {' or '.join(NETWORKS)}, not of {correlation} by {method}"
+            )
+        return steepness
+
     @field_validator("mixture")
     @classmethod
     def _known_mixture(cls, mixture: str | dict[str, float]) -> str | dict[str, float]:
@@ -100,6 +112,10 @@ class LearnOptions(BaseModel):
         """Return the share of the items of a step that comes from each source; together 1."""
         mixture = MIXTURES[self.mixture] if isinstance(self.mixture, str) else self.mixture
         return {name: share / sum(mixture.values()) for name, share in mixture.items() if share > 0}
+
+    def sorts_by_network(self) -> bool:
+        """Return whether the ranks are those of a sorting network, so that `steepness` counts."""
+        return self.correlation == "spearman" and self.method in NETWORKS
 
     @model_validator(mode="after")
     def _fill_from_fidelity(self) -> Self:
