@@ -188,6 +188,13 @@ def test_an_interrupted_fit_goes_on_exactly(improving_bank, tmp_path, fidelity):
     assert_same_fit(fit(bank, fidelity=fidelity, checkpoint=checkpoint), resumed)
 
 
+def test_a_metric_can_be_named(improving_bank):
+    bank = improving_bank()
+    assert_same_fit(fit(bank, "accuracy", steps=20), fit(bank, accuracy, steps=20))
+    with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean accuracy"):
+        fit(bank, "acuracy")
+
+
 def test_the_seconds_of_an_interrupted_fit_are_of_all_its_sessions(improving_bank, tmp_path):
     bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
     assert 0 < fit(bank, checkpoint=checkpoint).seconds < 100
@@ -348,6 +355,13 @@ def test_a_surrogate_that_ranks_backwards_is_warned_of(improving_bank, capsys, f
     assert tries in warning
     fit(improving_bank(name="again"))
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "held"), [(95, 19), (100, 20)])
+def test_few_held_out_items_are_warned_of(improving_bank, capsys, steps, held):
+    assert fit(improving_bank(steps=steps), steps=2).validation_items == held
+    warned = f"warning: only {held} held-out items are ranked" in capsys.readouterr().err
+    assert warned == (held < 20)
 
 
 def bank_of(path: Path, outputs: torch.Tensor, targets: torch.Tensor) -> PredictionBank:

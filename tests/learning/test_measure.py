@@ -211,7 +211,7 @@ def nan_at_two(outputs, targets):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (nan_at_two, "metric nan_at_two gave nan for item 42; it must be finite"),
+        (nan_at_two, "metric nan_at_two gave nan for item 42; it must be finite: return a number .* larger items"),
         (PerItem(lambda o, t: float("inf"), name="endless"), "metric endless gave inf for item 40; it must be finite"),
         (PerItem(lambda o, t: 1 // 0, name="broken"), "metric broken failed for item 40: ZeroDivisionError"),
         (lambda o, t: 0.5, r"metric <lambda> gave a float for 4 items; expected a tensor .*PerItem"),

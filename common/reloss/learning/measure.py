@@ -208,4 +208,7 @@ def _key(outputs: Tensor, targets: Tensor) -> bytes:
 
 
 def _not_finite(name: str, value: float, label: str) -> RelossError:
-    return RelossError(f"metric {name} gave {value} for {label}; it must be finite")
+    return RelossError(
+        f"metric {name} gave {value} for {label}; it must be finite: return a number where it is not defined, as of "
+        "one class alone, or record larger items (item_size)"
+    )
