@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.classification import Output
 from reloss.surrogates.kinds import check_classes, check_logits, check_scores
 
@@ -42,13 +42,14 @@ class SetReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: an unknown output.
+        ValueError: an unknown output, or a width or scale that is not positive.
     """
 
     def __init__(self, output: Output = "monotone", width: int = 32, scale: float = 1.0) -> None:
         super().__init__(scale)
         if output not in get_args(Output):
             raise ValueError(f"output is one of {get_args(Output)}, not {output}")
+        check_sizes(width=width)
         self.output: Output = output
         self.width = width
         self.positive = nn.Linear(1, width)
