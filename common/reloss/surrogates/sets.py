@@ -33,6 +33,9 @@ class SetReLoss(SurrogateLoss):
     by average precision a little better (which no such change alters), but train worse: the gradient is then largest
     where the scores are all alike, at the start. So do units that may also bend the other way.
 
+    Where positives are few, learn it with penalty `one_sided`: the default holds each example's slope at 1, so that a
+    positive pulls no harder than one of the many negatives, and predicting none of them can cost less than being right.
+
     Args:
         output: `monotone` uses the absolute values of the weights, but for those of the counts, so that the loss falls
             as a positive's score rises, rises as a negative's does, and is convex in the scores, by construction: an
