@@ -391,6 +391,13 @@ def test_targets_beyond_the_classes_are_named(tmp_path):
         fit(bank)
 
 
+def test_a_target_to_be_ignored_is_named_wherever_it_is(tmp_path):
+    targets = torch.randint(5, (160,))
+    targets[-1] = -100
+    with pytest.raises(RelossError, match=r"targets must be whole numbers from 0 to 4, not -100; leave out .*keep"):
+        fit(bank_of(tmp_path, torch.randn(160, 5), targets))
+
+
 def test_a_bank_of_one_class_is_refused(tmp_path):
     bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 3))
     with pytest.raises(RelossError, match=f"all targets in the bank {bank.path} are 3: nothing can be ranked"):
