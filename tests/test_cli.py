@@ -8,7 +8,8 @@ import yaml
 from small import DIGITS
 
 from reloss.experiment.task import tasks
-from reloss.learning import PredictionBank
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.options import MIXTURES
 from reloss.surrogates import ClassificationReLoss
 
 
@@ -140,9 +141,13 @@ def test_learn_outside_any_task(cli, improving_bank, tmp_path):
     good, bad = surrogate(5 * torch.eye(5), torch.arange(5)), surrogate(-5 * torch.eye(5), torch.arange(5))
     assert good < bad
     before = (out_folder / "surrogate.safetensors").stat().st_mtime_ns
-    code, _, err = cli(*words)
-    assert code == 2
-    assert f"{out_folder} holds a surrogate already; choose another --out" in err
+    code, again, err = cli(*words)
+    assert (code, json.loads(again)) == (0, card["fit"])
+    assert f"finished already: {out_folder}" in err
+    for other in (["--set", "steps=61"], ["--kind", "set"], ["--metric", "macro_f1"]):
+        code, _, err = cli(*words, *other)
+        assert code == 2
+        assert f"{out_folder} holds a surrogate of another fit already; choose another --out" in err
     assert (out_folder / "surrogate.safetensors").stat().st_mtime_ns == before
 
 
@@ -167,6 +172,20 @@ def test_learn_refuses(cli, tmp_path, change, code, message):
     assert found == code
     assert message in err
     assert not (tmp_path / "surrogate").exists()
+
+
+def test_the_help_of_learn_names_every_option_of_the_fit(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = cli("learn", "--help")
+    assert code == 0
+    said = " ".join(line.strip("│ ") for line in out.splitlines())
+    defaults = LearnOptions()
+    for name, field in LearnOptions.model_fields.items():
+        value = getattr(defaults, name)
+        assert f"{name}={'null' if value is None else value}" in said
+        assert " ".join(field.description.split()) in said
+    assert "penalty=example (item, example, one_sided, off)" in said
+    assert f"({', '.join(MIXTURES)})" in said
 
 
 def test_learn_gives_the_same_surrogate_again(cli, improving_bank, tmp_path):

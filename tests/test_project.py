@@ -11,6 +11,7 @@ import torch
 from reloss.experiment.task import tasks
 from reloss.files import write_json, write_text
 from reloss.learning import PredictionBank
+from reloss.surrogates import SurrogateLoss
 from results.render import add, rendered
 from results.scaling import SIZES
 
@@ -92,8 +93,8 @@ def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.
     generator = torch.Generator().manual_seed(0)
     create = PredictionBank.create
 
-    def filled(path: str) -> PredictionBank:
-        bank = create(path, item_size=16)
+    def filled(path: str, **options: SurrogateLoss) -> PredictionBank:
+        bank = create(path, item_size=16, **options)
         for step in range(40):
             outputs = torch.randn(16, 4, generator=generator)
             targets = torch.randint(4, (16,), generator=generator)

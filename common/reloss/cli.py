@@ -19,6 +19,10 @@ from reloss.errors import RelossError, UsageError
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 Settings = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")]
+LearnSettings = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(metavar="KEY=VALUE ...", help_behavior_hint=lambda default: _options_of_the_fit()),
+]
 DATA = Path(os.environ.get("RELOSS_DATA", "data"))
 RUNS = Path(os.environ.get("RELOSS_RUNS", "runs"))
 
@@ -26,6 +30,13 @@ RUNS = Path(os.environ.get("RELOSS_RUNS", "runs"))
 def _flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """Return the settings of all `--set` options in one tuple."""
     return tuple(setting for group in settings for setting in group)
+
+
+def _options_of_the_fit() -> str:
+    """Return the help of all of them."""
+    from reloss.learning.options import described
+
+    return f"\n{described()}"
 
 
 def _losses(text: str) -> list[str]:
@@ -129,7 +140,7 @@ class Run:
 
 @dataclass
 class Learn:
-    """Fit a surrogate on recorded predictions, outside any task.
+    """Fit a surrogate on recorded predictions, outside any task. What is finished is not done again.
 
     Example: reloss learn --bank runs/classification/digits_cnn/bank --metric accuracy --out surrogate
     """
@@ -145,29 +156,40 @@ class Learn:
     translation (log-probabilities of gold tokens) or reading (start and end logits)."""
     lower_is_better: bool = False
     """Whether a smaller value of the metric is a better prediction."""
-    set: Settings = ()
-    """Options of the fit, such as fidelity=released steps=200."""
+    set: LearnSettings = ()
+    """Options of the fit, such as fidelity=released steps=200; with their defaults these:"""
 
     def __call__(self) -> None:
         from reloss import distributed
         from reloss.experiment.config import override
         from reloss.experiment.run import learn
         from reloss.experiment.seeds import seed_everything
+        from reloss.files import read_json
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import METRICS, get_metric
+        from reloss.progress import say
         from reloss.surrogates import get_surrogate
 
         get_metric(self.metric)
         if self.lower_is_better and self.metric in METRICS:
             raise UsageError(f"of {self.metric} higher is better; drop --lower-is-better")
         options = override(LearnOptions(), _flat(self.set))
+        kind, bank = get_surrogate(self.kind), PredictionBank.open(self.bank)
+        asked = {
+            **{"class": kind.__name__, "metric": self.metric, "higher_is_better": not self.lower_is_better},
+            **{"learn": options.model_dump(mode="json"), "bank": bank.fingerprint()},
+        }
         if (self.out / "surrogate.json").exists():
-            raise UsageError(f"{self.out} holds a surrogate already; choose another --out")
+            card = read_json(self.out / "surrogate.json")
+            if not isinstance(card, dict) or {name: card.get(name) for name in asked} != asked:
+                raise UsageError(f"{self.out} holds a surrogate of another fit already; choose another --out")
+            say(f"finished already: {self.out}")
+            print(json.dumps(card["fit"], indent=2))
+            return
         distributed.start()
         seed_everything(options.seed)
-        bank = PredictionBank.open(self.bank)
         try:
-            surrogate = get_surrogate(self.kind).for_fit(options, bank.output_shape())
+            surrogate = kind.for_fit(options, bank.output_shape())
         except ValueError as error:
             raise RelossError(f"--kind {self.kind} does not go with the bank {self.bank}: {error}") from error
         fit = learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better)

@@ -188,6 +188,13 @@ def test_an_interrupted_fit_goes_on_exactly(improving_bank, tmp_path, fidelity):
     assert_same_fit(fit(bank, fidelity=fidelity, checkpoint=checkpoint), resumed)
 
 
+def test_a_metric_can_be_named(improving_bank):
+    bank = improving_bank()
+    assert_same_fit(fit(bank, "accuracy", steps=20), fit(bank, accuracy, steps=20))
+    with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean accuracy"):
+        fit(bank, "acuracy")
+
+
 def test_the_seconds_of_an_interrupted_fit_are_of_all_its_sessions(improving_bank, tmp_path):
     bank, checkpoint = improving_bank(), tmp_path / "fit.pt"
     assert 0 < fit(bank, checkpoint=checkpoint).seconds < 100
@@ -350,6 +357,13 @@ def test_a_surrogate_that_ranks_backwards_is_warned_of(improving_bank, capsys, f
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("steps", "held"), [(95, 19), (100, 20)])
+def test_few_held_out_items_are_warned_of(improving_bank, capsys, steps, held):
+    assert fit(improving_bank(steps=steps), steps=2).validation_items == held
+    warned = f"warning: only {held} held-out items are ranked" in capsys.readouterr().err
+    assert warned == (held < 20)
+
+
 def bank_of(path: Path, outputs: torch.Tensor, targets: torch.Tensor) -> PredictionBank:
     bank = PredictionBank.create(path / "other", item_size=8)
     bank.append(outputs, targets, 0)
@@ -377,6 +391,13 @@ def test_targets_beyond_the_classes_are_named(tmp_path):
         fit(bank)
 
 
+def test_a_target_to_be_ignored_is_named_wherever_it_is(tmp_path):
+    targets = torch.randint(5, (160,))
+    targets[-1] = -100
+    with pytest.raises(RelossError, match=r"targets must be whole numbers from 0 to 4, not -100; leave out .*keep"):
+        fit(bank_of(tmp_path, torch.randn(160, 5), targets))
+
+
 def test_a_bank_of_one_class_is_refused(tmp_path):
     bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 3))
     with pytest.raises(RelossError, match=f"all targets in the bank {bank.path} are 3: nothing can be ranked"):
@@ -401,6 +422,11 @@ def test_held_out_items_are_not_learned_from():
     ("slip", "message"),
     [
         ({"settings": {"step": 5}}, "unknown option of the fit 'step'.*steps"),
+        (
+            {"settings": {"method": "laplace", "steepness": 8}},
+            "steepness: .*of correlation spearman by method bitonic or odd_even, not of spearman by laplace, not 8",
+        ),
+        ({"settings": {"correlation": "kendall", "steepness": 8}}, "steepness: .*not of kendall by bitonic"),
         ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
         ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
         ({"surrogate": ClassificationReLoss}, "the surrogate must be an object of a surrogate's class, not <class"),
@@ -436,6 +462,13 @@ def test_fidelity_fills_in_what_is_left_out(fidelity, expected):
     explicit = LearnOptions(fidelity=fidelity, mixture="all", ties="mean")
     assert (explicit.mixture, explicit.ties) == ("all", "mean")
     assert explicit.output == expected[-1]
+    assert LearnOptions(**options.model_dump()) == options
+
+
+@pytest.mark.parametrize("method", ["odd_even", "laplace", "pairwise"])
+def test_a_config_that_was_written_out_is_read_again(method):
+    """With every default in it, that of the steepness too."""
+    options = LearnOptions(method=method)
     assert LearnOptions(**options.model_dump()) == options
 
 

@@ -203,7 +203,9 @@ def test_outputs_of_another_kind_cannot_be_relabelled_but_blurred():
     heatmaps = torch.randn(4, 3, 2, 5, 5, generator=generator())
     start = items.Items(heatmaps, heatmaps)
     for name in ("relabelled", "random"):
-        with pytest.raises(UsageError, match=r"outputs \[4, 3, 2, 5, 5\] .* choose mixture=shuffled"):
+        with pytest.raises(
+            UsageError, match=r"outputs \[4, 3, 2, 5, 5\] .* of torch\.float32 .* choose mixture=shuffled"
+        ):
             items.SOURCES[name](start, generator())
     for name in {**LearnOptions(mixture="perturbed").shares(), **LearnOptions(mixture="shuffled").shares()}:
         assert items.SOURCES[name](start, generator()).outputs.shape == heatmaps.shape

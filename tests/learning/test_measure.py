@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import matthews_corrcoef
 from torch.testing import assert_close
 from torchmetrics import MeanAbsoluteError
 from torchmetrics.classification import MulticlassAccuracy
@@ -50,6 +51,12 @@ def some_items(n: int = 20, seed: int = 0) -> Items:
 
 def measure(counted: type[Counted], folder: Path | None, higher_is_better: bool = True) -> Measure:
     return Measure(counted().metric(), higher_is_better, folder)
+
+
+def test_a_vectorised_metric_may_return_an_array():
+    items = some_items()
+    values = Measure(lambda outputs, targets: accuracy(outputs, targets).double().numpy(), True)(items)
+    assert_close(values, accuracy(*items[:2]))
 
 
 def test_a_metric_by_item_equals_the_vectorised_one(counted):
@@ -204,14 +211,19 @@ def nan_at_two(outputs, targets):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (nan_at_two, "metric nan_at_two gave nan for item 42; it must be finite"),
+        (nan_at_two, "metric nan_at_two gave nan for item 42; it must be finite: return a number .* larger items"),
         (PerItem(lambda o, t: float("inf"), name="endless"), "metric endless gave inf for item 40; it must be finite"),
         (PerItem(lambda o, t: 1 // 0, name="broken"), "metric broken failed for item 40: ZeroDivisionError"),
         (lambda o, t: 0.5, r"metric <lambda> gave a float for 4 items; expected a tensor .*PerItem"),
         (lambda o, t: [0.5] * len(o), "metric <lambda> gave a list for 4 items; expected a tensor"),
         (lambda o, t: torch.zeros(3), r"metric <lambda> gave \[3\] for 4 items; expected one value each"),
         (lambda o, t: torch.zeros(()), r"metric <lambda> gave \[\] for 4 items"),
-        (lambda o, t: {}["key"], "metric <lambda> cannot measure the bank's predictions: KeyError: 'key'"),
+        (
+            lambda o, t: {}["key"],
+            r"metric <lambda> cannot measure the bank's predictions: KeyError: 'key'.*"
+            r"outputs \[4, 16, 4\] and targets \[4, 16\]; a function of one batch.*PerItem\(function\)",
+        ),
+        (matthews_corrcoef, "metric matthews_corrcoef cannot measure .*a function of one batch"),
     ],
 )
 def test_what_is_not_one_finite_value_an_item_is_named(tmp_path, metric, message):

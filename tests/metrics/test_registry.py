@@ -54,6 +54,8 @@ def test_metrics_by_import_path(my_metrics):
             "module 'no_metrics' of metric 'no_metrics:kappa' cannot be imported: ModuleNotFoundError",
         ),
         (":kappa", "module '' of metric ':kappa' cannot be imported"),
+        ("my_metrics", "unknown metric 'my_metrics'; .*; one of your own is named .* as in my_metrics:NAME"),
+        ("my_metrics.kappa", "one of your own is named by its module, as in my_metrics:kappa"),
         ("my_metrics:kapa", "unknown metric of my_metrics 'kapa'; did you mean kappa"),
         ("my_metrics:", "unknown metric of my_metrics ''"),
         ("my_metrics:number", "3 is not a metric"),

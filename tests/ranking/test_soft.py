@@ -48,7 +48,8 @@ def test_ranks_sum_to_those_of_an_order_and_ignore_a_shift(method: Method, value
 @settings(max_examples=25, deadline=None)
 def test_ranks_of_distant_values_are_hard(method: Method, permutation: list[int]) -> None:
     values = torch.tensor(permutation, dtype=torch.float64)
-    ranks = soft_rank(values, method, steepness=60.0, temperature=0.02)
+    options = {"temperature": 0.02} if method in SUMS else {"steepness": 60.0}
+    ranks = soft_rank(values, method, **options)
     torch.testing.assert_close(ranks, hard_rank(values), rtol=0, atol=1e-6)
 
 
@@ -100,7 +101,7 @@ def test_first_and_second_derivatives(method: Method, n: int) -> None:
     x = torch.randn(2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).requires_grad_()
 
     def rank(x: Tensor) -> Tensor:
-        return soft_rank(x, method, interpolation="logistic", temperature=0.7)
+        return soft_rank(x, method, **({"temperature": 0.7} if method in SUMS else {"interpolation": "logistic"}))
 
     assert gradcheck(rank, x)
     assert gradgradcheck(rank, x)
@@ -153,7 +154,19 @@ def test_edges(method: Method) -> None:
     largest = torch.full((3,), torch.finfo(torch.float32).max)  # finite, though their sum is not
     assert torch.isfinite(soft_rank(largest, method)).all()
     with pytest.raises(ValueError, match="positive"):
-        soft_rank(torch.zeros(3), method, temperature=0, steepness=0)
+        soft_rank(torch.zeros(3), method, **{"temperature" if method in SUMS else "steepness": 0})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_option_of_other_methods_is_refused(method: Method) -> None:
+    x = torch.tensor([0.3, 0.1, 0.2])
+    of_networks = {"steepness": 5.0, "interpolation": "logistic", "art_lambda": 0.25}
+    for name, value in (of_networks if method in SUMS else {"temperature": 0.1}).items():
+        with pytest.raises(ValueError, match=f"{name} is no option of method '{method}'"):
+            soft_spearman(x, x, method, **{name: value})
+    own, default = ({"temperature": 0.5}, 0.1) if method in SUMS else ({"steepness": 1.0}, 5.0)
+    assert not torch.equal(soft_rank(x, method, **own), soft_rank(x, method))
+    assert torch.equal(soft_rank(x, method, **dict.fromkeys(own, default)), soft_rank(x, method))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss, download
 from reloss.errors import RelossError, UsageError
+from reloss.files import short_hash
 from reloss.learning import LearnOptions
 from reloss.metrics import get_metric
 from reloss.ranking import spearman
@@ -53,7 +54,8 @@ def test_round_trip(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     card = json.loads((tmp_path / "s" / "surrogate.json").read_text())
     digest = hashlib.sha256((tmp_path / "s" / "surrogate.safetensors").read_bytes()).hexdigest()
-    assert card == {"class": "ClassificationReLoss", "options": OPTIONS, "metric": "accuracy", "sha256": digest}
+    built = {"class": "ClassificationReLoss", "options": OPTIONS}
+    assert card == {**built, "metric": "accuracy", "sha256": digest, "options_hash": short_hash(built)}
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -64,6 +66,18 @@ def test_a_flipped_bit_is_found(tmp_path):
     path.write_bytes(content)
     with pytest.raises(RelossError, match=r"surrogate\.safetensors is damaged: its checksum is not that in"):
         ClassificationReLoss.from_pretrained(tmp_path)
+
+
+def test_changed_options_are_found(tmp_path):
+    ClassificationReLoss(output="monotone").save_pretrained(tmp_path)
+    path = tmp_path / "surrogate.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps({**card, "options": {**card["options"], "output": "identity"}}))
+    with pytest.raises(RelossError, match=r"surrogate\.json was changed: its options are not those"):
+        ClassificationReLoss.from_pretrained(tmp_path)
+    del card["options_hash"]  # as of earlier versions
+    path.write_text(json.dumps(card))
+    assert ClassificationReLoss.from_pretrained(tmp_path).output == "monotone"
 
 
 def test_saving_again_replaces(tmp_path):
@@ -173,6 +187,17 @@ def test_a_folder_without_its_weights(tmp_path):
         ('{"class": "ClassificationReLoss", "options": {"depth": 3}}', "'depth'"),
         ('{"class": "ClassificationReLoss", "options": {"input": "logits"}}', "logits"),
         ("{", "cannot be read as JSON"),
+        *(
+            (
+                f'{{"class": "ClassificationReLoss", "options": {{"scale": {scale}}}}}',
+                "scale is a positive number, not ",
+            )
+            for scale in ("NaN", "Infinity", '"x"', "0", "-1", "true", "null")
+        ),
+        *(
+            (f'{{"class": "ClassificationReLoss", "options": {{"width": {width}}}}}', "width is a whole number of at ")
+            for width in ("-1", "0", "1.5", '"8"', "null")
+        ),
     ],
 )
 def test_a_card_that_describes_something_else(tmp_path, card, cause):

@@ -251,12 +251,12 @@ def test_round_trip(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def scores_bank(path: Path, steps: int = 160, item_size: int = 64) -> PredictionBank:
-    """Records scores, one in eight positive, whose margin grows with the step: from no order at all to nearly right."""
+def scores_bank(path: Path, steps: int = 160, item_size: int = 64, positive: float = 1 / 8) -> PredictionBank:
+    """Records scores, some of them positive, whose margin grows with the step: from no order to nearly right."""
     generator = torch.Generator().manual_seed(0)
     bank = PredictionBank.create(path, item_size=item_size)
     for step in range(steps):
-        targets = (torch.rand(item_size, generator=generator) < 1 / 8).long()
+        targets = (torch.rand(item_size, generator=generator) < positive).long()
         noise = torch.randn(item_size, generator=generator)
         bank.append(noise - 1 + 4 * step / steps * targets, targets, step)
     bank.finish()
@@ -289,6 +289,22 @@ def test_an_item_without_positives_is_told_from_a_good_one(tmp_path):
     empty = torch.full((12,), -2.0)
     good = torch.cat((torch.tensor([2.0]), empty[1:]))
     assert surrogate(empty, torch.zeros(12)) > surrogate(good, (good > 0).long())
+
+
+@pytest.mark.parametrize(("penalty", "finds_the_positives"), [("example", False), ("one_sided", True)])
+def test_the_penalty_decides_what_a_few_positives_weigh(tmp_path, penalty, finds_the_positives):
+    """A slope held at 1 gives a rare positive no more pull than a negative: to predict none of them costs least.
+
+    Both losses rank alike; the documentation says which penalty to take for rare classes.
+    """
+    options = LearnOptions(steps=40, items=64, penalty=penalty)
+    torch.manual_seed(0)
+    result = fit_surrogate(SetReLoss(), scores_bank(tmp_path, positive=1 / 16), binary_f1, options=options)
+    assert result.spearman > 0.8
+    targets = (torch.arange(64) < 4).long()
+    right = 2.0 * targets - 1
+    none_predicted = right - 4
+    assert (result.surrogate(right, targets) < result.surrogate(none_predicted, targets)) == finds_the_positives
 
 
 def test_a_fit_is_calibrated_to_the_ordinary_gradient(improving_bank):

@@ -23,13 +23,14 @@ from reloss.learning.items import SOURCES, Items, synthetic
 from reloss.learning.measure import Measure
 from reloss.learning.objective import ALONE, check_finite, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
-from reloss.metrics import Metric
+from reloss.metrics import Metric, get_metric
 from reloss.progress import progress, say
 from reloss.ranking import spearman
 from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.base import gradient_norms
 
 MAX_VALIDATION_ITEMS = 1024
+FEW = 20  # held-out items, below which a rank correlation says little
 CHUNK = 256
 POOL = 1024  # items made beforehand for a metric that is computed item by item
 
@@ -37,6 +38,10 @@ POOL = 1024  # items made beforehand for a metric that is computed item by item
 @dataclass(frozen=True)
 class FitResult:
     """A learned surrogate and how it was learned.
+
+    The weights kept are those of the validation with the best rank correlation (least error, of objective `value`) on
+    the held-out items: recorded ones if they are learned from, else synthetic ones. So the correlation on these, being
+    the best of many, flatters a little; the fewer they are, the more. That of the ordinary loss is not so chosen.
 
     Attributes:
         surrogate: frozen, with its best weights.
@@ -67,7 +72,7 @@ class FitResult:
 def fit_surrogate(
     surrogate: SurrogateLoss,
     bank: PredictionBank,
-    metric: Metric,
+    metric: Metric | str,
     *,
     higher_is_better: bool = True,
     options: LearnOptions | None = None,
@@ -83,7 +88,8 @@ def fit_surrogate(
         surrogate: to be learned, in place.
         bank: recorded predictions; a share of its items is held out for validation.
         metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N]; or `reloss.metrics.PerItem(function)` of a function
-            of one item, or a torchmetrics object, whose values are kept in the bank's folder.
+            of one item, or a torchmetrics object, whose values are kept in the bank's folder; or a name that
+            `reloss.metrics.get_metric` knows.
         higher_is_better: whether a larger metric is a better prediction.
         options: how; `settings` are single options, such as fidelity="released" or steps=200.
         device: where to learn.
@@ -94,8 +100,9 @@ def fit_surrogate(
             dropout. The first one alone writes the checkpoint and the metric's values.
 
     Raises:
-        UsageError: surrogate or bank is something else, options and settings are both given or wrong, the metric says
-            itself that it is better the other way, or a step has fewer items than there are processes.
+        UsageError: surrogate or bank is something else, options and settings are both given or wrong, the metric has no
+            such name or says itself that it is better the other way, or a step has fewer items than there are
+            processes.
         RelossError: a bank that is not of the surrogate's kind of predictions, has too few items or one target alone; a
             metric that is not one finite value an item, or the same for all; or a checkpoint that cannot be read or
             belongs to another fit.
@@ -111,11 +118,18 @@ def fit_surrogate(
     options = options or _options(settings)
     share = Share.of_this_process() if distributed else ALONE
     with main_first() if distributed else nullcontext():  # so that a slow metric is computed once, and read by the rest
-        measure = Measure(metric, higher_is_better, bank.path / "metrics")
+        measure = Measure(
+            get_metric(metric) if isinstance(metric, str) else metric, higher_is_better, bank.path / "metrics"
+        )
         try:
             fit = Fit(surrogate, bank, measure, options, device, share)
         finally:
             measure.close()
+    if len(fit.held_out) < FEW:
+        say(
+            f"warning: only {len(fit.held_out)} held-out items are ranked, so that their correlation says little; "
+            "record longer, or with a smaller item_size"
+        )
     if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
         fit.load(checkpoint)
         if distributed:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +24,10 @@ from reloss.progress import say
 
 SAVE_SECONDS = 10.0  # of computing that a kill may lose
 KEY_BYTES = 16
+OF_ONE = (
+    "a function of one batch, (outputs [B, ...], targets [B, ...]) -> a number, is made such a metric by "
+    "reloss.metrics.PerItem(function)"
+)
 CHECKED = 8  # kept values that are computed again before the rest is believed
 
 
@@ -30,7 +35,7 @@ class Measure:
     """The metric of a fit. One that is computed item by item is computed once for each item, whatever the fit.
 
     Args:
-        metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N], or a torchmetrics object.
+        metric: (outputs [N, B, ...], targets [N, B, ...]) -> [N], a tensor or NumPy array; or a torchmetrics object.
         higher_is_better: whether a larger metric is a better prediction; else its sign is turned.
         folder: where the values of a metric that is computed item by item are kept; None keeps them in memory alone.
 
@@ -90,18 +95,21 @@ class Measure:
             raise
         except Exception as error:
             raise RelossError(
-                f"metric {self.name} cannot measure the bank's predictions: {type(error).__name__}: {error}"
+                f"metric {self.name} cannot measure the bank's predictions: {type(error).__name__}: {error}. It was "
+                f"given all items at once, outputs {list(items.outputs.shape)} and targets "
+                f"{list(items.targets.shape)}; {OF_ONE}"
             ) from error
         count = len(items.targets)
+        if isinstance(values, np.ndarray):
+            values = torch.as_tensor(values)
         if not isinstance(values, Tensor):
             raise RelossError(
                 f"metric {self.name} gave a {type(values).__name__} for {count} items; expected a tensor of one value "
-                "each (reloss.metrics.PerItem makes such a metric out of a function of one item)"
+                f"each; {OF_ONE}"
             )
         if values.shape != (count,):
             raise RelossError(
-                f"metric {self.name} gave {list(values.shape)} for {count} items; expected one value each "
-                "(reloss.metrics.PerItem makes such a metric out of a function of one item)"
+                f"metric {self.name} gave {list(values.shape)} for {count} items; expected one value each; {OF_ONE}"
             )
         return values
 
@@ -200,4 +208,7 @@ def _key(outputs: Tensor, targets: Tensor) -> bytes:
 
 
 def _not_finite(name: str, value: float, label: str) -> RelossError:
-    return RelossError(f"metric {name} gave {value} for {label}; it must be finite")
+    return RelossError(
+        f"metric {name} gave {value} for {label}; it must be finite: return a number where it is not defined, as of "
+        "one class alone, or record larger items (item_size)"
+    )

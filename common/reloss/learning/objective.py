@@ -54,7 +54,7 @@ def correlate(losses: Tensor, metric: Tensor, options: LearnOptions) -> Tensor:
         options.method,
         standardize=options.standardize,
         ties=options.ties,
-        steepness=options.steepness,
+        steepness=options.steepness if options.sorts_by_network() else None,
     )
 
 

@@ -1,10 +1,11 @@
 """How a surrogate is learned: the settings of the fit, and the two named sets of them. Imports no torch."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fidelity = Literal["released", "corrected"]
+NETWORKS = ("bitonic", "odd_even")  # methods of soft ranks of which `steepness` is an option
 
 # What the release computes, and what puts each of its known traps right (the reason stands at the field).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,24 +46,34 @@ MIXTURES: dict[str, dict[str, float]] = {
 class LearnOptions(BaseModel):
     """Settings of `fit_surrogate`. `fidelity` chooses those that are left out among the last ones."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=False)
+    model_config = ConfigDict(extra="forbid", validate_assignment=False, use_attribute_docstrings=True)
 
     fidelity: Fidelity = "corrected"
+    """What the release computes, or the same with its known traps put right."""
     objective: Literal["rank", "value"] = "rank"
     """`rank`: rank correlation and gradient penalty; `value`: least squares on the metric's value (`approx`)."""
     correlation: Literal["spearman", "kendall", "pearson"] = "spearman"
     """With the metric. Pearson's takes the losses as they are, Kendall's compares them in pairs."""
     method: Literal["bitonic", "odd_even", "laplace", "pairwise"] = "bitonic"
-    """Of Spearman's soft ranks. `steepness` is of the sorting networks alone."""
+    """Of Spearman's soft ranks."""
     steepness: float = Field(5.0, gt=0)
+    """How sharply a comparison of `bitonic` or `odd_even` decides; of the other methods and correlations refused."""
     steps: int = Field(400, ge=1)
-    items: int = Field(256, ge=2, description="ranked in one step")
+    """Of the optimiser, Adam."""
+    items: int = Field(256, ge=2)
+    """Ranked in one step."""
     learning_rate: float = Field(0.01, gt=0)
+    """Of Adam."""
     weight_decay: float = Field(1e-3, ge=0)
-    penalty_weight: float = Field(10.0, ge=0, description="lambda; used with objective rank alone")
-    validation_fraction: float = Field(0.2, gt=0, lt=1, description="of the bank's items, held out")
+    """Of Adam."""
+    penalty_weight: float = Field(10.0, ge=0)
+    """Lambda; used with objective rank alone."""
+    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    """Of the bank's items, held out."""
     validate_every: int = Field(20, ge=1)
+    """Steps between two validations, of which the best one's weights are kept."""
     seed: int = 0
+    """Of what is held out, and of the items of each step."""
 
     standardize: bool = False
     """The sorter sees raw losses and degrades with their scale; standardised losses rank alike at any scale."""
@@ -85,6 +96,17 @@ class LearnOptions(BaseModel):
     """Of the classification network: the absolute value can fold the learned curve, and the penalty is blind to the
     sign of its slope; a network that is monotone by construction has neither trap."""
 
+    @field_validator("steepness")
+    @classmethod
+    def _of_a_network(cls, steepness: float, others: ValidationInfo) -> float:
+        default = cls.model_fields["steepness"].default  # stands in every config that was written out
+        correlation, method = (others.data.get(name) for name in ("correlation", "method"))
+        if steepness != default and not (correlation == "spearman" and method in NETWORKS):
+            raise ValueError(
+                f"it is of correlation spearman by method {' or '.join(NETWORKS)}, not of {correlation} by {method}"
+            )
+        return steepness
+
     @field_validator("mixture")
     @classmethod
     def _known_mixture(cls, mixture: str | dict[str, float]) -> str | dict[str, float]:
@@ -101,9 +123,27 @@ class LearnOptions(BaseModel):
         mixture = MIXTURES[self.mixture] if isinstance(self.mixture, str) else self.mixture
         return {name: share / sum(mixture.values()) for name, share in mixture.items() if share > 0}
 
+    def sorts_by_network(self) -> bool:
+        """Return whether the ranks are those of a sorting network, so that `steepness` counts."""
+        return self.correlation == "spearman" and self.method in NETWORKS
+
     @model_validator(mode="after")
     def _fill_from_fidelity(self) -> Self:
         for name, value in PRESETS[self.fidelity].items():
             if name not in self.model_fields_set:
                 self.__dict__[name] = value
         return self
+
+
+def described() -> str:
+    """Return each option as `name=default`, with its choices and what it is, a paragraph each."""
+    lines = []
+    for name, field in LearnOptions.model_fields.items():
+        default, choices = getattr(LearnOptions(), name), get_args(field.annotation)
+        known = MIXTURES if name == "mixture" else choices if get_origin(field.annotation) is Literal else ()
+        named = f" ({', '.join(known)})" if known else ""
+        lines.append(
+            f"{name}={'null' if default is None else default}{named}: {' '.join(str(field.description).split())}"
+        )
+    released = " ".join(f"{name}={value}" for name, value in PRESETS["released"].items())
+    return "\n".join([*lines, f"fidelity=released chooses, of what is left out: {released}"])

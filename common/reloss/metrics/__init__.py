@@ -48,7 +48,9 @@ def get_metric(name: str) -> Metric:
     if ":" in name:
         return as_metric(_imported(*name.split(":", 1)))
     if name not in METRICS:
-        raise unknown("metric", name, METRICS)
+        module, _, own = name.rpartition(".")
+        own = f"{module or name}:{own if module else 'NAME'}"
+        raise UsageError(f"{unknown('metric', name, METRICS)}; one of your own is named by its module, as in {own}")
     return METRICS[name]
 
 

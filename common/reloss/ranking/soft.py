@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reloss.ranking.hard import check_values
 from reloss.ranking.laplace import laplace_rank
-from reloss.ranking.networks import Comparator, Interpolation, network_rank
+from reloss.ranking.networks import Comparator, Interpolation, Network, network_rank
 from reloss.ranking.pairwise import pairwise_rank
 
 Method = Literal["bitonic", "odd_even", "laplace", "pairwise"]
@@ -20,12 +20,15 @@ def soft_rank(
     method: Method = "bitonic",
     *,
     standardize: bool = False,
-    steepness: float = 5.0,
-    interpolation: Interpolation = "logistic_phi",
-    art_lambda: float = 0.25,
-    temperature: float = 0.1,
+    steepness: float | None = None,
+    interpolation: Interpolation | None = None,
+    art_lambda: float | None = None,
+    temperature: float | None = None,
 ) -> Tensor:
     """Return differentiable ranks of `values` along the last axis, ascending from 0; they sum to n(n-1)/2.
+
+    Many rows are ranked at once by leading dimensions: values [..., n]. The transforms of `torch.func`, such as vmap,
+    grad and jacrev, are not supported.
 
     | method | work | what it is |
     | --- | --- | --- |
@@ -53,23 +56,32 @@ def soft_rank(
         values: [..., n], finite, n >= 1, of any strides. float16 and bfloat16 are computed in float32.
         method: see above.
         standardize: give each row mean 0 and standard deviation 1 first (a constant row stays constant).
-        steepness: how sharply a network's comparison decides; the release uses 5.
-        interpolation: how a network's comparison turns a difference into a weight; the release uses `logistic_phi`.
-        art_lambda: exponent of `logistic_phi` alone.
-        temperature: the scale of `laplace` and `pairwise`; ranks become hard as it goes to 0.
+        steepness: how sharply a network's comparison decides; 5 unless given, as in the release.
+        interpolation: how a network's comparison turns a difference into a weight; `logistic_phi` unless given, as in
+            the release.
+        art_lambda: exponent of `logistic_phi` alone; 0.25 unless given.
+        temperature: the scale of `laplace` and `pairwise`, 0.1 unless given; ranks become hard as it goes to 0.
 
     Returns:
         [..., n] in float32 (float64 for float64 values).
 
     Raises:
         ValueError: n is 0, a value is NaN or infinite (its index is named), a steepness or temperature that is not
-            positive, or an unknown method or interpolation.
+            positive, an unknown method or interpolation, or an option that is of other methods.
     """
     check_values(values)
     if method not in get_args(Method):
         raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
+    network = method in get_args(Network)
+    of_networks = {"steepness": steepness, "interpolation": interpolation, "art_lambda": art_lambda}
+    for name, value in ({"temperature": temperature} if network else of_networks).items():
+        if value is not None:
+            raise ValueError(f"{name} is no option of method '{method}', which takes no notice of it; drop it")
+    steepness = 5.0 if steepness is None else steepness
+    art_lambda = 0.25 if art_lambda is None else art_lambda
+    temperature = 0.1 if temperature is None else temperature
     if not (steepness > 0 and temperature > 0):
-        raise ValueError(f"steepness and temperature must be positive, not {steepness} and {temperature}")
+        raise ValueError(f"steepness and temperature must be positive, not {steepness if network else temperature}")
     values = values if values.dtype == torch.float64 else values.float()
     if values.shape[-1] == 1:
         return values * 0
@@ -79,7 +91,7 @@ def soft_rank(
         return laplace_rank(values, temperature)
     if method == "pairwise":
         return pairwise_rank(values, temperature)
-    return network_rank(values, method, Comparator(steepness, interpolation, art_lambda))
+    return network_rank(values, method, Comparator(steepness, interpolation or "logistic_phi", art_lambda))
 
 
 def standardized(values: Tensor) -> Tensor:

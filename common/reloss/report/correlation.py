@@ -31,10 +31,11 @@ HEADERS = (
 UNPUBLISHED = "unverified: value not recorded"
 NOTE = (
     "Rank correlation of minus the loss with the metric. Recorded items: held-out batches of the baseline's training, "
-    "the same for the ordinary loss; the difference is taken on them, and has no interval, as one surrogate serves all "
-    "seeds. Synthetic items: such as the release learns from. Checkpoints: of all finished runs on the same validation "
-    "examples, as `reloss diagnose` measures them; late ones are the second half of each run's. The paper's own values "
-    "were not recorded."
+    "the same for the ordinary loss; a surrogate's weights are chosen by its correlation on them (on the synthetic "
+    "ones, if it learned from these alone), which flatters it a little. The difference is taken on them, and has no "
+    "interval, as one surrogate serves all seeds. Synthetic items: such as the release learns from. Checkpoints: of "
+    "all finished runs on the same validation examples, as `reloss diagnose` measures them; late ones are the second "
+    "half of each run's. The paper's own values were not recorded."
 )
 
 

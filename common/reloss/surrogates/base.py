@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reloss.errors import RelossError, UsageError
-from reloss.files import atomic, read_json, sha256_of, write_json
+from reloss.files import atomic, read_json, sha256_of, short_hash, write_json
 from reloss.surrogates.pretrained import find_pretrained, read_weights
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class SurrogateLoss(nn.Module, ABC):
     Args:
         scale: a constant by which the loss is multiplied. It leaves every ranking as it is and sets the size of the
             gradient; `fit_surrogate(calibrate=True)` chooses it.
+
+    Raises:
+        ValueError: the scale is not a positive number.
     """
 
     reaches_any_value: ClassVar[bool] = True
@@ -32,6 +36,8 @@ class SurrogateLoss(nn.Module, ABC):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ValueError(f"scale is a positive number, not {scale!r}")
         self.scale = scale
 
     @abstractmethod
@@ -110,8 +116,9 @@ class SurrogateLoss(nn.Module, ABC):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic(path / "surrogate.safetensors") as temporary:
             save_file(weights, temporary)
-        described = {"class": type(self).__name__, "options": self.options(), **(card or {})}
-        write_json(path / "surrogate.json", {**described, "sha256": sha256_of(path / "surrogate.safetensors")})
+        built = {"class": type(self).__name__, "options": self.options()}
+        sums = {"sha256": sha256_of(path / "surrogate.safetensors"), "options_hash": short_hash(built)}
+        write_json(path / "surrogate.json", {**built, **(card or {}), **sums})
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -166,10 +173,20 @@ class SurrogateLoss(nn.Module, ABC):
             raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
         if card.get("class") != cls.__name__:
             raise RelossError(f"{path} describes a {card.get('class')}, not a {cls.__name__}")
+        written = card.get("options_hash")  # not in cards of earlier versions
+        if written not in (None, short_hash({name: card[name] for name in ("class", "options")})):
+            raise RelossError(f"{path} was changed: its options are not those that its surrogate was saved with")
         try:
             return cls(**card["options"])
         except (TypeError, ValueError) as error:
             raise RelossError(f"{path} describes no {cls.__name__} of this version: {error}") from error
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise ValueError unless each size of a network, given by its name, is a whole number of at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} is a whole number of at least 1, not {size!r}")
 
 
 def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.kinds import check_classes, check_logits
 from reloss.surrogates.network import evaluate
 
@@ -39,7 +39,7 @@ class ClassificationReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: an unknown input or output.
+        ValueError: an unknown input or output, or a width or scale that is not positive.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ClassificationReLoss(SurrogateLoss):
         super().__init__(scale)
         if input not in get_args(Input) or output not in get_args(Output):
             raise ValueError(f"input is one of {get_args(Input)} and output of {get_args(Output)}: {input}, {output}")
+        check_sizes(width=width)
         self.input: Input = input
         self.output: Output = output
         self.width = width

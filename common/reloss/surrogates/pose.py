@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reloss.metrics.shapes import check_shapes
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.network import evaluate
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PoseReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: the size is not two positive numbers.
+        ValueError: a size is not a positive whole number.
     """
 
     reaches_any_value = False  # at most the mean squared error
@@ -43,8 +43,10 @@ class PoseReLoss(SurrogateLoss):
         self, size: Sequence[int] = (64, 48), monotone: bool = False, width: int = 8, scale: float = 1.0
     ) -> None:
         super().__init__(scale)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size is the height and the width of the heatmaps, not {list(size)}")
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(f"size is the height and the width of the heatmaps, not {size}")
+        check_sizes(height=size[0], width=size[1])
+        check_sizes(width=width)
         self.size = tuple(size)
         self.monotone = monotone
         self.width = width

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.shapes import check_shapes
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.classification import Input, Output
 from reloss.surrogates.network import evaluate
 
@@ -46,7 +46,7 @@ class ReadingReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: an unknown structure, input or output.
+        ValueError: an unknown structure, input or output, or a width or scale that is not positive.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class ReadingReLoss(SurrogateLoss):
         ):
             if value not in get_args(known):
                 raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value}")
+        check_sizes(width=width)
         self.structure: Structure = structure
         self.input: Input = input
         self.output: Output = output

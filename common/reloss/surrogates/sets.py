@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.classification import Output
 from reloss.surrogates.kinds import check_classes, check_logits, check_scores
 
@@ -33,6 +33,9 @@ class SetReLoss(SurrogateLoss):
     by average precision a little better (which no such change alters), but train worse: the gradient is then largest
     where the scores are all alike, at the start. So do units that may also bend the other way.
 
+    Where positives are few, learn it with penalty `one_sided`: the default holds each example's slope at 1, so that a
+    positive pulls no harder than one of the many negatives, and predicting none of them can cost less than being right.
+
     Args:
         output: `monotone` uses the absolute values of the weights, but for those of the counts, so that the loss falls
             as a positive's score rises, rises as a negative's does, and is convex in the scores, by construction: an
@@ -42,13 +45,14 @@ class SetReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: an unknown output.
+        ValueError: an unknown output, or a width or scale that is not positive.
     """
 
     def __init__(self, output: Output = "monotone", width: int = 32, scale: float = 1.0) -> None:
         super().__init__(scale)
         if output not in get_args(Output):
             raise ValueError(f"output is one of {get_args(Output)}, not {output}")
+        check_sizes(width=width)
         self.output: Output = output
         self.width = width
         self.positive = nn.Linear(1, width)

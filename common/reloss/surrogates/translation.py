@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.metrics.shapes import check_shapes
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.classification import Output
 from reloss.surrogates.network import evaluate
 
@@ -51,7 +51,7 @@ class TranslationReLoss(SurrogateLoss):
         scale: see `SurrogateLoss`.
 
     Raises:
-        ValueError: an unknown choice, or a width that is not a multiple of the heads.
+        ValueError: an unknown choice, a size or scale that is not positive, or a width that is not a multiple of heads.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class TranslationReLoss(SurrogateLoss):
         ):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value}")
+        check_sizes(width=width, feedforward=feedforward, heads=heads, length=length, window=window)
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.output: Output = output
