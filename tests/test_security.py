@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from small import SMALL
 
 from reloss.errors import RelossError
+from reloss.files import read_json, write_json
 from reloss.surrogates import ClassificationReLoss
 
 ROOT = Path(__file__).parents[1]
@@ -73,13 +74,14 @@ def test_a_bomb_goes_off_where_it_is_unpickled(tmp_path):
 @pytest.mark.parametrize("file", ["checkpoint/last.pt", "checkpoint/weights.safetensors"])
 def test_a_checkpoint_cannot_execute_code(run_digits, tmp_path, file):
     record = run_digits(seed=1)
+    summary = read_json(record / "summary.json")
     (record / "summary.json").unlink()
     torch.save({"model": Bomb(tmp_path / "executed")}, record / file)
     if file.endswith(".pt"):
         with pytest.raises(RelossError, match="is damaged"):
             run_digits(seed=1)
     else:
-        (record / "summary.json").write_text('{"status": "interrupted"}')
+        write_json(record / "summary.json", {**summary, "status": "interrupted"})
         with pytest.raises(RelossError, match="cannot read the weights"):
             run_digits(seed=1, stage="evaluate")
     assert not (tmp_path / "executed").exists()
