@@ -1,7 +1,9 @@
 """Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
 
 import os
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -22,12 +24,33 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         RelossError: it cannot be written; those that were there still are.
     """
     with atomic(path) as temporary:
-        with temporary.open("wb") as file:  # torch's own writer would not say that the disk is full
+        with temporary.open("wb") as file, uninterrupted():  # torch's own writer would not say that the disk is full
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())  # before any other is touched
         if _is_whole(path):
             path.replace(before(path))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put SIGTERM and Ctrl-C off to the end of the block: torch.save, cut short, fails or aborts the process."""
+    arrived: list[int] = []
+    try:
+        before = {
+            number: signal.signal(number, lambda which, frame: arrived.append(which)) or signal.SIG_DFL
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+    except ValueError:  # not in the main thread, the only one that signals interrupt
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(arrived):
+            signal.raise_signal(late)
 
 
 def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
 from reloss import distributed
-from reloss.checkpoint import last_whole, unusable
+from reloss.checkpoint import last_whole, uninterrupted, unusable
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
@@ -98,7 +98,7 @@ def _keep(run: Run, last: Path) -> None:
     folder = last.parent
     state = _load(last)
     del state["last_optimizer_state"]
-    with atomic(folder / "translator.pt") as temporary, temporary.open("wb") as file:
+    with atomic(folder / "translator.pt") as temporary, temporary.open("wb") as file, uninterrupted():
         torch.save(state, file)
     run.record.save_weights({name: value.clone() for name, value in state["model"].items()})  # shared ones too
 

@@ -157,7 +157,7 @@ def test_sigterm_is_recorded(start, finish, tmp_path):
     wait_for(lambda: lines(record / "metrics.jsonl") >= 2, process)
     process.terminate()
     said, _ = process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == 143, said
     assert "terminated; the same command goes on from the last checkpoint" in said
     assert "Traceback" not in said
     assert summary(record)["status"] == "interrupted"
@@ -173,7 +173,7 @@ def test_sigterm_while_learning_is_said(start, finish, tmp_path):
     wait_for(lambda: any((tmp_path / DIGITS).glob("surrogates/*/fit.pt")), process)
     process.terminate()
     said, _ = process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == 143, said
     assert "terminated; the same command goes on from the last checkpoint" in said
     assert "learning goes on from step" in finish(*words(tmp_path), "--stage", "learn")
 

@@ -103,7 +103,7 @@ def test_a_job_waits_for_the_scheduler_only_if_it_was_told_to_end(tmp_path, monk
     assert note_of(job.cell, tmp_path).get("reason") == (None if told else "killed by signal 9 (out of memory?)")
 
 
-SETTINGS = ("train.epochs=200",)
+SETTINGS = ("train.epochs=400",)
 
 
 @pytest.mark.slow

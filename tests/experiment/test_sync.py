@@ -114,10 +114,12 @@ def test_a_run_whose_end_was_cut_off_is_uploaded_once_its_record_has_ended(serve
     run.path.write_bytes(run.path.read_bytes()[:-40])  # as where W&B's process was killed
     assert read_run(run.path) == {"rows": 3, "exit_code": None}
     summary = tmp_path / "runs" / "a" / "summary.json"
-    for status, uploaded in (("running", 0), ("interrupted", 1)):
-        write_json(summary, {"status": status, "experiment": "none"})
+    facts = {"experiment": "none", "loss": "ce", "settings": [], "seed": 0, "protocol": "p", "scores": {}}
+    for status, uploaded in (("damaged", 0), ("running", 0), ("interrupted", 1)):
+        write_json(summary, {**facts, "status": None if status == "damaged" else status})
         code, _, err = cli("sync", "--runs", tmp_path / "runs")
         assert code == 0, err
+        assert (f"left out: {summary} is damaged" in err) == (status == "damaged")
         assert f"{uploaded} uploaded, 0 failed, {1 - uploaded} not ended yet" in err
     assert server.rows[run.id] == run.rows
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.mirror import read_run, run_folders
-from reloss.experiment.record import read_summary
+from reloss.experiment.record import leaving_out, read_summary
 from reloss.experiment.tracking import kill_tree
 from reloss.progress import say
 
@@ -73,11 +73,16 @@ def _mark(path: Path) -> Path:
 
 
 def _ended(path: Path) -> bool:
-    """Return whether nothing will be added to a run: it says so, it was gone on with, or its record has ended."""
+    """Return whether nothing will be added to a run: it says so, it was gone on with, or its record has ended.
+
+    Of a record that is damaged, which is said, not.
+    """
     record = path.parents[2]
     if run_folders(record)[-1] != path.parent or read_run(path)["exit_code"] is not None:
         return True
-    return (record / "surrogate.json").exists() or read_summary(record).get("status", "running") != "running"
+    with leaving_out():
+        return (record / "surrogate.json").exists() or read_summary(record).get("status", "running") != "running"
+    return False
 
 
 def has_key() -> bool:
