@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import submitit
@@ -103,21 +104,22 @@ def test_a_job_waits_for_the_scheduler_only_if_it_was_told_to_end(tmp_path, monk
     assert note_of(job.cell, tmp_path).get("reason") == (None if told else "killed by signal 9 (out of memory?)")
 
 
-SETTINGS = ("train.epochs=400",)
-
-
 @pytest.mark.slow
 def test_a_job_whose_time_is_over_goes_on_in_the_next(tmp_path, run_digits):
+    began = time.monotonic()
+    run_digits(settings=("train.epochs=100",), runs=tmp_path / "timed")
+    # 35 seconds of training in jobs that are told to end after 22, of which starting takes some; submitit starts 6.
+    settings = (f"train.epochs={int(100 * 35 / (time.monotonic() - began))}",)
     runs = tmp_path / "runs"
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
-    executor.update_parameters(timeout_min=0.6, signal_delay_s=20)
-    cell = Cell(DIGITS, "ce", 0, settings=SETTINGS)
+    executor.update_parameters(timeout_min=0.7, signal_delay_s=20)
+    cell = Cell(DIGITS, "ce", 0, settings=settings)
     job = executor.submit(Job(cell, ("--runs", str(runs), "--track", "off"), str(runs)))
     assert job.result() == 0
     summary = json.loads((cell.record(runs) / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert "going on from epoch" in (runs / "sweep" / f"{cell.file_name}.log").read_text()
-    whole = run_digits(settings=SETTINGS, runs=tmp_path / "whole")
+    whole = run_digits(settings=settings, runs=tmp_path / "whole")
     assert summary["scores"] == json.loads((whole / "summary.json").read_text())["scores"]
 
 
