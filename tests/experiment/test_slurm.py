@@ -108,8 +108,8 @@ def test_a_job_waits_for_the_scheduler_only_if_it_was_told_to_end(tmp_path, monk
 def test_a_job_whose_time_is_over_goes_on_in_the_next(tmp_path, run_digits):
     began = time.monotonic()
     run_digits(settings=("train.epochs=100",), runs=tmp_path / "timed")
-    # 35 seconds of training in jobs that are told to end after 22, of which starting takes some; submitit starts 6.
-    settings = (f"train.epochs={int(100 * 35 / (time.monotonic() - began))}",)
+    # 28 seconds of training in jobs that are told to end after 22, of which starting takes some; submitit starts 6.
+    settings = (f"train.epochs={int(100 * 28 / (time.monotonic() - began))}",)
     runs = tmp_path / "runs"
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
     executor.update_parameters(timeout_min=0.7, signal_delay_s=20)
