@@ -60,7 +60,7 @@ class FiniteLoss:
             )
 
 
-def check_outputs(outputs: Tensor, when: str = "") -> None:
+def check_outputs(outputs: Tensor, when: str) -> None:
     """Raise RelossError if what a network gives for validation or test is not finite; `when` goes into the message."""
     if not outputs.isfinite().all():
         raise RelossError(f"the network's outputs{when} are not finite: training diverged; try a smaller train.lr")

@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())  # before any other is touched
-        if _is_whole(path):
+        if _fault(path) is None:
             path.replace(before(path))
 
 
@@ -76,16 +76,15 @@ def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
 def last_whole(paths: Iterable[Path]) -> Path | None:
     """Return the first of some checkpoints, newest first, that is whole; says what is wrong with those before it."""
     for path in paths:
-        try:
-            _check(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            say(f"checkpoint {path} cannot be read ({error.strerror or error})")
-        except Exception as error:
-            say(f"checkpoint {path} is damaged ({str(error).partition(chr(10))[0]})")
-        else:
+        fault = _fault(path)
+        if fault is None:
             return path
+        if isinstance(fault, FileNotFoundError):
+            continue
+        if isinstance(fault, OSError):
+            say(f"checkpoint {path} cannot be read ({fault.strerror or fault})")
+        else:
+            say(f"checkpoint {path} is damaged ({str(fault).partition(chr(10))[0]})")
     return None
 
 
@@ -93,31 +92,23 @@ def unusable(paths: Iterable[Path], way_out: str) -> RelossError:
     """Return the error for checkpoints, newest first, of which none is whole; it names one that may be mended."""
     paths = list(paths)
     for path in paths:
-        try:
-            _check(path)
-        except OSError as error:
+        if isinstance(fault := _fault(path), OSError):
             return RelossError(
-                f"checkpoint {path} cannot be read ({error.strerror or error}); make it readable, or {way_out}"
+                f"checkpoint {path} cannot be read ({fault.strerror or fault}); make it readable, or {way_out}"
             )
-        except Exception:
-            continue
     return RelossError(f"checkpoint {paths[0]} is damaged; {way_out}")
 
 
-def _is_whole(path: Path) -> bool:
+def _fault(path: Path) -> Exception | None:
+    """Return what is wrong with a checkpoint: an OSError if it cannot be read, another if it is damaged; else None."""
     try:
-        _check(path)
-    except Exception:
-        return False
-    return True
-
-
-def _check(path: Path) -> None:
-    """Read a checkpoint without keeping it; raises OSError if it cannot be read, and anything else if it is damaged."""
-    with ZipFile(path) as archive:
-        if damaged := archive.testzip():  # torch.load does not compare the sums
-            raise ValueError(f"{damaged} has another checksum")
-    torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        with ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load does not compare the sums
+                return ValueError(f"{damaged} has another checksum")
+        torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:
+        return error
+    return None
 
 
 def remove_checkpoint(path: Path) -> None:

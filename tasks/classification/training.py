@@ -53,13 +53,13 @@ def evaluate(run: Run) -> dict[str, float]:
         return found
 
 
-def scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+def scores(outputs: Tensor, targets: Tensor, when: str = "") -> dict[str, float]:
     """Return all scores of the predictions for one set of images: logits [E, C], or [E] of a positive class.
 
     Raises:
-        RelossError: the logits are not finite.
+        RelossError: the logits are not finite; `when` goes into the message.
     """
-    check_outputs(outputs)
+    check_outputs(outputs, when)
     chosen = (accuracy, top5_accuracy) if outputs.dim() == 2 else (average_precision, binary_f1, auroc)
     found = {metric.__name__: float(metric(outputs[None], targets[None])) for metric in chosen}
     if outputs.dim() == 1:
@@ -141,8 +141,7 @@ class _Training:
             score = self.config.score
             seconds = time.monotonic() - began
             next_step = (epoch + 1) * self.steps_per_epoch
-            check_outputs(outputs, f" after step {next_step - 1}")
-            reached = scores(outputs, predicted)[score]
+            reached = scores(outputs, predicted, f" after step {next_step - 1}")[score]
             self.run.record.log(
                 next_step,
                 epoch=epoch + 1,

@@ -95,14 +95,14 @@ def examples(answers: dict[str, str], questions: Sequence[Question], language: s
 
 
 def _score(
-    outputs: Tensor, windows: Windows, questions: Sequence[Question], config: ReadingExperiment
+    outputs: Tensor, windows: Windows, questions: Sequence[Question], config: ReadingExperiment, when: str = ""
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the official scores of the outputs [F, 2, T], and the answers by the questions' ids.
 
     Raises:
-        RelossError: the outputs are not finite.
+        RelossError: the outputs are not finite; `when` goes into the message.
     """
-    check_outputs(outputs)
+    check_outputs(outputs, when)
     texts, null_leads = read_answers(outputs, windows, questions, config.data.max_answer)
     ids = [question.id for question in questions]
     answers = dict(zip(ids, texts, strict=True))
@@ -262,13 +262,12 @@ class _Training:
         next_step = epoch * self.steps_per_epoch + last
         outputs = _predict(self.accelerator, self.model, self.validation, self.config)
         if self.accelerator.is_main_process:
-            check_outputs(outputs, f" after step {next_step - 1}")
             self._keep(part + 1, next_step, loss / windows, windows / seconds, outputs)
 
     def _keep(self, part: int, step: int, loss: float, speed: float, outputs: Tensor) -> None:
         """Log a part's training and validation, and write the checkpoint."""
         recipe, name = self.config.train, self.config.score
-        reached = _score(outputs, self.validation, self.validated, self.config)[0]
+        reached = _score(outputs, self.validation, self.validated, self.config, f" after step {step - 1}")[0]
         epoch = part / recipe.checkpoints_per_epoch
         self.run.record.log(
             step,

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,10 @@ class _Job:
     @property
     def home(self) -> Path:
         return self.request.runs / self.config.name
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        return self.task.data_fingerprint(self.config, self.request.data)  # of many images and labels it takes a while
 
     def record_folder(self, loss: str, seed: int) -> Path:
         return record_folder(self.request.runs, self.config.name, loss, self.request.settings, seed)
@@ -216,7 +221,7 @@ class _Job:
             "seed": seed,
             "protocol": self.config.protocol(),
             "score": self.config.score,
-            "data": self.task.data_fingerprint(self.config, self.request.data),
+            "data": self.data_fingerprint,
         }
         self._check_data(facts, summary, folder)
         surrogate = None
@@ -330,7 +335,7 @@ class _Job:
             **self._origin(),
             "protocol": self.config.protocol(),
             "record": str(folder.relative_to(self.home)),
-            "data_fingerprint": self.task.data_fingerprint(self.config, self.request.data),
+            "data_fingerprint": self.data_fingerprint,
         }
 
     def _new_bank(self, record: Record, anew: bool) -> PredictionBank:

@@ -205,10 +205,10 @@ def is_finished(cell: Cell, runs: Path) -> bool:
 
 def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
     """Return whether a cell has nothing to do: it is finished, or it only serves runs that are."""
-    if cell.stage == "all" or is_finished(cell, runs):
-        return is_finished(cell, runs)
+    if is_finished(cell, runs):
+        return True
     served = [each for phase in plan for each in phase if each.experiment == cell.experiment]
-    return all(is_done(each, plan, runs) for each in served if cell in needs(each, plan))
+    return cell.stage != "all" and all(is_done(each, plan, runs) for each in served if cell in needs(each, plan))
 
 
 def estimate(plan: Plan, runs: Path, slots: int) -> str:
