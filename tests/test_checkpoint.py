@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reloss.checkpoint import load_checkpoint, save_checkpoint, uninterrupted
-from reloss.experiment.signals import Terminated, terminable
+from reloss.checkpoint import load_checkpoint, save_checkpoint
+from reloss.signals import Terminated, terminable, uninterrupted
 
 
 class Signalled:

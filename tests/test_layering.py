@@ -10,7 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
 LAYERS = (
-    {"errors", "files", "download", "lock", "checkpoint", "distributed", "progress", "lazy", "ranking", "metrics"},
+    {
+        "errors",
+        "files",
+        "download",
+        "lock",
+        "checkpoint",
+        "distributed",
+        "signals",
+        "progress",
+        "lazy",
+        "ranking",
+        "metrics",
+    },
     {"surrogates", "learning"},
     {"experiment", "report"},
     {"cli", "demo", "doctor"},

@@ -1,9 +1,7 @@
 """Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
 
 import os
-import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -13,6 +11,7 @@ import torch
 from reloss.errors import RelossError
 from reloss.files import atomic
 from reloss.progress import say
+from reloss.signals import uninterrupted
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -30,27 +29,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())  # before any other is touched
         if _fault(path) is None:
             path.replace(before(path))
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put SIGTERM and Ctrl-C off to the end of the block: torch.save, cut short, fails or aborts the process."""
-    arrived: list[int] = []
-    try:
-        before = {
-            number: signal.signal(number, lambda which, frame: arrived.append(which)) or signal.SIG_DFL
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-    except ValueError:  # not in the main thread, the only one that signals interrupt
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in dict.fromkeys(arrived):
-            signal.raise_signal(late)
 
 
 def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:

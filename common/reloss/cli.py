@@ -308,9 +308,9 @@ class Sweep:
 
     def __call__(self) -> None:
         from reloss.experiment import launch
-        from reloss.experiment.signals import terminable
         from reloss.experiment.sweep import estimate, parse_seeds, phases
         from reloss.progress import say
+        from reloss.signals import terminable
 
         if self.slots < 1:
             raise UsageError("--slots must be at least 1")

@@ -18,13 +18,14 @@ from torch import Tensor
 
 import tasks.nmt.plugin  # noqa: F401
 from reloss import distributed
-from reloss.checkpoint import last_whole, uninterrupted, unusable
+from reloss.checkpoint import last_whole, unusable
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.experiment.tracking import read_metrics
 from reloss.files import atomic, write_json, write_text
 from reloss.progress import say
+from reloss.signals import uninterrupted
 from tasks.nmt import commands
 from tasks.nmt.config import TranslationExperiment
 from tasks.nmt.data import prepare, read_lines, teachers_record

@@ -27,7 +27,6 @@ from reloss.experiment.diagnose import diagnose_loss, finished_runs, read_predic
 from reloss.experiment.lineage import bank_artifact, surrogate_artifact
 from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
 from reloss.experiment.seeds import seed_everything
-from reloss.experiment.signals import Terminated, terminable
 from reloss.experiment.task import Run, Task, comparable, find_experiment
 from reloss.experiment.tracking import Track, WandbMirror, describe_run
 from reloss.files import read_json, remove_stale, short_hash, write_text
@@ -36,6 +35,7 @@ from reloss.learning.diagnostics import picture
 from reloss.lock import locked
 from reloss.metrics import get_metric
 from reloss.progress import say
+from reloss.signals import Terminated, terminable
 from reloss.surrogates import SurrogateLoss
 
 Stage = Literal["all", "baseline", "learn", "train", "evaluate"]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from reloss.errors import RelossError, UsageError
 from reloss.experiment.launch import TERMINATED, log_of, note_of, notes, reason, run_cell, write_note
-from reloss.experiment.signals import noticing
 from reloss.experiment.sweep import Cell, Plan, is_done, needs
 from reloss.progress import say
+from reloss.signals import noticing
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor

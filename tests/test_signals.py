@@ -11,9 +11,9 @@ import pytest
 from small import DIGITS
 
 from reloss.experiment.config import variant
-from reloss.experiment.signals import terminable
 from reloss.experiment.tracking import read_metrics
 from reloss.files import read_json
+from reloss.signals import terminable
 
 
 def test_a_worker_ends_by_the_sigterm_of_its_starter_alone():
