@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def test_a_worker_ends_by_the_sigterm_of_its_starter_alone():
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def complaining(error: BaseException) -> None:
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(EOFError(), False), (ConnectionResetError(), False), (ValueError("bad"), True)]
+)
+def test_a_worker_does_not_complain_that_its_starter_hung_up(capfd, error, said):
+    worker = multiprocessing.get_context("fork").Process(target=complaining, args=(error,))
+    with terminable():
+        worker.start()
+    worker.join(10)
+    assert ("Error" in capfd.readouterr().err) == said
 
 
 def test_processes_that_are_forked_outside_of_a_run_end_by_any_sigterm():

@@ -84,7 +84,7 @@ def leave_signals_to_starter() -> None:
 
 def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error of a worker, but not that the starter, which was interrupted, hung up on it."""
-    if not isinstance(error, ConnectionError):
+    if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
