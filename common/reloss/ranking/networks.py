@@ -79,19 +79,21 @@ class _NetworkRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, network: Network, comparator: Comparator) -> Tensor:
         wiring = _wiring(network, values.shape[-1], values.device)
-        ranks, *saved = _sweep(_to_wires(values), wiring, comparator)
+        wires = _to_wires(values)
+        saved = wires.new_empty(3, len(wiring.partners), *wires.shape)
+        ranks = _sweep(wires, wiring, comparator, saved)
         ctx.wiring, ctx.comparator = wiring, comparator
-        ctx.save_for_backward(values, *saved)
+        ctx.save_for_backward(values, saved)
         return _from_wires(ranks, values.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        values, *saved = ctx.saved_tensors
+        values, saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the sweeps themselves
-            ranks = _from_wires(_sweep(_to_wires(values), ctx.wiring, ctx.comparator)[0], values.shape)
+            ranks = _from_wires(_sweep(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
             (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
             return result, None, None
-        result = _sweep_back(_to_wires(gradient), ctx.wiring, ctx.comparator, *saved)
+        result = _sweep_back(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
         return _from_wires(result, values.shape), None, None
 
 
@@ -103,16 +105,16 @@ class _FusedRank(torch.autograd.Function):
         from reloss.ranking.fused import fused_sweep
 
         rows = values.reshape(-1, values.shape[-1]).contiguous()
-        ranks, *saved = fused_sweep(rows, comparator.steepness, comparator.art_lambda)
+        ranks, saved = fused_sweep(rows, comparator.steepness, comparator.art_lambda)
         ctx.network, ctx.comparator = network, comparator
-        ctx.save_for_backward(values, *saved)
+        ctx.save_for_backward(values, saved)
         return ranks.view(values.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         from reloss.ranking.fused import fused_sweep_back
 
-        values, *saved = ctx.saved_tensors
+        values, saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             ranks = _NetworkRank.apply(values, ctx.network, ctx.comparator)
             (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
@@ -132,37 +134,40 @@ def _from_wires(wires: Tensor, shape: torch.Size) -> Tensor:
     return (wires if wires.dim() == 1 else wires.T).reshape(shape)
 
 
-def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the ranks and, of each layer's wires, weights, differences to the partner, and gaps in expected place.
+def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor | None = None) -> Tensor:
+    """Return the ranks; where `saved` [3, K, *values.shape] is given, what `_sweep_back` needs is written into it.
 
-    A wire keeps the share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x').
+    That is, of each layer's wires, the weights, differences to the partner and gaps in expected place. A wire keeps the
+    share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x'). Without `saved` the
+    ranks can be differentiated; with it no layer needs memory of its own, which else takes half the time of many rows.
     """
-    weights, differences, gaps = [], [], []
+    nowhere = [None] * len(wiring.partners)
+    weight_slots, difference_slots, gap_slots = (
+        (nowhere, nowhere, nowhere) if saved is None else (part.unbind() for part in saved.unbind())
+    )
     interpolate = _interpolation(comparator, like=values)
-    for partner, steepness in zip(wiring.partners, _steepness(wiring, comparator, values).unbind(), strict=True):
+    weights = []
+    layers = (wiring.partners, _steepness(wiring, comparator, values).unbind(), weight_slots, difference_slots)
+    for partner, steepness, weight_slot, difference_slot in zip(*layers, strict=True):
         others = values.index_select(0, partner)
-        difference = others - values
-        weight = interpolate(difference, steepness)
+        difference = torch.sub(others, values, out=difference_slot)
+        weight = interpolate(difference, steepness, weight_slot)
         values = torch.lerp(others, values, weight)
         weights.append(weight)
-        differences.append(difference)
-    stacked = torch.stack(weights), torch.stack(differences)
-    del weights, differences  # their memory serves the second sweep
     n = len(values)
     middle = (n - 1) / 2  # ranks about their middle, which every layer keeps, lose less to rounding
     places = torch.arange(n, dtype=values.dtype, device=values.device) - middle
     places = places.view(n, *[1] * (values.dim() - 1)).expand_as(values)
-    for partner, weight in zip(reversed(wiring.partners), reversed(stacked[0].unbind()), strict=True):
+    for partner, weight, gap_slot in zip(*map(reversed, (wiring.partners, weights, gap_slots)), strict=True):
         others = places.index_select(0, partner)
-        gaps.append(places - others)
+        torch.sub(places, others, out=gap_slot)
         places = torch.lerp(others, places, weight)
-    return places + middle, *stacked, torch.stack(gaps[::-1])
+    return places + middle
 
 
-def _sweep_back(
-    gradient: Tensor, wiring: Wiring, comparator: Comparator, weights: Tensor, differences: Tensor, gaps: Tensor
-) -> Tensor:
-    """Return the gradient in the values, given that in the ranks; the rest is what `_sweep` returned."""
+def _sweep_back(gradient: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor) -> Tensor:
+    """Return the gradient in the values, given that in the ranks and what `_sweep` saved."""
+    weights, differences, gaps = saved.unbind()
     # The ranks feel the weight of a pair: (difference of their gradients) x (gap in their places) ...
     apart = []
     for partner, weight in zip(wiring.partners, weights.unbind(), strict=True):
@@ -172,11 +177,11 @@ def _sweep_back(
     # ... and so do the values of all later layers. Through its difference, a weight moves both values of its pair.
     slopes = _slopes(weights, differences, _steepness(wiring, comparator, gradient), comparator)
     kept = torch.addcmul(weights, slopes, differences)
-    pulls = slopes.mul_(gaps).mul_(torch.stack(apart))
+    pulls = slopes.mul_(gaps)
     result = torch.zeros_like(gradient)
-    layers = (wiring.partners, kept.unbind(), pulls.unbind())
-    for partner, keep, pull in zip(*map(reversed, layers), strict=True):
-        result = torch.lerp(result.index_select(0, partner), result, keep) + pull
+    layers = (wiring.partners, kept.unbind(), pulls.unbind(), apart)
+    for partner, keep, pull, distance in zip(*map(reversed, layers), strict=True):
+        result = torch.lerp(result.index_select(0, partner), result, keep).addcmul_(pull, distance)
     return result
 
 
@@ -186,14 +191,17 @@ def _steepness(wiring: Wiring, comparator: Comparator, like: Tensor) -> Tensor:
     return steepness if like.dim() == 1 else steepness[..., None]
 
 
-def _interpolation(comparator: Comparator, like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of difference and steepness that gives the weight in [0, 1]; f(-d, s) = 1 - f(d, s)."""
+def _interpolation(comparator: Comparator, like: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Return the function of difference and steepness that gives the weight in [0, 1]; f(-d, s) = 1 - f(d, s).
+
+    Its last argument is where to write the weight, or None.
+    """
     if comparator.interpolation != "logistic_phi":
         curve = _CURVES[comparator.interpolation]
-        return lambda difference, steepness: curve(difference * steepness)
+        return lambda difference, steepness, out: curve(difference * steepness, out)
     tiny = like.new_tensor(TINY)  # a tensor is added faster than a number
-    return lambda difference, steepness: torch.sigmoid(
-        difference * steepness / _power(difference.abs() + tiny, comparator.art_lambda)
+    return lambda difference, steepness, out: torch.sigmoid(
+        difference * steepness / _power(difference.abs() + tiny, comparator.art_lambda), out=out
     )
 
 
@@ -206,7 +214,7 @@ def _slopes(weights: Tensor, differences: Tensor, steepness: Tensor, comparator:
         return slopes.addcmul_(slopes, weights, value=-1)  # weights (1 - weights), of the sigmoid
     with torch.enable_grad():
         differences = differences.detach().requires_grad_()
-        again = _interpolation(comparator, differences)(differences, steepness)
+        again = _interpolation(comparator, differences)(differences, steepness, None)
         (slopes,) = torch.autograd.grad(again, differences, torch.ones_like(again))
     return slopes
 
@@ -215,17 +223,17 @@ def _power(base: Tensor, exponent: float) -> Tensor:
     return base.rsqrt().rsqrt() if exponent == 0.25 else base.pow(exponent)  # a third of the time of pow
 
 
-def _optimal(scaled: Tensor) -> Tensor:
+def _optimal(scaled: Tensor, out: Tensor | None) -> Tensor:
     """Return the interpolation that Petersen et al. (2022) show to have the least error."""
     tail = scaled.sign() * (0.5 - 1 / (16 * scaled.abs().clamp_min(0.25))) + 0.5
-    return torch.where(scaled.abs() > 0.25, tail, scaled + 0.5)
+    return torch.where(scaled.abs() > 0.25, tail, scaled + 0.5, out=out)
 
 
-_CURVES: dict[Interpolation, Callable[[Tensor], Tensor]] = {
-    "logistic": torch.sigmoid,
-    "cauchy": lambda scaled: scaled.atan() / math.pi + 0.5,
-    "gaussian": lambda scaled: 0.5 + 0.5 * torch.erf(scaled / math.sqrt(2)),
-    "reciprocal": lambda scaled: 0.5 * (scaled / (2 + scaled.abs()) + 1),
+_CURVES: dict[Interpolation, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "logistic": lambda scaled, out: torch.sigmoid(scaled, out=out),
+    "cauchy": lambda scaled, out: torch.add(scaled.atan() / math.pi, 0.5, out=out),
+    "gaussian": lambda scaled, out: torch.add(0.5 * torch.erf(scaled / math.sqrt(2)), 0.5, out=out),
+    "reciprocal": lambda scaled, out: torch.add(0.5 * scaled / (2 + scaled.abs()), 0.5, out=out),
     "optimal": _optimal,
 }
 
