@@ -50,9 +50,9 @@ class _LaplaceRank(torch.autograd.Function):
 def _sorted_ranks(scaled: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Return ranks of ascending x / t, 1 + the sums over all j of exp(-|x_i - x_j| / t), and the factors of sums."""
     factors = decay_factors(scaled)
-    below, above = decayed_sums(torch.ones_like(scaled), factors)
+    below, above = decayed_sums(None, factors)
     places = torch.arange(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return places + (above - below) / 2, below + above, factors
+    return torch.add(places, above - below, alpha=0.5), below + above, factors
 
 
 def _sort(values: Tensor) -> tuple[Tensor, Tensor]:

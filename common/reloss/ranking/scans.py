@@ -23,21 +23,21 @@ def decay_factors(places: Tensor) -> tuple[Tensor, ...]:
     return ((-places.diff(dim=-1, prepend=places[..., :1])).exp(),)
 
 
-def decayed_sums(weights: Tensor, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def decayed_sums(weights: Tensor | None, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the sums of weights_j exp(-|places_i - places_j|) over j <= i, and over j >= i; differentiable.
 
     Exact for any spread of the places, without overflow.
 
     Args:
-        weights: [..., n], float64.
+        weights: [..., n], float64; all 1 if None.
         factors: from `decay_factors`.
     """
     if len(factors) == 2:
         growing, fading = factors
-        below = (weights * growing).cumsum(-1) * fading
-        above = (weights * fading).flip(-1).cumsum(-1).flip(-1) * growing
-        return below, above
+        from_left, from_right = factors if weights is None else (weights * growing, weights * fading)
+        return from_left.cumsum(-1) * fading, from_right.flip(-1).cumsum(-1).flip(-1) * growing
     (decays,) = factors
+    weights = torch.ones_like(decays) if weights is None else weights
     from_above = torch.cat((decays[..., 1:], decays[..., :1]), -1).flip(-1)
     return recurrence(weights, decays), recurrence(weights.flip(-1), from_above).flip(-1)
 
