@@ -26,7 +26,7 @@ class _LaplaceRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, temperature: float) -> Tensor:
         ordered, order = _sort(values)
-        ranks, mass, factors = _sorted_ranks(ordered.double() / temperature)
+        ranks, mass, factors = _sorted_ranks(ordered.double().div_(temperature))
         ctx.temperature = temperature
         ctx.save_for_backward(values, order, mass, *factors)
         return _scatter(ranks.to(values.dtype), order)
@@ -43,7 +43,7 @@ class _LaplaceRank(torch.autograd.Function):
         # The sums below run over all j, so that the term j = i cancels.
         gradient = _gather(gradient, order).double()
         below, above = decayed_sums(gradient, tuple(factors))
-        result = (gradient * mass - below - above) / (2 * ctx.temperature)
+        result = (gradient * mass).sub_(below).sub_(above).div_(2 * ctx.temperature)
         return _scatter(result.to(values.dtype), order), None
 
 

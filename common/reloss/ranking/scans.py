@@ -18,7 +18,7 @@ def decay_factors(places: Tensor) -> tuple[Tensor, ...]:
     """
     if not places.is_cuda and (places[..., -1] - places[..., 0]).max().item() < MAX_SPREAD:
         middle = (places[..., :1] + places[..., -1:]).detach() / 2
-        growing = (places - middle).exp()
+        growing = (places - middle).exp_()
         return growing, growing.reciprocal()
     return ((-places.diff(dim=-1, prepend=places[..., :1])).exp(),)
 
