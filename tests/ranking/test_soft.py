@@ -85,8 +85,7 @@ def test_sorting_networks_depend_on_the_order_of_input() -> None:
 def test_every_layer_of_a_network_is_doubly_stochastic(network: str, n: int) -> None:
     x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     wiring = _wiring(network, n, x.device)
-    weights, _, _ = saved = x.new_empty(3, len(wiring.partners), n)
-    _sweep(x, wiring, Comparator(5.0, "logistic_phi", 0.25), saved)
+    weights = _sweep(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
     assert len(weights) > 0
     for partner, weight in zip(wiring.partners, weights, strict=True):
         layer = weight.diag()

@@ -24,6 +24,7 @@ Interpolation = Literal["logistic", "logistic_phi", "cauchy", "gaussian", "recip
 
 
 TINY = 1e-10  # of logistic_phi, as in diffsort
+_TINY = torch.tensor(TINY)  # added in a third of the time of a number; from a CPU to any device without waiting
 LARGEST_FUSED = 4096  # values of a row that one program of a GPU holds
 
 
@@ -79,9 +80,7 @@ class _NetworkRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, network: Network, comparator: Comparator) -> Tensor:
         wiring = _wiring(network, values.shape[-1], values.device)
-        wires = _to_wires(values)
-        saved = wires.new_empty(3, len(wiring.partners), *wires.shape)
-        ranks = _sweep(wires, wiring, comparator, saved)
+        ranks, saved = _sweep(_to_wires(values), wiring, comparator)
         ctx.wiring, ctx.comparator = wiring, comparator
         ctx.save_for_backward(values, saved)
         return _from_wires(ranks, values.shape)
@@ -89,8 +88,8 @@ class _NetworkRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         values, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the sweeps themselves
-            ranks = _from_wires(_sweep(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            ranks = _from_wires(_differentiable(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
             (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
             return result, None, None
         result = _sweep_back(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
@@ -134,54 +133,79 @@ def _from_wires(wires: Tensor, shape: torch.Size) -> Tensor:
     return (wires if wires.dim() == 1 else wires.T).reshape(shape)
 
 
-def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor | None = None) -> Tensor:
-    """Return the ranks; where `saved` [3, K, *values.shape] is given, what `_sweep_back` needs is written into it.
+def _differentiable(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+    """Return the ranks of [n] or [n, rows], by operations that autograd can differentiate as often as one likes.
 
-    That is, of each layer's wires, the weights, differences to the partner and gaps in expected place. A wire keeps the
-    share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x'). Without `saved` the
-    ranks can be differentiated; with it no layer needs memory of its own, which else takes half the time of many rows.
+    A wire keeps the share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x').
     """
-    nowhere = [None] * len(wiring.partners)
-    weight_slots, difference_slots, gap_slots = (
-        (nowhere, nowhere, nowhere) if saved is None else (part.unbind() for part in saved.unbind())
-    )
-    interpolate = _interpolation(comparator, like=values)
     weights = []
-    layers = (wiring.partners, _steepness(wiring, comparator, values).unbind(), weight_slots, difference_slots)
-    for partner, steepness, weight_slot, difference_slot in zip(*layers, strict=True):
+    for partner, steepness in zip(wiring.partners, _steepness(wiring, comparator, values).unbind(), strict=True):
         others = values.index_select(0, partner)
-        difference = torch.sub(others, values, out=difference_slot)
-        weight = interpolate(difference, steepness, weight_slot)
-        values = torch.lerp(others, values, weight)
-        weights.append(weight)
-    n = len(values)
-    middle = (n - 1) / 2  # ranks about their middle, which every layer keeps, lose less to rounding
-    places = torch.arange(n, dtype=values.dtype, device=values.device) - middle
-    places = places.view(n, *[1] * (values.dim() - 1)).expand_as(values)
-    for partner, weight, gap_slot in zip(*map(reversed, (wiring.partners, weights, gap_slots)), strict=True):
-        others = places.index_select(0, partner)
-        torch.sub(places, others, out=gap_slot)
-        places = torch.lerp(others, places, weight)
+        weights.append(_interpolate(others - values, steepness, comparator))
+        values = torch.lerp(others, values, weights[-1])
+    places, middle = _places(values)
+    for partner, weight in zip(reversed(wiring.partners), reversed(weights), strict=True):
+        places = torch.lerp(places.index_select(0, partner), places, weight)
     return places + middle
 
 
+def _places(like: Tensor) -> tuple[Tensor, float]:
+    """Return the places of the wires about their middle, which every layer keeps: so they lose less to rounding."""
+    n = len(like)
+    middle = (n - 1) / 2
+    places = torch.arange(n, dtype=like.dtype, device=like.device) - middle
+    return places.view(n, *[1] * (like.dim() - 1)).expand_as(like), middle
+
+
+def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor]:
+    """Return the same ranks, and [3, K, *values.shape]: each layer's weights, differences to partners, gaps in place.
+
+    Written into what is there already: of few values, half the time goes into the making of tensors, and of many rows
+    into pages of memory that come and go.
+    """
+    saved = values.new_empty(3, len(wiring.partners), *values.shape)
+    weights, differences, gaps = (part.unbind() for part in saved.unbind())
+    values = values.clone()
+    others, base = torch.empty_like(values), torch.empty_like(values)
+    layers = (wiring.partners, _steepness(wiring, comparator, values).unbind(), weights, differences)
+    for partner, steepness, weight, difference in zip(*layers, strict=True):
+        torch.index_select(values, 0, partner, out=others)
+        torch.sub(others, values, out=difference)
+        if comparator.interpolation == "logistic_phi":
+            _raise(torch.abs(difference, out=base).add_(_TINY), comparator.art_lambda)
+            torch.mul(difference, steepness, out=weight).div_(base).sigmoid_()
+        else:
+            weight.copy_(_interpolate(difference, steepness, comparator))
+        values, others = others.lerp_(values, weight), values
+    places, middle = _places(values)
+    places = values.copy_(places)
+    for partner, weight, gap in zip(*map(reversed, (wiring.partners, weights, gaps)), strict=True):
+        torch.index_select(places, 0, partner, out=others)
+        torch.sub(places, others, out=gap)
+        places, others = others.lerp_(places, weight), places
+    return places.add_(middle), saved
+
+
 def _sweep_back(gradient: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor) -> Tensor:
-    """Return the gradient in the values, given that in the ranks and what `_sweep` saved."""
+    """Return the gradient in the values, given that in the ranks and what else `_sweep` returned."""
     weights, differences, gaps = saved.unbind()
     # The ranks feel the weight of a pair: (difference of their gradients) x (gap in their places) ...
     apart = []
+    gradient = gradient.clone()
+    others = torch.empty_like(gradient)
     for partner, weight in zip(wiring.partners, weights.unbind(), strict=True):
-        others = gradient.index_select(0, partner)
+        torch.index_select(gradient, 0, partner, out=others)
         apart.append(others - gradient)
-        gradient = torch.lerp(others, gradient, weight)
+        gradient, others = others.lerp_(gradient, weight), gradient
     # ... and so do the values of all later layers. Through its difference, a weight moves both values of its pair.
     slopes = _slopes(weights, differences, _steepness(wiring, comparator, gradient), comparator)
     kept = torch.addcmul(weights, slopes, differences)
     pulls = slopes.mul_(gaps)
-    result = torch.zeros_like(gradient)
+    result = gradient.zero_()
     layers = (wiring.partners, kept.unbind(), pulls.unbind(), apart)
     for partner, keep, pull, distance in zip(*map(reversed, layers), strict=True):
-        result = torch.lerp(result.index_select(0, partner), result, keep).addcmul_(pull, distance)
+        torch.index_select(result, 0, partner, out=others)
+        result, others = others.lerp_(result, keep).addcmul_(pull, distance), result
     return result
 
 
@@ -191,18 +215,11 @@ def _steepness(wiring: Wiring, comparator: Comparator, like: Tensor) -> Tensor:
     return steepness if like.dim() == 1 else steepness[..., None]
 
 
-def _interpolation(comparator: Comparator, like: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """Return the function of difference and steepness that gives the weight in [0, 1]; f(-d, s) = 1 - f(d, s).
-
-    Its last argument is where to write the weight, or None.
-    """
+def _interpolate(difference: Tensor, steepness: Tensor, comparator: Comparator) -> Tensor:
+    """Return the weights in [0, 1] of differences; that of -difference is 1 - the weight. Differentiable."""
     if comparator.interpolation != "logistic_phi":
-        curve = _CURVES[comparator.interpolation]
-        return lambda difference, steepness, out: curve(difference * steepness, out)
-    tiny = like.new_tensor(TINY)  # a tensor is added faster than a number
-    return lambda difference, steepness, out: torch.sigmoid(
-        difference * steepness / _power(difference.abs() + tiny, comparator.art_lambda), out=out
-    )
+        return _CURVES[comparator.interpolation](difference * steepness)
+    return torch.sigmoid(difference * steepness / (difference.abs() + TINY).pow(comparator.art_lambda))
 
 
 def _slopes(weights: Tensor, differences: Tensor, steepness: Tensor, comparator: Comparator) -> Tensor:
@@ -210,30 +227,31 @@ def _slopes(weights: Tensor, differences: Tensor, steepness: Tensor, comparator:
     if comparator.interpolation == "logistic_phi":  # in closed form, in half the time
         base = differences.abs().add_(TINY)
         slopes = base.reciprocal().mul_(comparator.art_lambda * TINY).add_(1 - comparator.art_lambda)
-        slopes.mul_(steepness).div_(_power(base, comparator.art_lambda)).mul_(weights)
+        slopes.mul_(steepness).div_(_raise(base, comparator.art_lambda)).mul_(weights)
         return slopes.addcmul_(slopes, weights, value=-1)  # weights (1 - weights), of the sigmoid
     with torch.enable_grad():
         differences = differences.detach().requires_grad_()
-        again = _interpolation(comparator, differences)(differences, steepness, None)
+        again = _interpolate(differences, steepness, comparator)
         (slopes,) = torch.autograd.grad(again, differences, torch.ones_like(again))
     return slopes
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
-    return base.rsqrt().rsqrt() if exponent == 0.25 else base.pow(exponent)  # a third of the time of pow
+def _raise(base: Tensor, exponent: float) -> Tensor:
+    """Raise `base` in place to the power `exponent`."""
+    return base.rsqrt_().rsqrt_() if exponent == 0.25 else base.pow_(exponent)  # a third of the time of pow
 
 
-def _optimal(scaled: Tensor, out: Tensor | None) -> Tensor:
+def _optimal(scaled: Tensor) -> Tensor:
     """Return the interpolation that Petersen et al. (2022) show to have the least error."""
     tail = scaled.sign() * (0.5 - 1 / (16 * scaled.abs().clamp_min(0.25))) + 0.5
-    return torch.where(scaled.abs() > 0.25, tail, scaled + 0.5, out=out)
+    return torch.where(scaled.abs() > 0.25, tail, scaled + 0.5)
 
 
-_CURVES: dict[Interpolation, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "logistic": lambda scaled, out: torch.sigmoid(scaled, out=out),
-    "cauchy": lambda scaled, out: torch.add(scaled.atan() / math.pi, 0.5, out=out),
-    "gaussian": lambda scaled, out: torch.add(0.5 * torch.erf(scaled / math.sqrt(2)), 0.5, out=out),
-    "reciprocal": lambda scaled, out: torch.add(0.5 * scaled / (2 + scaled.abs()), 0.5, out=out),
+_CURVES: dict[Interpolation, Callable[[Tensor], Tensor]] = {
+    "logistic": torch.sigmoid,
+    "cauchy": lambda scaled: scaled.atan() / math.pi + 0.5,
+    "gaussian": lambda scaled: 0.5 + 0.5 * torch.erf(scaled / math.sqrt(2)),
+    "reciprocal": lambda scaled: 0.5 * (scaled / (2 + scaled.abs()) + 1),
     "optimal": _optimal,
 }
 
