@@ -1,10 +1,10 @@
 """Time and peak memory of soft ranks, side by side with the alternatives, in one run: `make bench-ranking`.
 
-Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, with the device
-synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by the allocator's count, on a
-CPU by the profiler's. The other libraries are installed on the way; one that does not install is a row that says why.
-A case that would need more than the memory allowed, or an operator whose last size took too long, is left out and says
-so.
+Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, taken in turns by
+the operators, with the device synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by
+the allocator's count, on a CPU by the profiler's. On a GPU the kernel launches of forward + backward are counted, too.
+The other libraries are installed on the way; one that does not install is a row that says why. A case that would need
+more than the memory allowed, or an operator whose last size took too long, is left out and says so.
 
 Writes ranking.{csv,md,png} into --out.
 """
@@ -38,15 +38,18 @@ SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
 MOST_SECONDS = 0.15  # of one run; larger sizes of that operator are not tried
 SECONDS_A_CASE = 6.0
+LEAST_SECONDS = 0.3  # a quick case runs more often than asked for, so that no slow moment of the machine decides
 MOST_BYTES = 8 << 30
 MOST_VALUES = 1 << 27
-FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", "note")
+COUNTED = ("launches",) if torch.cuda.is_available() else ()
+FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *COUNTED, "note")
 Operator = Callable[[Tensor], Tensor]
 
 
-def operators(device: str, folder: Path) -> dict[str, Operator | str]:
-    """Return the operators by name, others' installed into `folder`; a string instead says why one is missing."""
-    found: dict[str, Operator | str] = {
+def operators(device: str, folder: Path) -> tuple[dict[str, Operator], dict[str, str]]:
+    """Return the operators by name, others' installed into `folder`, and why some are missing."""
+    missing: dict[str, str] = {}
+    found: dict[str, Operator] = {
         "reloss bitonic": lambda x: soft_rank(x, "bitonic"),
         "reloss laplace": lambda x: soft_rank(x, "laplace"),
         "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
@@ -55,12 +58,14 @@ def operators(device: str, folder: Path) -> dict[str, Operator | str]:
         found["reloss bitonic, fused"] = _fused
     found["diffsort 0.2.0 bitonic"] = _diffsort(device)
     for name, load in (("torchsort", _torchsort), ("fast-soft-sort", _fast_soft_sort), ("softtorch", _softtorch)):
-        reason = _install(name, device, folder)
+        if reason := _install(name, device, folder):
+            missing[name] = f"not installable: {reason}"
+            continue
         try:
-            found[name] = f"not installable: {reason}" if reason else load()
+            found[name] = load()
         except ImportError as error:
-            found[name] = f"does not import: {error}"
-    return found
+            missing[name] = f"does not import: {error}"
+    return found, missing
 
 
 def _install(name: str, device: str, folder: Path) -> str:
@@ -113,30 +118,46 @@ def _softtorch() -> Operator:
     return lambda x: softtorch.rank(x, axis=-1)
 
 
-def measure(operator: Operator, batch: int, n: int, device: str, runs: int) -> dict[str, Any]:
-    """Return the medians of `runs` warm runs in ms, and the peak memory in MiB."""
-    # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
-    kinds = max(1, min(runs, MOST_VALUES // (batch * n)))
-    generator = torch.Generator(device).manual_seed(0)
-    values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
-    weights = torch.randn(batch, n, device=device, generator=generator)
-    turn = cycle(values)
+class Case:
+    """One operator on values [batch, n], and how long its warm runs took."""
 
-    def forward() -> Tensor:
-        return operator(next(turn))
+    def __init__(self, operator: Operator, batch: int, n: int, device: str, runs: int) -> None:
+        """Run twice, the second time warm. Raises whatever the operator raises."""
+        # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
+        kinds = max(1, min(200, MOST_VALUES // (batch * n)))
+        generator = torch.Generator(device).manual_seed(0)
+        values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
+        self.operator, self.device, self.turn = operator, device, cycle(values)
+        self.weights = torch.randn(batch, n, device=device, generator=generator)
+        self.ahead: list[float] = []
+        self.whole: list[float] = []
+        self.both()
+        first = seconds(self.both, device)
+        self.runs = max(3, min(max(runs, int(LEAST_SECONDS / first)), int(SECONDS_A_CASE / first)))
 
-    def both() -> None:
-        (forward() * weights).sum().backward()
+    def forward(self) -> Tensor:
+        """Return the ranks of the next values."""
+        return self.operator(next(self.turn))
 
-    first = seconds(both, device)
-    runs = max(3, min(runs, int(SECONDS_A_CASE / max(first, 1e-6))))
-    ahead, whole = ([seconds(call, device) for _ in range(runs)] for call in (forward, both))
-    return {
-        "forward_ms": 1e3 * statistics.median(ahead),
-        "forward_backward_ms": 1e3 * statistics.median(whole),
-        "peak_mib": peak_bytes(both, device) / 2**20,
-        "note": f"median of {runs}",
-    }
+    def both(self) -> None:
+        """Rank the next values, forward and backward."""
+        (self.forward() * self.weights).sum().backward()
+
+    def run(self) -> None:
+        """Take the time of one run more, unless there were enough."""
+        if len(self.whole) < self.runs:
+            self.ahead.append(seconds(self.forward, self.device))
+            self.whole.append(seconds(self.both, self.device))
+
+    def measured(self) -> dict[str, Any]:
+        """Return the medians in ms, the peak memory in MiB, and the launches on a GPU."""
+        return {
+            "forward_ms": 1e3 * statistics.median(self.ahead),
+            "forward_backward_ms": 1e3 * statistics.median(self.whole),
+            "peak_mib": peak_bytes(self.both, self.device) / 2**20,
+            **({"launches": launches(self.both)} if self.device == "cuda" else {}),
+            "note": f"median of {self.runs}",
+        }
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -170,6 +191,16 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int:
     return peak
 
 
+def launches(call: Callable[[], Any]) -> int:
+    """Return how many kernels a call launches on a GPU, by PyTorch, Triton or a library."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = profile.profiler.kineto_results.events()
+    return sum(event.name().startswith(("cudaLaunchKernel", "cuLaunchKernel")) for event in events)
+
+
 def held_bytes(name: str, batch: int, n: int) -> int:
     """Return about how many bytes an operator is known to hold for the backward pass, 0 where that is little."""
     blocks = (n - 1).bit_length()
@@ -183,31 +214,37 @@ def held_bytes(name: str, batch: int, n: int) -> int:
 
 def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
     """Return one row for each operator, batch and size."""
-    rows = []
-    for name, operator in operators(device, folder).items():
-        for batch in BATCHES:
-            too_slow = False
-            for n in sizes:
-                row: dict[str, Any] = {"operator": name, "batch": batch, "n": n}
-                if isinstance(operator, str):
-                    row["note"] = operator
-                elif too_slow:
-                    row["note"] = f"not run: the size before took over {MOST_SECONDS:g} s"
-                elif held_bytes(name, batch, n) > MOST_BYTES:
-                    row["note"] = f"not run: needs about {held_bytes(name, batch, n) / 2**30:.0f} GiB"
-                else:
-                    row |= _measured(operator, batch, n, device, runs)
-                    too_slow = row.get("forward_backward_ms", 0) > 1e3 * MOST_SECONDS
-                rows.append(row)
-                print(_line(row), flush=True)
-    return rows
+    running, missing = operators(device, folder)
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for batch in BATCHES:
+        left_out = dict(missing)
+        for n in sizes:
+            tried = {name: operator for name, operator in running.items() if name not in left_out}
+            found = {name: {"note": note} for name, note in left_out.items()} | compare(tried, batch, n, device, runs)
+            for name, values in found.items():
+                rows[name, batch, n] = {"operator": name, "batch": batch, "n": n, **values}
+                print(_line(rows[name, batch, n]), flush=True)
+                if values.get("forward_backward_ms", 0) > 1e3 * MOST_SECONDS:
+                    left_out[name] = f"not run: the size before took over {MOST_SECONDS:g} s"
+    return [rows[name, batch, n] for name in (*running, *missing) for batch in BATCHES for n in sizes]
 
 
-def _measured(operator: Operator, batch: int, n: int, device: str, runs: int) -> dict[str, Any]:
-    try:
-        return measure(operator, batch, n, device, runs)
-    except Exception as error:
-        return {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+def compare(tried: dict[str, Operator], batch: int, n: int, device: str, runs: int) -> dict[str, dict[str, Any]]:
+    """Return what was measured of each operator on values [batch, n], or the note that says why nothing was."""
+    cases: dict[str, Case] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, operator in tried.items():
+        if held_bytes(name, batch, n) > MOST_BYTES:
+            found[name] = {"note": f"not run: needs about {held_bytes(name, batch, n) / 2**30:.0f} GiB"}
+            continue
+        try:
+            cases[name] = Case(operator, batch, n, device, runs)
+        except Exception as error:
+            found[name] = {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+    for _ in range(max((case.runs for case in cases.values()), default=0)):
+        for case in cases.values():  # in turns, so that what else the machine does slows all alike
+            case.run()
+    return found | {name: case.measured() for name, case in cases.items()}
 
 
 def _shown(row: dict[str, Any]) -> list[str]:

@@ -52,7 +52,8 @@ def _sorted_ranks(scaled: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     factors = decay_factors(scaled)
     below, above = decayed_sums(None, factors)
     places = torch.arange(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return torch.add(places, above - below, alpha=0.5), below + above, factors
+    mass = below + above
+    return above.sub_(below).div_(2).add_(places), mass, factors
 
 
 def _sort(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def decayed_sums(weights: Tensor | None, factors: tuple[Tensor, ...]) -> tuple[T
     if len(factors) == 2:
         growing, fading = factors
         from_left, from_right = factors if weights is None else (weights * growing, weights * fading)
-        return from_left.cumsum(-1) * fading, from_right.flip(-1).cumsum(-1).flip(-1) * growing
+        return from_left.cumsum(-1).mul_(fading), from_right.flip(-1).cumsum_(-1).flip(-1).mul_(growing)
     (decays,) = factors
     weights = torch.ones_like(decays) if weights is None else weights
     from_above = torch.cat((decays[..., 1:], decays[..., :1]), -1).flip(-1)
