@@ -108,6 +108,17 @@ def test_mean_deviation_and_difference(tmp_path, write_summary):
     assert ours["status"] == "not in the paper"
 
 
+def test_an_ordinary_loss_ranks_as_measured_beside_the_runs_with_its_settings(tmp_path, write_summary):
+    for settings, ordinary in (((), 0.7), (("train.init=baseline",), 0.8), (("train.lr=0.1",), 0.9)):
+        write_summary("reloss", 0, settings=settings, **surrogate(0.95, ordinary))
+    for settings in ((), ("train.init=baseline",), ("train.lr=0.5",)):
+        write_summary("ce", 0, settings=settings)
+    ranked = {row.settings: row.spearman for row in rows_of(tmp_path, "ce")}
+    assert ranked[()] == 0.7
+    assert ranked[("train.init=baseline",)] == 0.8
+    assert ranked[("train.lr=0.5",)] in (0.7, 0.8, 0.9)  # no learned loss has these: any of the same protocol
+
+
 def test_difference_is_paired_by_seed(tmp_path, write_summary):
     write_summary("ce", 0, 0.5)
     write_summary("ce", 1, 0.9)

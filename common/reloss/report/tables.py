@@ -166,9 +166,13 @@ def _spearman(
     mine: list[Summary],
     groups: Mapping[Key, Sequence[Summary]],
 ) -> float | None:
-    """Return how well the loss ranked held-out items; the ordinary loss's is measured beside each surrogate."""
+    """Return how well the loss ranked held-out items; the ordinary loss's is measured beside each surrogate.
+
+    Beside that of runs with the same settings, if there are any: these are held against each other.
+    """
     if loss == config.ordinary_loss:
         same = [s for others in groups.values() for s in others if s["protocol"] == mine[0]["protocol"]]
+        same.sort(key=lambda summary: summary["settings"] != mine[0]["settings"])
         measured = [s["surrogate"]["spearman_ordinary"] for s in same if "surrogate" in s]
     else:
         measured = [s["surrogate"]["spearman"] for s in mine if "surrogate" in s]
