@@ -62,16 +62,16 @@ scaling: setup
 
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup
-	$(BIN)/python -m benchmarks.ranking --out results/benchmarks/$(or $(DEVICE),cpu)
+	$(BIN)/python -m benchmarks.ranking
 
 # One learning step side by side with a loop over the items.
 bench-learning: setup
-	$(BIN)/python -m benchmarks.learning --out results/benchmarks/$(or $(DEVICE),cpu)
+	$(BIN)/python -m benchmarks.learning
 
 # W&B's share of the wall time of a short run on CIFAR-10, which lies in data/ (or RELOSS_DATA); class folders:
 # make bench-tracking SET="--set data.format=folder".
 bench-tracking: setup
-	$(BIN)/python -m benchmarks.tracking --out results/benchmarks/$(or $(DEVICE),cpu) $(SET)
+	$(BIN)/python -m benchmarks.tracking $(SET)
 
 # One factor at a time, 3 seeds; finished runs are skipped. CIFAR-10 lies in data/ (or RELOSS_DATA); class folders:
 # make ablation SET="--set data.format=folder".

@@ -31,6 +31,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks import results_folder
 from reloss.experiment import environment
 from reloss.ranking import soft_rank
 
@@ -281,7 +282,7 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for ranking.{csv,md,png}")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for ranking.{csv,md,png}; %(default)s")
     parser.add_argument("--runs", type=int, default=20, help="warm runs of each case")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n")
     arguments = parser.parse_args()

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import results_folder
 from reloss.errors import RelossError
 from reloss.experiment import environment
 from reloss.experiment.tracking import read_metrics
@@ -91,7 +92,7 @@ def write(row: dict[str, Any], commit: str, load: float, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for tracking.{csv,md}")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for tracking.{csv,md}; %(default)s")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RELOSS_DATA", "data")), help="data sets")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     arguments = parser.parse_args()

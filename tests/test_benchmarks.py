@@ -1,10 +1,13 @@
-"""The benchmark of ranks compares like with like."""
+"""The benchmark of ranks compares like with like, and keeps each device's results apart."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+import torch
 from torch import Tensor
 
-from benchmarks import ranking
+from benchmarks import ranking, results_folder
 from reloss.ranking import soft_rank
 
 
@@ -32,3 +35,10 @@ def test_operators_take_turns_and_one_that_fails_is_a_row(monkeypatch):
         assert found[name]["forward_backward_ms"] > 0
         assert found[name]["note"] == "median of 3"
         assert found[name]["peak_mib"] * 2**20 >= 2 * 8 * 4  # of the ranks alone
+
+
+@pytest.mark.parametrize(("gpu", "folder"), [(None, "cpu"), ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")])
+def test_results_are_kept_under_the_name_of_the_device(monkeypatch, gpu, folder):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    assert results_folder() == Path("results", "benchmarks", folder)
