@@ -132,7 +132,7 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for learning.{csv,md}; %(default)s")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder to write to; %(default)s")
     parser.add_argument("--runs", type=int, default=20, help="warm runs of a step; a quarter of them of the loop")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -282,7 +282,7 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for ranking.{csv,md,png}; %(default)s")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder to write to; %(default)s")
     parser.add_argument("--runs", type=int, default=20, help="warm runs of each case")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n")
     arguments = parser.parse_args()

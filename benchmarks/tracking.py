@@ -92,7 +92,7 @@ def write(row: dict[str, Any], commit: str, load: float, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for tracking.{csv,md}; %(default)s")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder to write to; %(default)s")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("RELOSS_DATA", "data")), help="data sets")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     arguments = parser.parse_args()
