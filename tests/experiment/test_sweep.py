@@ -228,7 +228,8 @@ def test_a_run_starts_as_soon_as_what_it_needs_has_ended(tmp_path, monkeypatch):
 
     monkeypatch.setattr("reloss.experiment.launch.run_cell", run_cell)
     assert run_local(plan, [], tmp_path, 2, []) == []
-    assert order[:3] == [baseline, other, fit]
+    assert set(order[:2]) == {baseline, other}  # each in a thread of its own, either may be first
+    assert order[2] == fit
     assert set(order[3:]) == set(learned)
 
 
