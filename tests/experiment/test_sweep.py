@@ -218,18 +218,20 @@ def test_a_run_starts_as_soon_as_what_it_needs_has_ended(tmp_path, monkeypatch):
     """The baseline here ends only when a run that does not need it has."""
     plan = phases(DIGITS, ["ce", "reloss"], [0, 1])
     baseline, fit, other, *learned = (cell for phase in plan for cell in phase)
-    order, ran = [], threading.Event()
+    order, began, ran = [], threading.Event(), threading.Event()
 
     def run_cell(cell, *_):
+        if cell == other:
+            assert began.wait(60)  # two threads start together: so that the baseline's is the first
         order.append(cell)
+        began.set()
         if cell == other:
             ran.set()
         return 0 if cell != baseline or ran.wait(60) else 1
 
     monkeypatch.setattr("reloss.experiment.launch.run_cell", run_cell)
     assert run_local(plan, [], tmp_path, 2, []) == []
-    assert set(order[:2]) == {baseline, other}  # each in a thread of its own, either may be first
-    assert order[2] == fit
+    assert order[:3] == [baseline, other, fit]
     assert set(order[3:]) == set(learned)
 
 

@@ -86,7 +86,7 @@ def test_every_layer_of_a_network_is_doubly_stochastic(network: str, n: int) -> 
     x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     wiring = _wiring(network, n, x.device)
     weights = _sweep(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
-    assert len(weights) > 0
+    assert len(weights) == len(wiring.partners) > 0
     for partner, weight in zip(wiring.partners, weights, strict=True):
         layer = weight.diag()
         layer[torch.arange(n), partner] += 1 - weight
