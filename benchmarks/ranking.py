@@ -42,6 +42,7 @@ SECONDS_A_CASE = 6.0
 LEAST_SECONDS = 0.3  # a quick case runs more often than asked for, so that no slow moment of the machine decides
 MOST_BYTES = 8 << 30
 MOST_VALUES = 1 << 27
+KINDS = 200
 COUNTED = ("launches",) if torch.cuda.is_available() else ()
 FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *COUNTED, "note")
 Operator = Callable[[Tensor], Tensor]
@@ -120,16 +121,11 @@ def _softtorch() -> Operator:
 
 
 class Case:
-    """One operator on values [batch, n], and how long its warm runs took."""
+    """One operator on kinds of values [batch, n] in turn, and how long its warm runs took."""
 
-    def __init__(self, operator: Operator, batch: int, n: int, device: str, runs: int) -> None:
+    def __init__(self, operator: Operator, values: list[Tensor], weights: Tensor, device: str, runs: int) -> None:
         """Run twice, the second time warm. Raises whatever the operator raises."""
-        # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
-        kinds = max(1, min(200, MOST_VALUES // (batch * n)))
-        generator = torch.Generator(device).manual_seed(0)
-        values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
-        self.operator, self.device, self.turn = operator, device, cycle(values)
-        self.weights = torch.randn(batch, n, device=device, generator=generator)
+        self.operator, self.turn, self.weights, self.device = operator, cycle(values), weights, device
         self.ahead: list[float] = []
         self.whole: list[float] = []
         self.both()
@@ -232,6 +228,11 @@ def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[
 
 def compare(tried: dict[str, Operator], batch: int, n: int, device: str, runs: int) -> dict[str, dict[str, Any]]:
     """Return what was measured of each operator on values [batch, n], or the note that says why nothing was."""
+    # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
+    kinds = max(1, min(KINDS, MOST_VALUES // (batch * n)))
+    generator = torch.Generator(device).manual_seed(0)
+    values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
+    weights = torch.randn(batch, n, device=device, generator=generator)
     cases: dict[str, Case] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, operator in tried.items():
@@ -239,7 +240,7 @@ def compare(tried: dict[str, Operator], batch: int, n: int, device: str, runs: i
             found[name] = {"note": f"not run: needs about {held_bytes(name, batch, n) / 2**30:.0f} GiB"}
             continue
         try:
-            cases[name] = Case(operator, batch, n, device, runs)
+            cases[name] = Case(operator, values, weights, device, runs)
         except Exception as error:
             found[name] = {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
     for _ in range(max((case.runs for case in cases.values()), default=0)):
