@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from benchmarks import results_folder
-from reloss.errors import RelossError
 from reloss.experiment import environment
-from reloss.experiment.tracking import read_metrics
-from reloss.files import read_json
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import read_json
+from reloss.tracking.client import read_metrics
 
 EXPERIMENT = "classification/cifar10_resnet20"
 SHORT = ("train.epochs=4", "data.per_class=1000")

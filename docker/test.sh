@@ -189,7 +189,7 @@ assert all(pathlib.Path(path).is_relative_to("/runs/.cache") for path in found)'
 encoder_is_there() {
   reloss --entrypoint python $IMAGE -c '
 from transformers import AutoModel
-from tasks.mrc.models import encoder_path
+from reloss_tasks.mrc.models import encoder_path
 print(AutoModel.from_pretrained(encoder_path("minilm")).config.num_hidden_layers)' | grep -x 6
 }
 

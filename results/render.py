@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.diagnose import read_picture, write_picture
 from reloss.experiment.task import Task, tasks
-from reloss.files import read_json, write_text
+from reloss.pipeline.checkpoint_ranking import read_picture, write_picture
 from reloss.report.ablation import ablation_rows, render_ablation
 from reloss.report.correlation import correlation_rows, render_correlation
 from reloss.report.tables import HEADERS, Row, cells, render, table
 from reloss.report.tuned import render_tuned, tuned_rows
+from reloss.runtime.files import read_json, write_text
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"

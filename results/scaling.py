@@ -14,9 +14,9 @@ from typing import Any
 
 from reloss.experiment.config import override
 from reloss.experiment.record import read_summaries
-from reloss.experiment.sweep import phases
 from reloss.experiment.task import find_experiment
-from reloss.files import write_text
+from reloss.runtime.files import write_text
+from reloss.sweep.plan import phases
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "scaling.md"
@@ -66,7 +66,7 @@ SMALL: dict[str, dict[str, int]] = {
 def operations(name: str, config: Any, size: dict[str, int]) -> float:
     """Return the floating-point operations of one forward pass of one example (of translation: of one token)."""
     if name.startswith("classification"):
-        from tasks.classification.models import build
+        from reloss_tasks.classification.models import build
 
         return _counted(build(config.model.name, size["classes"]), config.data.image_size)
     if name.startswith("pose"):
@@ -96,7 +96,7 @@ def _pose_operations(config: Any) -> float:
     from mmpose.registry import MODELS
     from mmpose.utils import register_all_modules
 
-    from tasks.pose.training import _read_config
+    from reloss_tasks.pose.training import _read_config
 
     register_all_modules(init_default_scope=True)
     made = _read_config(config.model.config)
@@ -119,7 +119,7 @@ def item_bytes(name: str, config: Any, size: dict[str, int]) -> int:
     if name.startswith("classification"):
         return 2 * size["classes"] + 8
     if name.startswith("pose"):
-        from tasks.pose.training import heatmap_size
+        from reloss_tasks.pose.training import heatmap_size
 
         return 2 * 2 * 17 * prod(heatmap_size(config))
     if name.startswith("mrc"):

@@ -1,1 +1,1 @@
-"""The tasks: each adapts one framework to the core of `reloss`."""
+"""The tasks: each adapts one framework to the core of `reloss`. Imported as `reloss_tasks`."""

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.task import Run
+from reloss.runtime.errors import RelossError, UsageError
 
 
 @contextmanager

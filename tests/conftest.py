@@ -12,8 +12,8 @@ from small import DIGITS, SMALL
 from torch import Tensor
 
 from reloss.cli import main
-from reloss.experiment.run import Request, run
 from reloss.learning import PredictionBank
+from reloss.pipeline.stages import Request, run
 
 RELEASED = Path(__file__).parent / "fixtures" / "released"
 

@@ -5,9 +5,9 @@ from re import findall
 from typing import Any
 
 from reloss.experiment.task import find_experiment
-from reloss.experiment.tracking import read_metrics
-from reloss.files import read_json
-from reloss.report.dashboard import dashboards, specs
+from reloss.runtime.files import read_json
+from reloss.tracking.client import read_metrics
+from reloss.tracking.dashboards import dashboards, specs
 
 PAGE = Path(__file__).parents[1] / "docs" / "tracking.md"
 

@@ -99,7 +99,7 @@ def test_an_unexpected_exception_is_one_line(cli, monkeypatch, debug):
     def examine(data):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("reloss.doctor.examine", examine)
+    monkeypatch.setattr("reloss.commands.doctor.examine", examine)
     monkeypatch.delenv("RELOSS_DEBUG", raising=False)
     if debug:
         monkeypatch.setenv("RELOSS_DEBUG", "1")
@@ -115,7 +115,7 @@ def test_ctrl_c_says_how_to_go_on(cli, monkeypatch):
     def examine(data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reloss.doctor.examine", examine)
+    monkeypatch.setattr("reloss.commands.doctor.examine", examine)
     code, _, err = cli("doctor")
     assert code == 130
     assert err == "reloss: interrupted; the same command goes on from the last checkpoint\n"

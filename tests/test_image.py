@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from reloss.cli import COMMANDS
-from reloss.experiment.sweep import phases
+from reloss.sweep.plan import phases
 from results.render import _put
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,22 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
 LAYERS = (
-    {
-        "errors",
-        "files",
-        "download",
-        "lock",
-        "checkpoint",
-        "distributed",
-        "signals",
-        "progress",
-        "lazy",
-        "ranking",
-        "metrics",
-    },
+    {"runtime", "ranking", "metrics"},
     {"surrogates", "learning"},
-    {"experiment", "report"},
-    {"cli", "demo", "doctor"},
+    {"experiment", "tracking"},
+    {"pipeline"},
+    {"sweep"},
+    {"report"},
+    {"commands", "cli"},
 )
 LIBRARIES = {
     "PIL",

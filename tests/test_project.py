@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from reloss.experiment.task import tasks
-from reloss.files import write_json, write_text
 from reloss.learning import PredictionBank
+from reloss.runtime.files import write_json, write_text
 from reloss.surrogates import SurrogateLoss
 from results.render import add, rendered
 from results.scaling import SIZES

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from small import SMALL
 
-from reloss.errors import RelossError
-from reloss.files import read_json, write_json
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import read_json, write_json
 from reloss.surrogates import ClassificationReLoss
 
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from reloss.lazy import lazy_names
+from reloss.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from reloss.surrogates import ClassificationReLoss, PoseReLoss, ReadingReLoss, SetReLoss, TranslationReLoss

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from reloss.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError, UsageError
 
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
@@ -115,9 +115,9 @@ class Run:
     """Go on though the data are not those that the record or the bank was made of."""
 
     def __call__(self) -> None:
-        from reloss import distributed
-        from reloss.experiment.run import Request, run
         from reloss.experiment.task import find_experiment
+        from reloss.pipeline.stages import Request, run
+        from reloss.runtime import distributed
 
         loss = self.loss or find_experiment(self.experiment)[1].ordinary_loss
         folder = run(
@@ -160,14 +160,14 @@ class Learn:
     """Options of the fit, such as fidelity=released steps=200; with their defaults these:"""
 
     def __call__(self) -> None:
-        from reloss import distributed
         from reloss.experiment.config import override
-        from reloss.experiment.run import learn
         from reloss.experiment.seeds import seed_everything
-        from reloss.files import read_json
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import METRICS, get_metric
-        from reloss.progress import say
+        from reloss.pipeline.stages import learn
+        from reloss.runtime import distributed
+        from reloss.runtime.files import read_json
+        from reloss.runtime.progress import say
         from reloss.surrogates import get_surrogate
 
         get_metric(self.metric)
@@ -213,12 +213,12 @@ class Table:
     """A score such as accuracy: compare each loss at the learning rate that is best for it on the validation split."""
 
     def __call__(self) -> None:
-        from reloss.experiment.sweep import ABLATION
-        from reloss.progress import say
         from reloss.report.ablation import ablation_rows, render_ablation
         from reloss.report.correlation import correlation_rows, render_correlation
         from reloss.report.tables import CORRELATION, left_out, render, table
         from reloss.report.tuned import render_tuned, tuned_rows
+        from reloss.runtime.progress import say
+        from reloss.sweep.plan import ABLATION
 
         damaged: list[str] = []
         if self.tuned:
@@ -307,10 +307,10 @@ class Sweep:
     """Go on though the data are not those that a record or the bank was made of."""
 
     def __call__(self) -> None:
-        from reloss.experiment import launch
-        from reloss.experiment.sweep import estimate, parse_seeds, phases
-        from reloss.progress import say
-        from reloss.signals import terminable
+        from reloss.runtime.progress import say
+        from reloss.runtime.signals import terminable
+        from reloss.sweep import local as launch
+        from reloss.sweep.plan import estimate, parse_seeds, phases
 
         if self.slots < 1:
             raise UsageError("--slots must be at least 1")
@@ -328,7 +328,7 @@ class Sweep:
             )
             print("\n".join(lines))
         elif self.launcher == "slurm":
-            from reloss.experiment.slurm import Resources, submit
+            from reloss.sweep.slurm import Resources, submit
 
             submit(plan, options, self.runs, Resources.parse(_flat(self.slurm)))
         else:
@@ -358,9 +358,9 @@ class Status:
     """Print JSON."""
 
     def __call__(self) -> None:
-        from reloss.experiment.status import of_plan, of_records, render
-        from reloss.experiment.sweep import parse_seeds, phases
-        from reloss.progress import say
+        from reloss.runtime.progress import say
+        from reloss.sweep.plan import parse_seeds, phases
+        from reloss.sweep.status import of_plan, of_records, render
 
         losses, settings = _losses(self.losses), _flat(self.set)
         if not self.runs.exists():
@@ -390,9 +390,9 @@ class Data:
     """Changes of the config, such as data.format=folder."""
 
     def __call__(self) -> None:
-        from reloss.errors import unknown
         from reloss.experiment.config import override
         from reloss.experiment.task import tasks
+        from reloss.runtime.errors import unknown
 
         known: dict[str, Any] = {}
         for task in tasks().values():
@@ -422,8 +422,8 @@ class Sync:
     """Seconds that the upload of one run may take."""
 
     def __call__(self) -> None:
-        from reloss.experiment.sync import has_key, sync
         from reloss.report.mirrored import mirror_tables
+        from reloss.tracking.sync import has_key, sync
 
         if self.deadline <= 0:
             raise UsageError("--deadline must be more than 0")
@@ -447,7 +447,7 @@ class Dashboard:
     """Print it as JSON; needs no key and no network."""
 
     def __call__(self) -> None:
-        from reloss.report.dashboard import dashboards, push, specs
+        from reloss.tracking.dashboards import dashboards, push, specs
 
         if self.push == self.print:
             raise UsageError("choose one of --push and --print")
@@ -470,7 +470,7 @@ class Doctor:
     """Folder of the data sets (RELOSS_DATA)."""
 
     def __call__(self) -> None:
-        from reloss.doctor import examine, render
+        from reloss.commands.doctor import examine, render
 
         found = examine(self.data)
         print(json.dumps(found, indent=2) if self.json else render(found))
@@ -488,7 +488,7 @@ class Demo:
     seeds: int = 3
 
     def __call__(self) -> None:
-        from reloss.demo import demo
+        from reloss.commands.demo import demo
 
         if self.seeds < 1:
             raise UsageError("--seeds must be at least 1")
@@ -538,7 +538,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         if type(error).__name__ != "Terminated":
             raise
-        from reloss.progress import MAIN
+        from reloss.runtime.progress import MAIN
 
         if MAIN:
             print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -1,5 +1,5 @@
 """Image classification through torchvision and accelerate."""
 
-from tasks.classification.task import ClassificationTask
+from reloss_tasks.classification.task import ClassificationTask
 
 TASK = ClassificationTask()

@@ -3,7 +3,7 @@
 The centre is loss `reloss` with the experiment's own settings, which is fidelity=corrected.
 """
 
-from reloss.experiment.ablation import Ablation, Variant
+from reloss.sweep.ablation import Ablation, Variant
 
 CENTRE = Variant("centre", "fidelity=corrected", "reloss")
 

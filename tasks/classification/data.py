@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from reloss import download
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.task import KIND_OF_FINGERPRINT
-from reloss.files import hash_of_files
-from reloss.progress import progress
-from tasks.classification.config import Data
+from reloss.runtime import download
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import hash_of_files
+from reloss.runtime.progress import progress
+from reloss_tasks.classification.config import Data
 
 # Mean and standard deviation of the training images' channels: CIFAR-10's and CIFAR-100's as computed from the data,
 # ImageNet's as torchvision's references use them.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from reloss.experiment.config import Recording
 from reloss.learning.options import LearnOptions
-from tasks.classification.config import ClassificationExperiment, Data, Model, Train
+from reloss_tasks.classification.config import ClassificationExperiment, Data, Model, Train
 
 PAPER = "image classification (its models and scores are not recorded)"
 

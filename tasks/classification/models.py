@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reloss.errors import unknown
+from reloss.runtime.errors import unknown
 
 CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # 6n + 2 layers
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reloss.experiment.ablation import Ablation
 from reloss.experiment.task import Run, Task
-from tasks.classification.ablation import ABLATION
-from tasks.classification.experiments import EXPERIMENTS
+from reloss.sweep.ablation import Ablation
+from reloss_tasks.classification.ablation import ABLATION
+from reloss_tasks.classification.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
@@ -44,30 +44,30 @@ class ClassificationTask(Task):
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images."""
-        from tasks.classification.data import describe
+        from reloss_tasks.classification.data import describe
 
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
         """Download CIFAR, verified by torchvision's checksum; ImageNet cannot be downloaded."""
-        from tasks.classification.data import fetch
+        from reloss_tasks.classification.data import fetch
 
         fetch(config.data, data)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the images in use."""
-        from tasks.classification.data import fingerprint
+        from reloss_tasks.classification.data import fingerprint
 
         return fingerprint(config.data, data)
 
     def train(self, run: Run) -> None:
         """Train with accelerate."""
-        from tasks.classification.training import train
+        from reloss_tasks.classification.training import train
 
         train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return the scores on the test images and on held-out ones."""
-        from tasks.classification.training import evaluate
+        from reloss_tasks.classification.training import evaluate
 
         return evaluate(run)

@@ -11,16 +11,16 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from reloss import distributed
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
-from reloss.progress import progress, say
-from tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
-from tasks.classification import data, models
-from tasks.classification.config import ClassificationExperiment, Train
-from tasks.classification.criteria import make_criterion
+from reloss.runtime import distributed
+from reloss.runtime.progress import progress, say
+from reloss_tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
+from reloss_tasks.classification import data, models
+from reloss_tasks.classification.config import ClassificationExperiment, Train
+from reloss_tasks.classification.losses import make_criterion
 
 
 def train(run: Run) -> None:

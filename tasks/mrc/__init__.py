@@ -1,5 +1,5 @@
 """Machine reading comprehension through transformers."""
 
-from tasks.mrc.task import ReadingTask
+from reloss_tasks.mrc.task import ReadingTask
 
 TASK = ReadingTask()

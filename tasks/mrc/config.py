@@ -5,8 +5,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from reloss.experiment.config import Experiment, Section
-from reloss.files import short_hash
 from reloss.learning.options import LearnOptions
+from reloss.runtime.files import short_hash
 
 
 class Data(Section):

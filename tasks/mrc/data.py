@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reloss.errors import RelossError
-from reloss.files import read_json
-from tasks.mrc.config import Data
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import read_json
+from reloss_tasks.mrc.config import Data
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from reloss.experiment.config import Recording
 from reloss.learning.options import LearnOptions
-from tasks.mrc.config import Data, Model, ReadingExperiment, Train
+from reloss_tasks.mrc.config import Data, Model, ReadingExperiment, Train
 
 PAPER = "machine reading comprehension (its models and scores are not recorded)"
 # Spans have no classes to be relabelled with.

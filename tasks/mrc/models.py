@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from reloss.errors import RelossError, UsageError
-from tasks.mrc.config import Model
+from reloss.runtime.errors import RelossError, UsageError
+from reloss_tasks.mrc.config import Model
 
 MINILM, SMALL = "minilm", "small"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reloss.experiment.task import Run, Task
-from tasks.mrc.experiments import EXPERIMENTS
+from reloss_tasks.mrc.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
@@ -36,30 +36,30 @@ class ReadingTask(Task):
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's questions."""
-        from tasks.mrc.data import describe
+        from reloss_tasks.mrc.data import describe
 
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
         """Download the experiment's files, verified where a checksum is known."""
-        from tasks.mrc.fetch import fetch
+        from reloss_tasks.mrc.download import fetch
 
         fetch(config.data, data)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash of the files."""
-        from tasks.mrc.data import fingerprint
+        from reloss_tasks.mrc.data import fingerprint
 
         return fingerprint(config.data, data)
 
     def train(self, run: Run) -> None:
         """Train with accelerate."""
-        from tasks.mrc.training import train
+        from reloss_tasks.mrc.training import train
 
         train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return the official scores on the questions to test on, and on held-out ones."""
-        from tasks.mrc.training import evaluate
+        from reloss_tasks.mrc.training import evaluate
 
         return evaluate(run)

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from reloss import distributed
-from reloss.errors import RelossError
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.metrics import MASKED
-from reloss.progress import progress, say
+from reloss.runtime import distributed
+from reloss.runtime.errors import RelossError
+from reloss.runtime.progress import progress, say
 from reloss.surrogates import ReadingReLoss
-from tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
-from tasks.mrc import data, models
-from tasks.mrc.config import ReadingExperiment, Train
-from tasks.mrc.data import Question
-from tasks.mrc.evaluation import best_threshold, first_sentence, mean_scores, score
-from tasks.mrc.features import Windows, make_windows, read_answers
+from reloss_tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
+from reloss_tasks.mrc import data, models
+from reloss_tasks.mrc.config import ReadingExperiment, Train
+from reloss_tasks.mrc.data import Question
+from reloss_tasks.mrc.scoring import best_threshold, first_sentence, mean_scores, score
+from reloss_tasks.mrc.windows import Windows, make_windows, read_answers
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 SHOWN = 20  # right and wrong answers in the record's examples.json, each

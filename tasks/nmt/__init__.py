@@ -1,5 +1,5 @@
 """Neural machine translation through fairseq."""
 
-from tasks.nmt.task import TranslationTask
+from reloss_tasks.nmt.task import TranslationTask
 
 TASK = TranslationTask()

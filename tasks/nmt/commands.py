@@ -7,7 +7,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from tasks.nmt.config import Data, TranslationExperiment
+from reloss_tasks.nmt.config import Data, TranslationExperiment
 
 PLUGIN = Path(__file__).parent / "plugin"
 POSITIONS = 1024  # places of the models; `LONGEST` of data.py leaves room

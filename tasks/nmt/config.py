@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from reloss.experiment.config import Experiment, Recording, Section
-from reloss.files import short_hash
 from reloss.learning.options import LearnOptions
+from reloss.runtime.files import short_hash
 
 
 class Data(Section):

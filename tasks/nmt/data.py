@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from reloss.errors import RelossError, UsageError
-from reloss.files import read_json, sha256_of, short_hash, write_text
-from reloss.progress import say
-from tasks.nmt import commands
-from tasks.nmt.config import Data
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json, sha256_of, short_hash, write_text
+from reloss.runtime.progress import say
+from reloss_tasks.nmt import commands
+from reloss_tasks.nmt.config import Data
 
 SPLITS = ("train", "valid", "test")
 SUBWORDS = "subwords.model"
@@ -133,7 +133,7 @@ def teachers_record(config: Data, folder: Path, runs: Path) -> Path:
 
 def _teachers_translations(config: Data, folder: Path, runs: Path) -> Path:
     """Return the file of the teacher's translations of the training sentences, made unless it is there."""
-    from tasks.nmt.training import translate_training_set
+    from reloss_tasks.nmt.training import translate_training_set
 
     record = teachers_record(config, folder, runs)
     path = record / "distilled" / f"train.{config.target}"
@@ -165,7 +165,7 @@ def _make(config: Data, files: dict[tuple[str, str], Path], target: Path, like: 
             counts[files[split, lang]] = len(words)
             write_text(pieces / f"{split}.{lang}", "".join(" ".join(line) + "\n" for line in words))
         _check_parallel(counts)
-    from tasks.nmt.fairseq_commands import run_command
+    from reloss_tasks.nmt.fairseq_commands import run_command
 
     dictionary = like / f"dict.{config.source}.txt" if like is not None else None
     run_command("preprocess", commands.preprocess(config, pieces, target, dictionary), target / "fairseq.log")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from reloss.learning.options import LearnOptions
-from tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, TranslationExperiment
+from reloss_tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, TranslationExperiment
 
 PAPER = "non-autoregressive translation (its models and scores are not recorded)"
 NOT_IN_PAPER = "none: the paper improves non-autoregressive translation"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
-from reloss.errors import RelossError
+from reloss.runtime.errors import RelossError
 
 Command = Literal["preprocess", "train", "generate"]
 

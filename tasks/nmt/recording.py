@@ -16,8 +16,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinConfig, TranslationLevenshteinTask
 from torch import Tensor
 
-from reloss.errors import UsageError
-from reloss.progress import say
+from reloss.runtime.errors import UsageError
+from reloss.runtime.progress import say
 from reloss.surrogates.translation import NO_TOKEN
 
 SPECIAL = -2  # in recorded targets: a special symbol, which is trained on but is no word to BLEU

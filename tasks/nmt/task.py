@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reloss.experiment.task import Run, Task
-from tasks.nmt.experiments import EXPERIMENTS
+from reloss_tasks.nmt.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
@@ -37,19 +37,19 @@ class TranslationTask(Task):
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's sentence pairs."""
-        from tasks.nmt.data import describe
+        from reloss_tasks.nmt.data import describe
 
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
         """Download the experiment's sentence pairs, where they are free to download."""
-        from tasks.nmt.fetch import fetch_texts
+        from reloss_tasks.nmt.download import fetch_texts
 
         fetch_texts(config.data, data)
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the texts."""
-        from tasks.nmt.data import fingerprint
+        from reloss_tasks.nmt.data import fingerprint
 
         return fingerprint(config.data, data)
 
@@ -62,12 +62,12 @@ class TranslationTask(Task):
 
     def train(self, run: Run) -> None:
         """Train with fairseq-train."""
-        from tasks.nmt.training import train
+        from reloss_tasks.nmt.training import train
 
         train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return the scores of what fairseq-generate makes of the test sentences, and of the validation ones."""
-        from tasks.nmt.training import evaluate
+        from reloss_tasks.nmt.training import evaluate
 
         return evaluate(run)

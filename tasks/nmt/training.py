@@ -16,22 +16,22 @@ import torch
 import yaml
 from torch import Tensor
 
-import tasks.nmt.plugin  # noqa: F401
-from reloss import distributed
-from reloss.checkpoint import last_whole, unusable
-from reloss.errors import RelossError, UsageError
+import reloss_tasks.nmt.plugin  # noqa: F401
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
-from reloss.experiment.tracking import read_metrics
-from reloss.files import atomic, write_json, write_text
-from reloss.progress import say
-from reloss.signals import uninterrupted
-from tasks.nmt import commands
-from tasks.nmt.config import TranslationExperiment
-from tasks.nmt.data import prepare, read_lines, teachers_record
-from tasks.nmt.fairseq_commands import run_command
-from tasks.nmt.recording import NO_TOKEN, observed_by
-from tasks.nmt.scoring import corpus_scores, examples
+from reloss.runtime import distributed
+from reloss.runtime.checkpoint import last_whole, unusable
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import atomic, write_json, write_text
+from reloss.runtime.progress import say
+from reloss.runtime.signals import uninterrupted
+from reloss.tracking.client import read_metrics
+from reloss_tasks.nmt import commands
+from reloss_tasks.nmt.config import TranslationExperiment
+from reloss_tasks.nmt.data import prepare, read_lines, teachers_record
+from reloss_tasks.nmt.fairseq_commands import run_command
+from reloss_tasks.nmt.recording import NO_TOKEN, observed_by
+from reloss_tasks.nmt.scoring import corpus_scores, examples
 
 CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
 DIVERGED, REMEDY = "training diverged", "the checkpoint before it is kept. Try a smaller train.lr"

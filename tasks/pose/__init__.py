@@ -1,5 +1,5 @@
 """Human pose estimation through mmpose."""
 
-from tasks.pose.task import PoseTask
+from reloss_tasks.pose.task import PoseTask
 
 TASK = PoseTask()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
-from reloss.download import fetch, inside
-from reloss.errors import RelossError
 from reloss.experiment.task import KIND_OF_FINGERPRINT
-from reloss.files import atomic, hash_of_files, read_json, short_hash
-from reloss.progress import progress, say
-from tasks.pose.config import Data
+from reloss.runtime.download import fetch, inside
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import atomic, hash_of_files, read_json, short_hash
+from reloss.runtime.progress import progress, say
+from reloss_tasks.pose.config import Data
 
 # Relative to DATA/<name>: annotations, then folders of images.
 ANNOTATIONS = {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from reloss.experiment.config import Recording
 from reloss.learning.options import LearnOptions
-from tasks.pose.config import Data, Model, PoseExperiment, Train
+from reloss_tasks.pose.config import Data, Model, PoseExperiment, Train
 
 TOPDOWN = "mmpose::body_2d_keypoint/topdown_heatmap/coco"
 NOT_IN_PAPER = "none: the numbers that could be verified are of HRNet on COCO"

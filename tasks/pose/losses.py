@@ -15,8 +15,8 @@ from reloss.surrogates import PoseReLoss
 class KeypointReLoss(nn.Module):
     """A frozen `reloss.PoseReLoss`, in the place of mmpose's `KeypointMSELoss`.
 
-    A config imports it with `custom_imports = dict(imports=['tasks.pose.losses'])`. The surrogate's parameters are not
-    the model's: they are in no optimiser and in no checkpoint.
+    A config imports it with `custom_imports = dict(imports=['reloss_tasks.pose.losses'])`. The surrogate's parameters
+    are not the model's: they are in no optimiser and in no checkpoint.
 
     Args:
         surrogate: a learned one; its folder, or its name as of `PoseReLoss.from_pretrained`.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reloss.errors import UsageError
 from reloss.experiment.task import Run, Task
-from tasks.pose.experiments import EXPERIMENTS
+from reloss.runtime.errors import UsageError
+from reloss_tasks.pose.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
@@ -32,19 +32,19 @@ class PoseTask(Task):
     def new_surrogate(self, config: Any) -> SurrogateLoss:
         """Return a fresh surrogate as the options of the fit say, for heatmaps of the size in the mmpose config."""
         from reloss.surrogates import PoseReLoss
-        from tasks.pose.training import heatmap_size
+        from reloss_tasks.pose.training import heatmap_size
 
         return PoseReLoss.for_fit(config.learn, (1, *heatmap_size(config)))
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images and annotations."""
-        from tasks.pose.data import describe
+        from reloss_tasks.pose.data import describe
 
         return describe(config.data, data)
 
     def fetch_data(self, config: Any, data: Path) -> None:
         """Download COCO's images and annotations; LSP cannot be downloaded as it is needed here."""
-        from tasks.pose.data import SOURCES, fetch_coco
+        from reloss_tasks.pose.data import SOURCES, fetch_coco
 
         if config.data.name != "coco":
             raise UsageError(
@@ -54,18 +54,18 @@ class PoseTask(Task):
 
     def data_fingerprint(self, config: Any, data: Path) -> str:
         """Return a hash over the annotations and the images."""
-        from tasks.pose.data import fingerprint
+        from reloss_tasks.pose.data import fingerprint
 
         return fingerprint(config.data, data)
 
     def train(self, run: Run) -> None:
         """Train with mmengine."""
-        from tasks.pose.training import train
+        from reloss_tasks.pose.training import train
 
         train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return mmpose's scores on the persons to test on, and on held-out ones."""
-        from tasks.pose.training import evaluate
+        from reloss_tasks.pose.training import evaluate
 
         return evaluate(run)

@@ -23,21 +23,21 @@ from mmpose.utils import register_all_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
-from reloss import distributed
-from reloss.checkpoint import last_whole, unusable
-from reloss.errors import UsageError
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
-from reloss.files import read_json, write_text
+from reloss.runtime import distributed
+from reloss.runtime.checkpoint import last_whole, unusable
+from reloss.runtime.errors import UsageError
+from reloss.runtime.files import read_json, write_text
 from reloss.surrogates import PoseReLoss
-from tasks.pose import data
-from tasks.pose.config import PoseExperiment
-from tasks.pose.hooks import RecordHook, plain_model, scores
-from tasks.pose.losses import KeypointReLoss
-from tasks.pose.mean_pose import score_mean_pose
-from tasks.pose.pictures import draw_persons
-from tasks.pose.precision import train_in_bfloat16
+from reloss_tasks.pose import data
+from reloss_tasks.pose.config import PoseExperiment
+from reloss_tasks.pose.hooks import RecordHook, plain_model, scores
+from reloss_tasks.pose.losses import KeypointReLoss
+from reloss_tasks.pose.mean_pose import score_mean_pose
+from reloss_tasks.pose.pictures import draw_persons
+from reloss_tasks.pose.precision import train_in_bfloat16
 
 CONFIGS = Path(__file__).parent / "configs"
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

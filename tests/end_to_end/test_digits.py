@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from small import DIGITS
 
 from reloss.experiment.config import variant
-from reloss.experiment.tracking import read_metrics
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
+from reloss.tracking.client import read_metrics
 
 SETTINGS = ("train.epochs=5", "learn.steps=60", "learn.items=32")
 

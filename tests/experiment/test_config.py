@@ -5,10 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reloss.errors import UsageError
 from reloss.experiment.config import dotted_keys, override, to_yaml, variant
 from reloss.experiment.task import find_experiment
 from reloss.learning.options import PRESETS, LearnOptions
+from reloss.runtime.errors import UsageError
 
 SETTINGS = st.lists(st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1), max_size=30)
 

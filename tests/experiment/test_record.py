@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reloss.checkpoint import before, load_checkpoint, save_checkpoint
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override, to_yaml
 from reloss.experiment.record import Record, read_summaries, read_summary
 from reloss.experiment.task import find_experiment
-from reloss.experiment.tracking import MetricsFile, read_metrics
+from reloss.runtime.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.tracking.client import MetricsFile, read_metrics
 
 DIGITS = find_experiment("classification/digits_cnn")[1]
 FACTS = {"experiment": DIGITS.name, "loss": "ce", "settings": [], "seed": 0, "protocol": "p", "data": "abc"}

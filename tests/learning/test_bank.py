@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from reloss.errors import RelossError
 from reloss.learning import PredictionBank
 from reloss.learning.bank import compact
+from reloss.runtime.errors import RelossError
 
 ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, key
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
-from reloss.distributed import Share
-from reloss.errors import UsageError
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.measure import CHECKED
 from reloss.metrics import PerItem, accuracy
+from reloss.runtime.distributed import Share
+from reloss.runtime.errors import UsageError
 
 SETTINGS = {"steps": 30, "items": 25, "validate_every": 10}  # 25 items: one process has one more than the other
 
@@ -144,7 +144,7 @@ def test_torchrun_learns_what_one_process_learns(improving_bank, tmp_path, finis
 
 
 def test_more_processes_than_items(improving_bank, monkeypatch):
-    monkeypatch.setattr("reloss.distributed.processes", lambda: 8)
+    monkeypatch.setattr("reloss.runtime.distributed.processes", lambda: 8)
     with pytest.raises(UsageError, match="4 items of a step cannot be shared by 8 processes"):
         fit(improving_bank().path, True, items=4)
 

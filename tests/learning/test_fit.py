@@ -9,13 +9,13 @@ from torch.testing import assert_close
 from torchmetrics.classification import MulticlassAccuracy
 
 from reloss import ClassificationReLoss
-from reloss.errors import RelossError, UsageError
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
 from reloss.learning.measure import CHECKED
 from reloss.learning.options import MIXTURES
 from reloss.metrics import Metric, PerItem, accuracy, average_precision, bleu
 from reloss.ranking import spearman
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates.base import gradient_norms
 
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}

@@ -4,12 +4,12 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
-from reloss.errors import UsageError
 from reloss.learning import LearnOptions, items
 from reloss.learning.fit import Fit, split_counts
 from reloss.learning.measure import Measure
 from reloss.learning.options import MIXTURES
 from reloss.metrics import PerItem, accuracy, average_precision, binary_f1
+from reloss.runtime.errors import UsageError
 
 
 def logits(n: int, b: int, c: int) -> torch.Tensor:

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 from torchmetrics import MeanAbsoluteError
 from torchmetrics.classification import MulticlassAccuracy
 
-from reloss.errors import RelossError, UsageError
 from reloss.learning import PredictionBank
 from reloss.learning.items import Items
 from reloss.learning.measure import CHECKED, KeptValues, Measure
 from reloss.metrics import PerItem, accuracy
+from reloss.runtime.errors import RelossError, UsageError
 
 
 class Counted:

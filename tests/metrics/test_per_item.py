@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryAveragePrecision, MulticlassF1Score
 
-from reloss.errors import RelossError, UsageError
 from reloss.metrics import PerItem, accuracy, as_metric, average_precision, macro_f1, per_item
 from reloss.metrics.identity import identity
+from reloss.runtime.errors import RelossError, UsageError
 
 HERE = os.getpid()
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reloss.errors import UsageError
 from reloss.learning.items import SOURCES, Items
 from reloss.metrics import MASKED, decode_spans, get_metric, is_open, reading_exact_match, reading_f1, span_f1
+from reloss.runtime.errors import UsageError
 
 
 def logits(seed: int, *shape: int, t: int = 12) -> Tensor:

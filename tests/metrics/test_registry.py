@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import reloss.metrics
-from reloss.errors import UsageError
 from reloss.metrics import METRICS, PerItem, accuracy, bleu, get_metric
+from reloss.runtime.errors import UsageError
 
 
 def test_metrics_by_name():

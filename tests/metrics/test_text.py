@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reloss.errors import RelossError
 from reloss.metrics import (
     NO_ANSWER,
     SPAN_PADDING,
@@ -18,6 +17,7 @@ from reloss.metrics import (
     token_exact_match,
     token_f1,
 )
+from reloss.runtime.errors import RelossError
 
 PAD = -1
 

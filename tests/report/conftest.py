@@ -3,7 +3,7 @@ from records import HOSTILE, png, record
 from records import surrogate as surrogate_folder
 from small import DIGITS
 
-from reloss.files import write_json
+from reloss.runtime.files import write_json
 
 
 @pytest.fixture(scope="session")

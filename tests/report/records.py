@@ -7,7 +7,7 @@ import random
 from PIL import Image, PngImagePlugin
 from small import DIGITS
 
-from reloss.files import write_json
+from reloss.runtime.files import write_json
 
 BASELINE = {"commit": "abc", "command": f"reloss run {DIGITS}", "versions": {"python": "3.11.7", "torch": "2.14.1"}}
 MACHINE = {"devices": {"cpu": "a processor", "threads": 1, "gpus": []}}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from reloss.files import write_json
 from reloss.report.ablation import HEADERS, ablation_rows, best_variants, render_ablation
+from reloss.runtime.files import write_json
 
 DIGITS = "classification/digits_cnn"
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from small import DIGITS
 
-from reloss.errors import RelossError
-from reloss.files import write_json
 from reloss.report.correlation import HEADERS, correlation_rows, render_correlation, rows_of
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import write_json
 
 
 def card(objective="rank", **learn):

@@ -244,8 +244,8 @@ def test_the_command_writes_one_file(cli, report_runs, tmp_path):
 
 
 def test_pictures_are_made_small_and_unreadable_ones_named(tmp_path):
-    from reloss.errors import RelossError
     from reloss.report.pictures import LONGEST, read_png
+    from reloss.runtime.errors import RelossError
 
     Image.new("RGBA", (3000, 1500), (10, 20, 30, 0)).save(tmp_path / "large_one.png")
     picture = read_png(tmp_path / "large_one.png", "there")

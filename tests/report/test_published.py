@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from reloss.errors import RelossError
 from reloss.experiment.task import tasks
 from reloss.report.published import Published, read_published
+from reloss.runtime.errors import RelossError
 
 ENTRY = {"experiment": "classification/digits_cnn", "loss": "ce", "metric": "accuracy", "source": "A. Author, 2020"}
 

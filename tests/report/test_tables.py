@@ -8,12 +8,12 @@ import subprocess
 import pytest
 from small import DIGITS
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override, to_yaml
 from reloss.experiment.task import find_experiment, tasks
-from reloss.files import write_json
 from reloss.report.published import read_published
 from reloss.report.tables import HEADERS, PROVENANCE, cells, render, table
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import write_json
 
 W48 = "pose/coco_hrnet_w48_dark_384x288"
 

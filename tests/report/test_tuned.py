@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from reloss.files import write_json
 from reloss.report.tuned import HEADERS, render_tuned, tuned_rows
+from reloss.runtime.files import write_json
 
 DIGITS = "classification/digits_cnn"
 

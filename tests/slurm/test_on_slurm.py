@@ -10,10 +10,10 @@ import pytest
 from processes import recorders
 from small import DIGITS, SMALL
 
-from reloss.experiment.launch import note_of
-from reloss.experiment.status import of_plan
-from reloss.experiment.sweep import Cell, phases
 from reloss.learning import PredictionBank
+from reloss.sweep.local import note_of
+from reloss.sweep.plan import Cell, phases
+from reloss.sweep.status import of_plan
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,7 +4,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
-from reloss.errors import UsageError
+from reloss.runtime.errors import UsageError
 from reloss.surrogates import SurrogateLoss, get_surrogate
 from reloss.surrogates.classification import EXACT, KNOTS, quantile_places
 

@@ -4,9 +4,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from reloss import PoseReLoss
-from reloss.errors import RelossError
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.metrics import heatmap_pck
+from reloss.runtime.errors import RelossError
 from reloss.surrogates.pose import visible
 
 

@@ -18,11 +18,11 @@ import torch
 from torch.testing import assert_close
 
 from reloss import ClassificationReLoss, download
-from reloss.errors import RelossError, UsageError
-from reloss.files import short_hash
 from reloss.learning import LearnOptions
 from reloss.metrics import get_metric
 from reloss.ranking import spearman
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import short_hash
 from reloss.surrogates import SURROGATES, SetReLoss, pretrained
 from reloss.surrogates.pretrained import WEIGHTS, add_pretrained, cache_folder, model_card, pretrained_names
 

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from reloss import ReadingReLoss
-from reloss.errors import RelossError
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.metrics import MASKED, reading_f1
+from reloss.runtime.errors import RelossError
 from reloss.surrogates.reading import LOWEST, coverage
 
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reloss.errors import UsageError, unknown
-from reloss.files import short_hash
 from reloss.learning.options import LearnOptions
+from reloss.runtime.errors import UsageError, unknown
+from reloss.runtime.files import short_hash
 
 # Losses that are learned first, and what that changes in the options of the fit.
 LEARNED_LOSSES: dict[str, dict[str, Any]] = {"reloss": {"objective": "rank"}, "approx": {"objective": "value"}}

@@ -15,16 +15,16 @@ from typing import Any, Literal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reloss import distributed
-from reloss.checkpoint import before, last_whole, load_checkpoint, save_checkpoint
-from reloss.errors import RelossError, UsageError
 from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml, variant
-from reloss.experiment.lineage import result_artifact
-from reloss.experiment.tracking import MetricsFile, Track, WandbMirror, describe_run, read_metrics
-from reloss.files import MEND, atomic, read_object, read_text, write_json, write_text
 from reloss.learning.bank import compact
-from reloss.progress import say
+from reloss.runtime import distributed
+from reloss.runtime.checkpoint import before, last_whole, load_checkpoint, save_checkpoint
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import MEND, atomic, read_object, read_text, write_json, write_text
+from reloss.runtime.progress import say
+from reloss.tracking.artifacts import result_artifact
+from reloss.tracking.client import MetricsFile, Track, WandbMirror, describe_run, read_metrics
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 ANEW = "to train this run anew"

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from reloss import distributed
+from reloss.runtime import distributed
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

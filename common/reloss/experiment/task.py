@@ -14,14 +14,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reloss.errors import RelossError, unknown
-from reloss.experiment.ablation import Ablation
 from reloss.experiment.config import Experiment
+from reloss.runtime.errors import RelossError, unknown
 
 if TYPE_CHECKING:
     from reloss.experiment.record import Record
     from reloss.learning.bank import PredictionBank
     from reloss.surrogates import SurrogateLoss
+    from reloss.sweep.ablation import Ablation
 
 
 KIND_OF_FINGERPRINT = "contents"  # those of images begin so; earlier ones, which did not look into the files, did not
@@ -58,7 +58,7 @@ class Run:
 
     def flush_bank(self) -> None:
         """Write what was recorded to disk, and wait until all processes have: before each checkpoint."""
-        from reloss import distributed
+        from reloss.runtime import distributed
 
         if self.bank is not None:
             self.bank.flush()

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from reloss.lazy import lazy_names
 from reloss.learning.options import LearnOptions
+from reloss.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from reloss.learning.bank import PredictionBank

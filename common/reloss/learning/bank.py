@@ -30,8 +30,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reloss.errors import RelossError
-from reloss.files import atomic, read_json, read_object, short_hash, write_json
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import atomic, read_json, read_object, short_hash, write_json
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss

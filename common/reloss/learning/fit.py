@@ -15,17 +15,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from reloss.checkpoint import before, load_checkpoint, save_checkpoint
-from reloss.distributed import Share, barrier, main_first
-from reloss.errors import RelossError, UsageError, unknown
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import SOURCES, Items, synthetic
 from reloss.learning.measure import Measure
 from reloss.learning.objective import ALONE, check_finite, rank_objective, value_objective
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric, get_metric
-from reloss.progress import progress, say
 from reloss.ranking import spearman
+from reloss.runtime.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.runtime.distributed import Share, barrier, main_first
+from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.progress import progress, say
 from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.base import gradient_norms
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reloss.errors import UsageError
 from reloss.metrics import is_open
+from reloss.runtime.errors import UsageError
 
 
 class Items(NamedTuple):

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reloss.errors import RelossError, UsageError
-from reloss.files import atomic
 from reloss.learning.items import Items
 from reloss.metrics import Metric, PerItem, as_metric
 from reloss.metrics.identity import identity
-from reloss.progress import say
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import atomic
+from reloss.runtime.progress import say
 
 SAVE_SECONDS = 10.0  # of computing that a kill may lose
 KEY_BYTES = 16

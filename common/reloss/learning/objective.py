@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reloss.distributed import Share
-from reloss.errors import RelossError
 from reloss.learning.items import Items
 from reloss.learning.options import LearnOptions
 from reloss.ranking import pearson, soft_kendall, soft_spearman
+from reloss.runtime.distributed import Share
+from reloss.runtime.errors import RelossError
 from reloss.surrogates import SurrogateLoss
 
 ALONE = Share()

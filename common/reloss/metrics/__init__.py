@@ -5,7 +5,6 @@ import os
 import sys
 from typing import Any
 
-from reloss.errors import UsageError, unknown
 from reloss.metrics.binary import auroc, average_precision, binary_f1
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
@@ -23,6 +22,7 @@ from reloss.metrics.text import (
     token_exact_match,
     token_f1,
 )
+from reloss.runtime.errors import UsageError, unknown
 
 METRICS: dict[str, Metric] = {
     metric.__name__: metric

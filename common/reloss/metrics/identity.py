@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reloss.files import short_hash
+from reloss.runtime.files import short_hash
 
 DEPTH = 24
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, np.generic)

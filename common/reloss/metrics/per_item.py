@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reloss.errors import RelossError, UsageError
-from reloss.progress import progress
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.progress import progress
 
 Metric = Callable[[Any, Any], Tensor]  # of two tensors; bleu alone takes lists of strings
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_end
 
-from reloss.errors import RelossError
 from reloss.metrics.shapes import check_shapes
+from reloss.runtime.errors import RelossError
 
 NO_ANSWER = -1
 SPAN_PADDING = -2

@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from reloss.experiment.ablation import Variant
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import ablations, find_experiment
-from reloss.files import read_json
 from reloss.report.groups import Summary, commits, group, key_of, scores, unfinished
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import existing, written
+from reloss.runtime.files import read_json
+from reloss.sweep.ablation import Variant
 
 RANKINGS = ("spearman_synthetic", "spearman", "spearman_checkpoints", "kendall_checkpoints", "spearman_late")
 HEADERS = (

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reloss.errors import RelossError
 from reloss.experiment.config import LEARNED_LOSSES, Experiment, differing
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
-from reloss.files import read_json
 from reloss.report.groups import Summary, commits
 from reloss.report.tables import existing, written
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import read_json
 
 RANKINGS = {
     "spearman": "Spearman, recorded items",

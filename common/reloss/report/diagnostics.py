@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.diagnose import diagnose
 from reloss.experiment.task import find_experiment
-from reloss.files import write_json
 from reloss.metrics import get_metric
+from reloss.pipeline.checkpoint_ranking import diagnose
 from reloss.report.figures import checkpoints, loss_curves
 from reloss.report.tables import markdown
+from reloss.runtime.files import write_json
 from reloss.surrogates import ClassificationReLoss
 
 COLUMNS = {

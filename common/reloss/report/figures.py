@@ -13,14 +13,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from reloss.experiment.tracking import read_metrics
-from reloss.files import atomic
 from reloss.learning import PredictionBank
 from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints, measure_held_out
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import spearman
+from reloss.runtime.files import atomic
 from reloss.surrogates import ClassificationReLoss, SurrogateLoss
+from reloss.tracking.client import read_metrics
 
 COLORS = mpl.color_sequences["tab10"]
 

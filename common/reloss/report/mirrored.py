@@ -4,9 +4,9 @@ from pathlib import Path
 
 from reloss.experiment import environment
 from reloss.experiment.task import tasks
-from reloss.experiment.tracking import Artifact, WandbMirror
-from reloss.files import read_json, sha256_of, short_hash, write_json, write_text
 from reloss.report.tables import left_out, render, table
+from reloss.runtime.files import read_json, sha256_of, short_hash, write_json, write_text
+from reloss.tracking.client import Artifact, WandbMirror
 
 FORMATS = ("md", "csv", "json")
 

@@ -20,11 +20,11 @@ from reloss.experiment.config import LEARNED_LOSSES
 from reloss.experiment.environment import commit, versions
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
-from reloss.files import write_text
 from reloss.report import ablation, correlation
 from reloss.report.groups import Summary
 from reloss.report.sections import Reading, section
 from reloss.report.tables import Row, existing, shown_difference, task_rows
+from reloss.runtime.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 

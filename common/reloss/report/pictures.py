@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from reloss.errors import RelossError
+from reloss.runtime.errors import RelossError
 
 LONGEST = 1000  # pixels of a side
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from reloss.errors import RelossError
+from reloss.runtime.errors import RelossError
 
 
 class Published(BaseModel):

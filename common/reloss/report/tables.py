@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reloss.errors import RelossError, UsageError, unknown
 from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differing, flat, override
 from reloss.experiment.record import read_summaries
-from reloss.experiment.sweep import ABLATION
 from reloss.experiment.task import Task, tasks
-from reloss.files import read_object
 from reloss.report.groups import Key, Summary, baseline, commits, group, rate_of, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.files import read_object
+from reloss.sweep.plan import ABLATION
 
 CORRELATION = "correlation"  # the table of how well each loss ranks, of all tasks
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from reloss.errors import UsageError, unknown
 from reloss.experiment.config import Experiment
 from reloss.experiment.record import read_summaries
 from reloss.experiment.task import tasks
 from reloss.report.groups import RATE, Key, Summary, baseline, group, key_of, rate_of, scores
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import written
+from reloss.runtime.errors import UsageError, unknown
 
 HEADERS = ("experiment", "loss", "settings", "rates tried", "best", "validation, %", "test, %", "difference", "n")
 NOTE = (

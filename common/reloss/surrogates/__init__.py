@@ -1,6 +1,6 @@
 """Learned losses: one base class, one module per kind of prediction."""
 
-from reloss.errors import unknown
+from reloss.runtime.errors import unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.pose import PoseReLoss

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reloss.errors import RelossError, UsageError
-from reloss.files import atomic, read_json, sha256_of, short_hash, write_json
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import atomic, read_json, sha256_of, short_hash, write_json
 from reloss.surrogates.pretrained import find_pretrained, read_weights
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss, check_sizes
-from reloss.surrogates.kinds import check_classes, check_logits
+from reloss.surrogates.checks import check_classes, check_logits
 from reloss.surrogates.network import evaluate
 
 if TYPE_CHECKING:

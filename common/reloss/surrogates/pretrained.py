@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reloss.download import download_into
-from reloss.errors import RelossError, UsageError
-from reloss.files import atomic, read_json, write_json, write_text
-from reloss.progress import say
+from reloss.runtime.download import download_into
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import atomic, read_json, write_json, write_text
+from reloss.runtime.progress import say
 
 WEIGHTS = Path(__file__).parent / "weights"
 RELEASE = "https://github.com/hunto/ReLoss/releases/download/v1.0.0"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss, check_sizes
+from reloss.surrogates.checks import check_classes, check_logits, check_scores
 from reloss.surrogates.classification import Output
-from reloss.surrogates.kinds import check_classes, check_logits, check_scores
 
 if TYPE_CHECKING:
     from reloss.learning.options import LearnOptions

@@ -5,8 +5,8 @@ import argparse
 import numpy as np
 import torch
 
-import tasks.nmt.criteria
-import tasks.nmt.recording  # noqa: F401
+import reloss_tasks.nmt.losses
+import reloss_tasks.nmt.recording  # noqa: F401
 
 # fairseq keeps the arguments of the command line in its checkpoints, and with --eval-bleu counts of n-grams as arrays
 # (of several processes in float64), which a safe loader refuses unless it is told. All of these only hold values.

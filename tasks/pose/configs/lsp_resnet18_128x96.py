@@ -85,4 +85,4 @@ val_evaluator = dict(_delete_=True, type="TorsoPCK", threshold=0.2, torso=(8, 3)
 test_evaluator = val_evaluator
 
 default_hooks = dict(checkpoint=dict(save_best=None))
-custom_imports = dict(imports=["tasks.pose.metrics", "tasks.pose.losses"], allow_failed_imports=False)
+custom_imports = dict(imports=["reloss_tasks.pose.scoring", "reloss_tasks.pose.losses"], allow_failed_imports=False)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from reloss.experiment.config import override
 from reloss.experiment.task import Run, find_experiment
-from tasks.classification.config import ClassificationExperiment
+from reloss_tasks.classification.config import ClassificationExperiment
 
 SPLITS = {"train": 5, "test": 2}
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from reloss.errors import RelossError, UsageError
-from tasks.classification import data
-from tasks.classification.config import Data
+from reloss.runtime.errors import RelossError, UsageError
+from reloss_tasks.classification import data
+from reloss_tasks.classification.config import Data
 
 FOLDER = {"name": "cifar10", "format": "folder", "image_size": 32}
 

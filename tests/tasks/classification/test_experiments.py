@@ -6,11 +6,11 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from reloss.experiment.record import read_summaries
-from reloss.experiment.run import Request, run
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import tasks
-from reloss.experiment.tracking import read_metrics
-from tasks.classification import models
+from reloss.pipeline.stages import Request, run
+from reloss.tracking.client import read_metrics
+from reloss_tasks.classification import models
 
 TASK = tasks()["classification"]
 ONE_STEP = (

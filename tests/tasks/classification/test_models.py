@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from reloss.errors import UsageError
-from tasks.classification import models
+from reloss.runtime.errors import UsageError
+from reloss_tasks.classification import models
 
 
 def count(model):

@@ -6,14 +6,14 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import Run, find_experiment
-from reloss.files import read_json
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json
 from reloss.surrogates import SetReLoss
-from tasks.classification import data
-from tasks.classification.config import Data
-from tasks.classification.criteria import make_criterion, smooth_ap
+from reloss_tasks.classification import data
+from reloss_tasks.classification.config import Data
+from reloss_tasks.classification.losses import make_criterion, smooth_ap
 
 DIGITS8 = "classification/digits8_cnn"
 DIGITS = {"name": "digits", "format": "sklearn", "image_size": 8, "validation_fraction": 0.2}

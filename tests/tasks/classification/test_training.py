@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from small import DIGITS
 from torch.nn import functional as F
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.record import Record
-from reloss.experiment.tracking import read_metrics
 from reloss.learning import PredictionBank
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates import ClassificationReLoss
-from tasks.classification.config import Train
-from tasks.classification.criteria import make_criterion
-from tasks.classification.training import learning_rate
+from reloss.tracking.client import read_metrics
+from reloss_tasks.classification.config import Train
+from reloss_tasks.classification.losses import make_criterion
+from reloss_tasks.classification.training import learning_rate
 
 RECIPE = {"epochs": 100, "batch_size": 1, "lr": 0.4, "weight_decay": 0}
 
@@ -221,7 +221,7 @@ def test_metrics_before_a_failure_are_kept(run_digits, tmp_path, monkeypatch):
     settings = ("train.epochs=3",)
     whole = run_digits(seed=1, settings=settings, runs=tmp_path / "whole")
     monkeypatch.setattr(
-        "tasks.classification.training.learning_rate", lambda recipe, epoch: 1e30 if epoch >= 2 else 0.05
+        "reloss_tasks.classification.training.learning_rate", lambda recipe, epoch: 1e30 if epoch >= 2 else 0.05
     )
     with pytest.raises(RelossError, match=r"the loss of step (3[3-9]|4[0-7]) is not finite: training diverged"):
         run_digits(seed=1, settings=settings)

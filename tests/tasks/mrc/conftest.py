@@ -11,9 +11,9 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast, RobertaTokenizerFast
 
-from reloss.experiment.run import Request, run
-from reloss.files import write_json
-from tasks.mrc.models import character_tokenizer
+from reloss.pipeline.stages import Request, run
+from reloss.runtime.files import write_json
+from reloss_tasks.mrc.models import character_tokenizer
 
 NAMES = ["Anna", "Bob", "Clara", "David", "Emma", "Felix", "Greta", "Hugo"]
 CITIES = ["Berlin", "New York", "Paris", "Rio de Janeiro", "北京市", "Zürich", "Oslo", "Cairo"]

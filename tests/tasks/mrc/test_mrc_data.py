@@ -1,10 +1,10 @@
 import pytest
 
-from reloss.errors import RelossError, UsageError
-from reloss.files import read_json, write_json
-from tasks.mrc import fetch
-from tasks.mrc.data import _find, describe, fingerprint, load, read
-from tasks.mrc.experiments import EXPERIMENTS
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json, write_json
+from reloss_tasks.mrc import download as fetch
+from reloss_tasks.mrc.data import _find, describe, fingerprint, load, read
+from reloss_tasks.mrc.experiments import EXPERIMENTS
 
 SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
     update={"train_questions": 20, "held_out": 9, "test_questions": 12}

@@ -1,8 +1,8 @@
 import pytest
 
-from reloss.errors import UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
+from reloss.runtime.errors import UsageError
 from reloss.surrogates import ReadingReLoss
 
 TASK = tasks()["mrc"]

@@ -10,25 +10,25 @@ import torch
 from logged import check_logged
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
+from tests.tasks.mrc.test_mrc_features import ask, config
 from torch.testing import assert_close
 from torchmetrics.functional.text import squad
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel
 
 from reloss import ReadingReLoss
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.record import read_summary
-from reloss.experiment.run import Terminated
-from reloss.experiment.tracking import read_metrics
-from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import reading_f1
-from tasks.mrc import training
-from tasks.mrc.config import Model, Train
-from tasks.mrc.data import read
-from tasks.mrc.features import make_windows
-from tasks.mrc.models import load_model, load_tokenizer
-from tasks.mrc.training import collate, epoch_order, learning_rate
-from tests.tasks.mrc.test_mrc_features import ask, config
+from reloss.pipeline.stages import Terminated
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json
+from reloss.tracking.client import read_metrics
+from reloss_tasks.mrc import training
+from reloss_tasks.mrc.config import Model, Train
+from reloss_tasks.mrc.data import read
+from reloss_tasks.mrc.models import load_model, load_tokenizer
+from reloss_tasks.mrc.training import collate, epoch_order, learning_rate
+from reloss_tasks.mrc.windows import make_windows
 
 RECIPE = Train(epochs=2, batch_size=4, lr=0.1)
 

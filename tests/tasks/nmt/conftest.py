@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reloss.experiment.run import Request, run
+from reloss.pipeline.stages import Request, run
 
 WORDS = {"ba": "zwei", "ko": "hund", "mi": "rot", "lu": "haus", "se": "baum", "ta": "lauf", "ni": "gut", "po": "weg"}
 COUNTS = {"train": 480, "valid": 13, "test": 11}

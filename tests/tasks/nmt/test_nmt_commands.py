@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks.nmt.plugin
 from reloss import TranslationReLoss
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
-from tasks.nmt.data import prepare
+from reloss_tasks.nmt.data import prepare
 
 PLUGIN = Path(__file__).parents[3] / "tasks" / "nmt" / "plugin"
 MODEL = (

@@ -3,14 +3,13 @@ from pathlib import Path
 
 import pytest
 
-import tasks.nmt.plugin
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
-from reloss.files import write_json, write_text
-from tasks.nmt import commands
-from tasks.nmt.data import describe, fingerprint, prepare
-from tasks.nmt.fairseq_commands import parse
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import write_json, write_text
+from reloss_tasks.nmt import commands
+from reloss_tasks.nmt.data import describe, fingerprint, prepare
+from reloss_tasks.nmt.fairseq_commands import parse
 
 TASK = tasks()["nmt"]
 EVERY = [(name, loss) for name, make in TASK.experiments.items() for loss in make().losses]

@@ -7,17 +7,17 @@ from logged import check_logged
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 
-from reloss.errors import RelossError, UsageError
-from reloss.experiment.diagnose import read_predictions
-from reloss.experiment.tracking import read_metrics
-from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
-from tasks.nmt import training
-from tasks.nmt.data import LONGEST
-from tasks.nmt.recording import load_what_fits
-from tasks.nmt.scoring import examples
-from tasks.nmt.training import Watcher, read_translations
+from reloss.pipeline.checkpoint_ranking import read_predictions
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json
+from reloss.tracking.client import read_metrics
+from reloss_tasks.nmt import training
+from reloss_tasks.nmt.data import LONGEST
+from reloss_tasks.nmt.recording import load_what_fits
+from reloss_tasks.nmt.scoring import examples
+from reloss_tasks.nmt.training import Watcher, read_translations
 
 SCORES = {
     *("sacreBLEU", "tokenised_BLEU", "sentences_per_second"),

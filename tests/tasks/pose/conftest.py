@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reloss.experiment.run import Request, run
-from reloss.files import read_json, write_json
+from reloss.pipeline.stages import Request, run
+from reloss.runtime.files import read_json, write_json
 
 JOINTS = {"lsp": 14, "coco": 17}
 FILES = {

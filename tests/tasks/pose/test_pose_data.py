@@ -3,12 +3,12 @@ from zipfile import ZipFile
 
 import pytest
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
-from reloss.files import read_json
-from tasks.pose import data
-from tasks.pose.config import Data
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json
+from reloss_tasks.pose import data
+from reloss_tasks.pose.config import Data
 
 TASK = tasks()["pose"]
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from mmpose.registry import MODELS
 
-from reloss.errors import RelossError, UsageError
 from reloss.experiment.config import override
 from reloss.experiment.task import tasks
-from tasks.pose.data import describe
-from tasks.pose.training import heatmap_size, make_config
+from reloss.runtime.errors import RelossError, UsageError
+from reloss_tasks.pose.data import describe
+from reloss_tasks.pose.training import heatmap_size, make_config
 
 TASK = tasks()["pose"]
 ANNOTATED = ("data.boxes=annotated",)

@@ -5,7 +5,7 @@ from mmpose.registry import MODELS
 from torch.testing import assert_close
 
 from reloss import PoseReLoss
-from tasks.pose.losses import KeypointReLoss
+from reloss_tasks.pose.losses import KeypointReLoss
 
 
 def batch(b=4, k=14):

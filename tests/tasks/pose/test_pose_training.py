@@ -8,16 +8,16 @@ from PIL import Image
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 
-from reloss.errors import RelossError
-from reloss.experiment.diagnose import read_predictions
-from reloss.experiment.run import Request, run
-from reloss.experiment.tracking import read_metrics
-from reloss.files import read_json
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
+from reloss.pipeline.checkpoint_ranking import read_predictions
+from reloss.pipeline.stages import Request, run
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import read_json
 from reloss.surrogates import PoseReLoss
-from tasks.pose import hooks, pictures, training
-from tasks.pose.hooks import RecordHook
+from reloss.tracking.client import read_metrics
+from reloss_tasks.pose import hooks, pictures, training
+from reloss_tasks.pose.hooks import RecordHook
 
 
 def metrics(record):

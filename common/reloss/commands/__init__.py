@@ -1,0 +1,1 @@
+"""What the larger subcommands of the command line do."""

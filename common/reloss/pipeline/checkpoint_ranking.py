@@ -1,0 +1,141 @@
+"""Diagnostics of an experiment's losses over the recorded predictions of its finished runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from reloss.experiment.record import leaving_out, read_summary
+from reloss.experiment.task import find_experiment
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
+from reloss.metrics import get_metric
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json, read_object, write_json, write_text
+from reloss.runtime.progress import progress
+from reloss.surrogates import SurrogateLoss
+
+PICTURE = "picture.json"  # beside a surrogate: held-out items and the learned curve
+
+
+def read_predictions(record: Path) -> Checkpoints | None:
+    """Return the predictions of a record's epochs, outputs [T, E, ...] in float32 and targets [T, E, ...], or None.
+
+    Raises:
+        RelossError: a file is damaged, or the epochs' predictions are of different examples.
+    """
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    for path in sorted((record / "predictions").glob("[0-9]*.safetensors")):
+        try:
+            epoch = load_file(path)
+            outputs.append(epoch["outputs"].float())
+            targets.append(epoch["targets"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RelossError(f"the predictions {path} cannot be read ({error}); remove them") from error
+    try:
+        return (torch.stack(outputs), torch.stack(targets)) if outputs else None
+    except RuntimeError as error:
+        raise RelossError(f"the predictions in {record} are not of the same examples ({error}); remove them") from error
+
+
+def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | None = None) -> dict[str, Checkpoints]:
+    """Return the predictions of the finished records in an experiment's folder, by the records' names.
+
+    Only of those on the same examples: whose targets, as far as `SurrogateLoss.gold` says that they are the examples'
+    own, equal those of `like` [E, ...], else of the first record. A damaged record is said and left out.
+    """
+    found: dict[str, Checkpoints] = {}
+    for record in sorted(home.glob("*/seed*")):
+        run = None
+        with leaving_out():
+            run = read_predictions(record) if read_summary(record).get("status") == "finished" else None
+        if run is None:
+            continue
+        like = run[1][0] if like is None else like
+        if torch.equal(gold(run[1][0]), gold(like)):
+            found[str(record.relative_to(home))] = run
+    return found
+
+
+def diagnose_loss(
+    surrogate: SurrogateLoss, metric: str, runs: Sequence[Checkpoints], learned: bool = True
+) -> dict[str, float]:
+    """Return how the surrogate, or the ordinary loss for its predictions, ranks the checkpoints of `runs`."""
+    per_item = surrogate.per_item if learned else surrogate.ordinary_loss
+    return rank_checkpoints(per_item, get_metric(metric), runs).summary()
+
+
+def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:
+    """Rank the checkpoints of all finished runs with the ordinary loss and with every surrogate of an experiment.
+
+    Writes each surrogate's figures into its folder, `diagnostics.json`. Damaged records and surrogates are said and
+    left out.
+
+    Returns:
+        One entry a loss: its name, folder (of a surrogate), metric, the figures of its fit, and those of checkpoints;
+        and the predictions of the runs that these are of, as `finished_runs` returns them.
+
+    Raises:
+        UsageError: an unknown experiment, or no finished run with recorded predictions.
+    """
+    task, config = find_experiment(experiment)
+    home = runs / config.name
+    fresh = task.new_surrogate(config)
+    recorded = finished_runs(home, fresh.gold)
+    if not recorded:
+        raise UsageError(
+            f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`, or say --runs"
+        )
+    ranked = list(recorded.values())
+    entries = [
+        {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, ranked, False)}
+    ]
+    cards = sorted(home.glob("surrogates/*/surrogate.json"))
+    with progress(len(cards), "surrogates") as advance:
+        for path in cards:
+            with leaving_out():
+                card = read_object(path, {"metric": str, "learn": dict, "fit": dict})
+                surrogate = type(fresh).from_pretrained(path.parent)
+                figures = diagnose_loss(surrogate, card["metric"], ranked)
+                write_json(path.parent / "diagnostics.json", figures)
+                folder = str(path.parent.relative_to(home))
+                name = "approx" if card["learn"].get("objective") == "value" else "reloss"
+                entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
+            advance()
+    return entries, recorded
+
+
+def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> None:
+    """Keep what there is to draw of the surrogate in `folder`, on one line."""
+    write_text(folder / PICTURE, json.dumps(drawn) + "\n")
+
+
+def read_picture(experiment: str, folder: Path) -> dict[str, dict[str, list[float]]] | None:
+    """Return what there is to draw of the surrogate in `folder`: as it was kept, else measured on the bank beside it.
+
+    See `reloss.learning.diagnostics.picture`. None where neither the picture nor weights and bank are there.
+
+    Raises:
+        RelossError: a file is damaged, or weights and bank do not fit what is known here.
+    """
+    if (folder / PICTURE).exists():
+        return dict(read_json(folder / PICTURE))
+    bank = folder.parents[1] / "bank"
+    if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
+        return None
+    task, config = find_experiment(experiment)
+    card = read_json(folder / "surrogate.json")
+    try:
+        options = LearnOptions.model_validate(card["learn"])
+        surrogate = type(task.new_surrogate(config)).from_pretrained(folder)
+        return picture(surrogate, PredictionBank.open(bank), get_metric(card["metric"]), options)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error

@@ -1,0 +1,1 @@
+"""Weights & Biases: mirrors what runs record in local files."""

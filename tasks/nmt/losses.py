@@ -1,0 +1,210 @@
+"""Criteria of fairseq: a frozen surrogate in the place of the likelihood of words, and bags of n-grams.
+
+`fairseq-train ... --user-dir tasks/nmt/plugin --criterion reloss_nat --surrogate FOLDER`. The surrogate's parameters
+are in no optimiser and in no checkpoint. `--nll-weight` adds the label-smoothed likelihood.
+"""
+
+from dataclasses import dataclass, field  # fairseq reads the types of their fields, so annotations are not put off
+from typing import Any
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.criterions.nat_loss import (
+    LabelSmoothedDualImitationCriterion,
+    LabelSmoothedDualImitationCriterionConfig,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from reloss.runtime.errors import UsageError
+from reloss.surrogates import TranslationReLoss
+
+WORDS = "word_ins-loss"  # what fairseq calls the loss of the words, beside that of the length
+SURROGATE = {"help": "folder of a learned surrogate, or a name such as released/nat"}
+NLL_WEIGHT = {"help": "the label-smoothed negative log-likelihood is added, times this"}
+
+
+@dataclass
+class BagOfNgramsConfig(LabelSmoothedDualImitationCriterionConfig):
+    """Arguments of `bon_nat`."""
+
+    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+    bon_order: int = field(default=2, metadata={"help": "of the n-grams"})
+
+
+@dataclass
+class SurrogateNATConfig(LabelSmoothedDualImitationCriterionConfig):
+    """Arguments of `reloss_nat` and `approx_nat`."""
+
+    surrogate: str = field(default="", metadata=SURROGATE)
+    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+
+
+@dataclass
+class SurrogateATConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    """Arguments of `reloss_at` and `approx_at`."""
+
+    surrogate: str = field(default="", metadata=SURROGATE)
+    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+
+
+class _NATCriterion(LabelSmoothedDualImitationCriterion):
+    """fairseq's `nat_loss` with another loss of the words; the length loss stays."""
+
+    def __init__(self, task: Any, label_smoothing: float, nll_weight: float) -> None:
+        super().__init__(task, label_smoothing)
+        self.nll_weight = _checked(nll_weight)
+
+    def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of a batch: log-probabilities [B, T, V], targets [B, T], real tokens in mask [B, T]."""
+        raise NotImplementedError
+
+    def _compute_loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        masks: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        name: str = "loss",
+        factor: float = 1.0,
+    ) -> dict[str, Any]:
+        if name == WORDS and targets.dim() == 3:
+            raise UsageError("soft targets are for nat_loss alone: reloss_nat, approx_nat and bon_nat compare words")
+        found: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
+        if name == WORDS:
+            assert masks is not None
+            with torch.autocast(outputs.device.type, enabled=False):
+                loss = factor * self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
+            found["loss"] = _sum(loss, self.nll_weight, found["loss"])
+        return found
+
+
+@register_criterion("reloss_nat", dataclass=SurrogateNATConfig)
+class ReLossNAT(_NATCriterion):
+    """A frozen `reloss.TranslationReLoss` as the loss of the words of a non-autoregressive model."""
+
+    def __init__(self, task: Any, label_smoothing: float, surrogate: str, nll_weight: float) -> None:
+        super().__init__(task, label_smoothing, nll_weight)
+        self._surrogate = _load(surrogate)
+
+    def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        """Return the surrogate's loss."""
+        return self._surrogate[0].to(log_probs.device)(log_probs, targets, mask)
+
+
+@register_criterion("approx_nat", dataclass=SurrogateNATConfig)
+class ApproxNAT(ReLossNAT):
+    """The same with a surrogate that was fitted to the metric's value."""
+
+
+@register_criterion("bon_nat", dataclass=BagOfNgramsConfig)
+class BagOfNgramsNAT(_NATCriterion):
+    """The difference of bags of n-grams, BoN-L1 (Shao et al., 2020), as the loss of the words."""
+
+    def __init__(self, task: Any, label_smoothing: float, nll_weight: float, bon_order: int) -> None:
+        super().__init__(task, label_smoothing, nll_weight)
+        if bon_order < 1:
+            raise UsageError(f"--bon-order must be 1 or more, not {bon_order}")
+        self.order = bon_order
+
+    def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of the sentences' differences."""
+        return bag_of_ngrams_l1(log_probs, targets, mask, self.order)
+
+
+@register_criterion("reloss_at", dataclass=SurrogateATConfig)
+class ReLossAT(LabelSmoothedCrossEntropyCriterion):
+    """A frozen `reloss.TranslationReLoss` as the loss of an autoregressive model, on gold prefixes.
+
+    As fairseq's, it is a sum over tokens: the surrogate's mean times the number of tokens.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        sentence_avg: bool,
+        label_smoothing: float,
+        surrogate: str,
+        nll_weight: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+    ) -> None:
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        self._surrogate = _load(surrogate)
+        self.nll_weight = _checked(nll_weight)
+
+    def compute_loss(
+        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the negative log-likelihood, summed over tokens; both without the ignored prefix."""
+        ordinary, nll = super().compute_loss(model, net_output, sample, reduce)
+        log_probs = model.get_normalized_probs(net_output, log_probs=True)[:, self.ignore_prefix_size :]
+        targets = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :]
+        loss = self._surrogate[0].to(log_probs.device)(log_probs, targets, targets != self.padding_idx)
+        size = targets.size(0) if self.sentence_avg else sample["ntokens"]
+        return _sum(loss * size, self.nll_weight, ordinary), nll
+
+
+@register_criterion("approx_at", dataclass=SurrogateATConfig)
+class ApproxAT(ReLossAT):
+    """The same with a surrogate that was fitted to the metric's value."""
+
+
+def _load(surrogate: str) -> tuple[TranslationReLoss]:
+    """Return the frozen surrogate in a tuple, where PyTorch does not look for parameters."""
+    if not surrogate:
+        raise UsageError(
+            "--surrogate is missing: a folder that `reloss learn` or `reloss run` wrote, or a name such as released/nat"
+        )
+    return (TranslationReLoss.from_pretrained(surrogate),)
+
+
+def _checked(nll_weight: float) -> float:
+    if not nll_weight >= 0:
+        raise UsageError(f"--nll-weight must be 0 or more, not {nll_weight}")
+    return nll_weight
+
+
+def _sum(loss: Tensor, nll_weight: float, nll: Tensor) -> Tensor:
+    """Return both losses together; the likelihood, which can be infinite, is not touched where its weight is 0."""
+    return loss + nll_weight * nll if nll_weight else loss
+
+
+def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: int = 2) -> Tensor:
+    """Return the L1 distance of the expected bag of n-grams from the reference's, on [0, 1].
+
+    A model of independent tokens expects the n-gram g sum_t prod_i p(t + i, g_i) times. All n-grams of both bags are
+    equally many, so the distance is 2 (number - sum of the minima of both counts): only the reference's n-grams have
+    to be looked at. It is divided by twice the number. Source: Shao et al., Minimizing the Bag-of-Ngrams Difference
+    for Non-Autoregressive Neural Machine Translation (2020).
+
+    Args:
+        log_probs: [B, T, V].
+        targets: [B, T] reference, as long as the translation.
+        mask: [B, T], true for real tokens, which come first.
+        order: n.
+
+    Returns:
+        A scalar, the mean over the sentences that have an n-gram; 0, with zero gradient, if none has.
+    """
+    starts = targets.shape[1] - order + 1
+    if starts < 1:
+        return log_probs.sum() * 0
+    grams = targets.unfold(1, order, 1)  # [B, J, n]
+    real = mask.unfold(1, order, 1).all(-1)  # [B, J]
+    expected: Tensor | float = 1.0
+    probs = log_probs.exp()
+    for place in range(order):
+        index = grams[:, None, :, place].expand(-1, starts, -1)
+        expected = expected * probs[:, place : place + starts].gather(-1, index)  # [B, starts, J]
+    expected = (expected * real[..., None]).sum(1)
+    equal = (grams[:, :, None] == grams[:, None]).all(-1) & real[:, None]
+    count = equal.sum(-1).clamp(min=1)  # of each n-gram in the reference; each is met that often
+    matched = (torch.minimum(expected, count) / count * real).sum(-1)
+    number = real.sum(-1)
+    distance = 1 - matched / number.clamp(min=1)
+    return (distance * (number > 0)).sum() / (number > 0).sum().clamp(min=1)

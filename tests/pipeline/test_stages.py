@@ -1,0 +1,245 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from small import DIGITS, SMALL
+
+from reloss.experiment.config import override
+from reloss.experiment.record import Record
+from reloss.experiment.task import find_experiment, tasks
+from reloss.learning import PredictionBank
+from reloss.pipeline.stages import Request, Terminated, _Job, _status_of, run
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.surrogates import ClassificationReLoss
+
+
+def summary(record):
+    return json.loads((record / "summary.json").read_text())
+
+
+def state(folder):
+    """What a second call must not touch."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_goes_through_every_stage(run_digits, tmp_path):
+    record = run_digits("reloss", seed=1)
+    home = tmp_path / "runs" / DIGITS
+    changed = "learn.items=16,learn.steps=10,train.epochs=1"
+    assert record == home / f"reloss@{changed}" / "seed1"
+    assert summary(home / "ce@train.epochs=1" / "seed0")["status"] == "finished"
+    assert PredictionBank.open(home / "bank").meta["complete"] is True
+    (surrogate,) = (home / "surrogates").iterdir()
+    found = summary(record)
+    assert found["status"] == "finished"
+    assert found["surrogate"]["folder"] == f"surrogates/{surrogate.name}"
+    assert found["surrogate"]["validation_items"] == 6  # a fifth of 16 batches of 2 items
+    names = {"accuracy", "error", "top5_accuracy"}
+    assert found["scores"].keys() == names | {f"validation_{name}" for name in names}
+    assert found["scores"]["accuracy"] + found["scores"]["error"] == pytest.approx(1)
+    assert ClassificationReLoss.from_pretrained(surrogate)(torch.randn(4, 10), torch.arange(4)).isfinite()
+
+
+def test_one_surrogate_serves_all_seeds_and_a_second_call_does_nothing(run_digits, tmp_path):
+    records = [run_digits("reloss", seed=seed) for seed in (0, 1)]
+    before = state(tmp_path)
+    assert records == [run_digits("reloss", seed=seed) for seed in (0, 1)]
+    assert state(tmp_path) == before
+    assert summary(records[0])["surrogate"] == summary(records[1])["surrogate"]
+    run_digits("approx")
+    assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 2
+
+
+def test_stages_one_by_one_equal_all(run_digits, tmp_path):
+    whole = run_digits("reloss", runs=tmp_path / "whole")
+    run_digits("reloss", stage="baseline")
+    run_digits("reloss", stage="learn")
+    record = run_digits("reloss", stage="train")
+    assert summary(record)["scores"] == summary(whole)["scores"]
+    surrogates = [{**summary(one)["surrogate"], "seconds": None} for one in (record, whole)]
+    assert surrogates[0] == surrogates[1]
+
+
+def test_evaluate_measures_the_weights_again(run_digits):
+    record = run_digits()
+    scores = summary(record)["scores"]
+    weights = record / "checkpoint" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    lines = (record / "metrics.jsonl").read_text()
+    path = record / "summary.json"
+    path.write_text(json.dumps({**summary(record), "scores": {}}))
+    assert run_digits(stage="evaluate") == record
+    assert summary(record)["scores"] == scores
+    assert weights.stat().st_mtime_ns == before
+    assert (record / "metrics.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(
+    ("loss", "stage", "message"),
+    [
+        ("reloss", "learn", r"no complete bank in .*; run --stage baseline \(or all\) first"),
+        ("reloss", "train", "no complete bank"),
+        ("ce", "learn", "'ce' is not learned; --stage learn goes with reloss or approx"),
+        ("ce", "evaluate", "no record to evaluate in .*seed0; run --stage train"),
+        ("hinge", "all", "unknown loss of classification/digits_cnn 'hinge'"),
+    ],
+)
+def test_a_stage_without_its_input_says_what_to_do(run_digits, loss, stage, message):
+    with pytest.raises(UsageError, match=message):
+        run_digits(loss, stage=stage)
+
+
+def test_a_bank_of_other_data_is_refused(run_digits):
+    run_digits()
+    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
+        run_digits("reloss", settings=(*SMALL, "data.per_class=5"))
+
+
+def fails(task, run):
+    raise RelossError("not today")
+
+
+def test_a_bank_that_holds_nothing_does_not_block_a_corrected_run(run_digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tasks()["classification"]), "train", fails)
+        with pytest.raises(RelossError, match="not today"):
+            run_digits(settings=(*SMALL, "data.per_class=5"))
+    record = run_digits()
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    assert bank.meta["complete"]
+    assert bank.meta["origin"]["record"] == str(record.relative_to(tmp_path / "runs" / DIGITS))
+    assert len(bank) == 32
+
+
+def test_a_bank_that_another_run_has_begun_is_left_alone(run_digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tasks()["classification"]), "evaluate", fails)
+        with pytest.raises(RelossError, match="not today"):
+            run_digits(settings=(*SMALL, "data.per_class=5"))
+    before = state(tmp_path / "runs" / DIGITS / "bank")
+    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
+        run_digits()
+    assert state(tmp_path / "runs" / DIGITS / "bank") == before
+
+
+def test_resume_never_touches_no_record(run_digits, tmp_path):
+    record = run_digits(seed=1)
+    (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+        run_digits(seed=1, resume="never")
+    assert state(tmp_path) == before
+    (record / "summary.json").unlink()
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+        run_digits(seed=1, resume="never")
+    assert state(tmp_path) == before
+
+
+def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
+    record = run_digits()
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    fingerprint, scores = PredictionBank.open(bank).fingerprint(), summary(record)["scores"]
+    shutil.rmtree(bank)
+    assert run_digits() == record
+    again = PredictionBank.open(bank)
+    assert again.meta["complete"] is True
+    assert len(again) == 32
+    assert again.fingerprint() == fingerprint
+    assert summary(record)["scores"] == scores
+
+
+@pytest.mark.parametrize("damage", ["predictions/0001.safetensors", "summary.json"])
+def test_a_damaged_sibling_is_said_and_stops_no_run(run_digits, capsys, damage):
+    damaged = run_digits(seed=1) / damage
+    run_digits(seed=2)
+    damaged.write_bytes(b"")
+    found = summary(run_digits(seed=3))
+    assert (found["status"], found["diagnostics"]["runs"]) == ("finished", 2)
+    said = capsys.readouterr().err
+    assert "left out: " in said
+    assert str(damaged) in said
+
+
+def test_fine_tuning_starts_from_a_whole_baseline_beside_a_damaged_one(run_digits, tmp_path, capsys):
+    record, runs = run_digits(seed=1), tmp_path / "runs"
+    damaged = runs / DIGITS / "ce@train.lr=9" / "seed1" / "summary.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("null")
+    task, config = find_experiment(DIGITS)
+    job = _Job(task, override(config, SMALL), Request(DIGITS, "reloss", 1, settings=SMALL, runs=runs))
+    assert job._baseline_weights() == [record / "checkpoint" / "weights.safetensors"]
+    assert f"left out: {damaged} is damaged" in capsys.readouterr().err
+
+
+def test_evaluating_records_no_bank(run_digits, tmp_path):
+    record = run_digits()
+    shutil.rmtree(tmp_path / "runs" / DIGITS / "bank")
+    run_digits(stage="evaluate")
+    assert not (tmp_path / "runs" / DIGITS / "bank").exists()
+    assert (record / "checkpoint" / "last.pt").exists()
+
+
+def test_a_baseline_that_is_tuned_records_no_bank_and_another_recipe_is_said(run_digits, tmp_path, capsys):
+    bank = tmp_path / "runs" / DIGITS / "bank"
+    run_digits(settings=("train.epochs=1", "train.lr=0.001"))
+    assert not bank.exists()
+    run_digits()
+    run_digits("reloss", settings=("train.epochs=2", *SMALL[1:]))
+    said = capsys.readouterr().err
+    assert f"bank is complete: {bank}" in said
+    assert "it was recorded with another recipe than this run's baseline would be, by ce@" in said
+
+
+@pytest.mark.parametrize("error", [Terminated(), RuntimeError("connection closed by peer")])
+def test_the_cause_of_another_process_is_the_runs(run_digits, error):
+    """As torchrun ends the main process after another one failed, or its exchange with that one does."""
+    path = run_digits()
+    config = override(tasks()["classification"].experiments[DIGITS](), SMALL)
+    record = Record(path, config, facts={"loss": "ce"})
+    (path / "error.2.log").write_text("process 2: connection closed by peer\n")
+    cause = "process 1: the loss of step 5 is not finite"
+    (path / "error.1.log").write_text(f"{cause}\n\nTraceback ...")
+    os.utime(path / "error.1.log", ns=(1, 1))
+    with pytest.raises(RelossError, match=f"^{cause}$"), _status_of(record):
+        raise error
+    assert (summary(path)["status"], summary(path)["cause"]) == (
+        "failed",
+        "process 1: the loss of step 5 is not finite",
+    )
+
+
+def test_only_the_recorded_seed_fills_the_bank(run_digits, tmp_path):
+    run_digits(seed=3)
+    assert not (tmp_path / "runs" / DIGITS / "bank").exists()
+    settings = (*SMALL, "recording.seed=3")
+    record = run_digits(seed=3, settings=settings)
+    bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
+    assert bank.meta["origin"]["record"] == str(record.relative_to(tmp_path / "runs" / DIGITS))
+
+
+def test_an_unknown_experiment_leaves_nothing(tmp_path):
+    with pytest.raises(UsageError, match="did you mean classification/digits_cnn"):
+        run(Request("classification/digit_cnn", "ce", 0, runs=tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_of_others_that_a_run_uses_are_made_first_and_once(run_digits, tmp_path, monkeypatch):
+    used = ("classification/digits8_cnn", "ce", 3)
+    task = tasks()["classification"]
+    monkeypatch.setattr(type(task), "needs", lambda self, config: [used] if config.name == DIGITS else [])
+    small = task.experiments[used[0]]().model_copy(deep=True)
+    small.train.epochs = 1
+    monkeypatch.setitem(task.experiments, used[0], lambda: small)
+    run_digits("ce", seed=1)
+    record = tmp_path / "runs" / used[0] / "ce" / "seed3"
+    assert summary(record)["status"] == "finished"
+    before = state(record)
+    run_digits("ce", seed=2)
+    assert state(record) == before
+    shutil.rmtree(record)
+    with pytest.raises(UsageError, match="no record to evaluate"):
+        run_digits("ce", seed=4, stage="evaluate")
+    assert not record.exists()  # a single stage makes nothing else

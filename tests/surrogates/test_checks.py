@@ -1,0 +1,94 @@
+"""What a surrogate cannot learn from is refused by the first batch that is recorded, with the way out."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from reloss import ClassificationReLoss, PoseReLoss, SetReLoss
+from reloss.learning import PredictionBank
+from reloss.runtime.errors import RelossError
+from reloss.surrogates import SurrogateLoss
+
+CLASSES, ONE_HOT = torch.tensor([0, 2, 1, 2]), torch.eye(3)[[0, 2, 1, 2]]
+
+
+def recorded(path, surrogate: SurrogateLoss, outputs: Tensor, targets: Tensor) -> PredictionBank:
+    bank = PredictionBank.create(path, item_size=2, surrogate=surrogate)
+    bank.append(outputs, targets, 7)
+    bank.finish()
+    return bank
+
+
+REFUSED = {
+    "one column": (SetReLoss(), torch.zeros(4, 1), CLASSES == 2, "outputs.squeeze(-1)"),
+    "two columns": (SetReLoss(), torch.zeros(4, 1), (CLASSES == 2)[:, None], "targets.squeeze(-1)"),
+    "scores": (ClassificationReLoss(), torch.zeros(4), CLASSES == 2, "are for SetReLoss"),
+    "labels": (SetReLoss(), torch.zeros(4, 3), torch.ones(4, 3), "outputs.flatten(), targets.flatten()"),
+    "one-hot": (ClassificationReLoss(), torch.zeros(4, 3), ONE_HOT, "targets.argmax(-1)"),
+    "pixels": (SetReLoss(), torch.zeros(4, 3, 5, 6), torch.zeros(4, 5, 6), "outputs.movedim(1, -1).flatten(0, -2)"),
+    "regression": (
+        SetReLoss(),
+        torch.zeros(4),
+        torch.tensor([0, 1, 0.5, 1]),
+        "from 0 to 1, not 0.5; targets on a scale",
+    ),
+    "ignored": (SetReLoss(), torch.zeros(4, 3), torch.tensor([0, 1, -100, 2]), "not -100; leave out"),
+    "too many": (ClassificationReLoss(), torch.zeros(4, 3), torch.tensor([0, 1, 2, 3]), "from 0 to 2, not 3"),
+    "floats": (ClassificationReLoss(), torch.zeros(4, 3), CLASSES.float(), "not torch.float32: give targets.long()"),
+    "fractions": (SetReLoss(), torch.zeros(4, 3), CLASSES + 0.5, "not torch.float32"),
+    "heatmaps": (PoseReLoss((5, 6)), torch.zeros(4, 3, 6, 5), torch.zeros(4, 3, 6, 5), "heatmaps of [5, 6]"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_first_batch_that_cannot_be_learned_from_is_refused(tmp_path, kind):
+    surrogate, outputs, targets, way_out = REFUSED[kind]
+    with pytest.raises(
+        RelossError, match=rf"{type(surrogate).__name__} cannot learn from the batch of step 7.*{re.escape(way_out)}"
+    ):
+        recorded(tmp_path / "bank", surrogate, outputs, targets)
+
+
+def test_the_ways_out_lead_on(tmp_path):
+    pixels, labels = torch.randn(4, 3, 5, 6), torch.randint(3, (4, 5, 6))
+    outputs, targets = pixels.movedim(1, -1).flatten(0, -2), labels.flatten()
+    assert outputs[17].tolist() == pixels[0, :, 2, 5].tolist()
+    assert targets[17] == labels[0, 2, 5]
+    assert len(recorded(tmp_path / "pixels", SetReLoss(), outputs, targets)) == 60
+    scores = torch.zeros(4, 1), ONE_HOT[:, :1]
+    assert len(recorded(tmp_path / "scores", SetReLoss(), *(each.squeeze(-1) for each in scores))) == 2
+    assert len(recorded(tmp_path / "labels", SetReLoss(), torch.zeros(4, 3).flatten(), ONE_HOT.flatten())) == 6
+
+
+def test_fractional_classes_are_no_targets_of_the_loss():
+    with pytest.raises(ValueError, match=r"torch\.float32: give targets\.long\(\)"):
+        ClassificationReLoss()(torch.zeros(4, 3), CLASSES + 0.5)
+
+
+class Mean(SurrogateLoss):
+    """A surrogate of one's own, which says nothing of its predictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def per_item(self, outputs, targets):
+        return ((outputs * self.weight).sum(-1) - targets).square().mean(-1)
+
+    def ordinary_loss(self, outputs, targets):
+        return self.per_item(outputs, targets)
+
+    @classmethod
+    def for_fit(cls, options, shape):
+        return cls()
+
+    def options(self):
+        return {}
+
+
+def test_a_surrogate_of_ones_own_is_tried(tmp_path):
+    assert len(recorded(tmp_path / "good", Mean(), torch.zeros(4, 3), torch.zeros(4))) == 2
+    with pytest.raises(RelossError, match=r"Mean cannot learn from .*outputs \[4, 2\] .*RuntimeError: The size"):
+        recorded(tmp_path / "bad", Mean(), torch.zeros(4, 2), torch.zeros(4))
