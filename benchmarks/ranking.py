@@ -25,7 +25,6 @@ from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from matplotlib.figure import Figure
@@ -56,8 +55,6 @@ def operators(device: str, folder: Path) -> tuple[dict[str, Operator], dict[str,
         "reloss laplace": lambda x: soft_rank(x, "laplace"),
         "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
     }
-    if device == "cuda":
-        found["reloss bitonic, fused"] = _fused
     found["diffsort 0.2.0 bitonic"] = _diffsort(device)
     for name, load in (("torchsort", _torchsort), ("fast-soft-sort", _fast_soft_sort), ("softtorch", _softtorch)):
         if reason := _install(name, device, folder):
@@ -81,11 +78,6 @@ def _install(name: str, device: str, folder: Path) -> str:
     done = subprocess.run(command, env=environment_variables, capture_output=True, text=True, check=False)
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
     return (errors or ["pip failed"])[0][:90] if done.returncode else ""
-
-
-def _fused(x: Tensor) -> Tensor:
-    with patch.dict(os.environ, RELOSS_FUSED="1"):
-        return soft_rank(x, "bitonic")
 
 
 def _diffsort(device: str) -> Operator:
@@ -189,7 +181,7 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int:
 
 
 def launches(call: Callable[[], Any]) -> int:
-    """Return how many kernels a call launches on a GPU, by PyTorch, Triton or a library."""
+    """Return how many kernels a call launches on a GPU, by PyTorch or another library."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         call()

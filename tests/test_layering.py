@@ -34,7 +34,6 @@ LIBRARIES = {
     "scipy",
     "submitit",
     "torch",
-    "triton",
     "tyro",
     "wandb",
     "wandb_workspaces",
@@ -42,7 +41,6 @@ LIBRARIES = {
 }
 HEAVY = {
     "torch",
-    "triton",
     "torchvision",
     "accelerate",
     "joblib",

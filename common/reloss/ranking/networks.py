@@ -11,7 +11,6 @@ the gradient, the incoming gradient goes forwards and everything comes back: two
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,7 +24,6 @@ Interpolation = Literal["logistic", "logistic_phi", "cauchy", "gaussian", "recip
 
 TINY = 1e-10  # of logistic_phi, as in diffsort
 _TINY = torch.tensor(TINY, device="cpu")  # added in a third of a number's time, and to a GPU's values without waiting
-LARGEST_FUSED = 4096  # values of a row that one program of a GPU holds
 
 
 class Wiring(NamedTuple):
@@ -57,23 +55,8 @@ def network_rank(values: Tensor, network: Network, comparator: Comparator) -> Te
         raise ValueError(
             f"unknown interpolation '{comparator.interpolation}'; valid: {', '.join(get_args(Interpolation))}"
         )
-    function = _FusedRank if _fuses(values, network, comparator) else _NetworkRank
-    ranks: Tensor = function.apply(values, network, comparator)
+    ranks: Tensor = _NetworkRank.apply(values, network, comparator)
     return ranks
-
-
-def _fuses(values: Tensor, network: Network, comparator: Comparator) -> bool:
-    """Return whether the kernels of `fused.py` serve; RELOSS_FUSED=1 asks for them."""
-    released = network == "bitonic" and comparator.interpolation == "logistic_phi"
-    return (
-        os.environ.get("RELOSS_FUSED") == "1"
-        and released
-        and values.is_cuda
-        and values.dtype == torch.float32
-        and values.shape[-1] <= LARGEST_FUSED
-        and values.numel() > 0
-        and not torch.compiler.is_compiling()
-    )
 
 
 class _NetworkRank(torch.autograd.Function):
@@ -94,33 +77,6 @@ class _NetworkRank(torch.autograd.Function):
             return result, None, None
         result = _sweep_back(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
         return _from_wires(result, values.shape), None, None
-
-
-class _FusedRank(torch.autograd.Function):
-    """The same on a GPU in one launch a direction; a second derivative takes the way of `_NetworkRank`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, network: Network, comparator: Comparator) -> Tensor:
-        from reloss.ranking.fused import fused_sweep
-
-        rows = values.reshape(-1, values.shape[-1]).contiguous()
-        ranks, saved = fused_sweep(rows, comparator.steepness, comparator.art_lambda)
-        ctx.network, ctx.comparator = network, comparator
-        ctx.save_for_backward(values, saved)
-        return ranks.view(values.shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        from reloss.ranking.fused import fused_sweep_back
-
-        values, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            ranks = _NetworkRank.apply(values, ctx.network, ctx.comparator)
-            (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
-            return result, None, None
-        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
-        result = fused_sweep_back(rows, saved, ctx.comparator.steepness, ctx.comparator.art_lambda)
-        return result.view(values.shape), None, None
 
 
 def _to_wires(values: Tensor) -> Tensor:

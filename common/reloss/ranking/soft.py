@@ -49,8 +49,7 @@ def soft_rank(
     Equal values get equal ranks from `laplace` and `pairwise`; a network mixes them half and half at every comparison,
     which makes the ranks of a constant row equal for `bitonic` where n is a power of two, else only draws them
     together. Gradients are finite there. A single value has rank 0. Twice differentiable. `torch.compile` takes all but
-    `laplace` as one graph; in a graph, values are not checked. RELOSS_FUSED=1 in the environment computes the release's
-    bitonic ranks (`logistic_phi`, float32, n up to 4096) on a GPU in one kernel launch a direction, by Triton.
+    `laplace` as one graph; in a graph, values are not checked.
 
     Args:
         values: [..., n], finite, n >= 1, of any strides. float16 and bfloat16 are computed in float32.
