@@ -27,9 +27,9 @@ import torch
 
 from benchmarks import results_folder
 from reloss.experiment import environment
+from reloss.experiment.metrics_log import read_metrics
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
-from reloss.tracking.client import read_metrics
 
 EXPERIMENT = "classification/cifar10_resnet20"
 SHORT = ("train.epochs=4", "data.per_class=1000")

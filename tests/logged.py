@@ -4,9 +4,9 @@ from pathlib import Path
 from re import findall
 from typing import Any
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import read_json
-from reloss.tracking.client import read_metrics
 from reloss.tracking.dashboards import dashboards, specs
 
 PAGE = Path(__file__).parents[1] / "docs" / "tracking.md"

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor
 
 import reloss_tasks.nmt.plugin  # noqa: F401
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
@@ -25,7 +26,6 @@ from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import atomic, write_json, write_text
 from reloss.runtime.progress import say
 from reloss.runtime.signals import uninterrupted
-from reloss.tracking.client import read_metrics
 from reloss_tasks.nmt import commands
 from reloss_tasks.nmt.config import TranslationExperiment
 from reloss_tasks.nmt.data import prepare, read_lines, teachers_record

@@ -14,12 +14,12 @@ from mmengine.runner.utils import set_random_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.seeds import own_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.errors import RelossError
 from reloss.runtime.progress import progress, say
-from reloss.tracking.client import read_metrics
 
 
 class RecordHook(Hook):

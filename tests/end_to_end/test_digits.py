@@ -10,10 +10,10 @@ from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 from small import DIGITS
 
-from reloss.experiment.config import variant
+from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.run_spec import variant_name
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
-from reloss.tracking.client import read_metrics
 
 SETTINGS = ("train.epochs=5", "learn.steps=60", "learn.items=32")
 
@@ -205,7 +205,7 @@ def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(*words(whole, "ce", settings), launcher=TORCHRUN)
     process = start(*words(killed, "ce", settings), launcher=TORCHRUN)
-    record = killed / DIGITS / f"ce@{variant(settings)}" / "seed0"
+    record = killed / DIGITS / f"ce@{variant_name(settings)}" / "seed0"
     wait_for(lambda: lines(record / "metrics.jsonl") >= 3, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

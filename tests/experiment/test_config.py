@@ -5,12 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reloss.experiment.config import dotted_keys, override, to_yaml, variant
+from reloss.experiment.config import dotted_keys, override, to_yaml
 from reloss.experiment.task import find_experiment
 from reloss.learning.options import PRESETS, LearnOptions
 from reloss.runtime.errors import UsageError
-
-SETTINGS = st.lists(st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1), max_size=30)
 
 
 @pytest.fixture(scope="module")
@@ -123,32 +121,3 @@ def test_protocol_differs_by_what_makes_scores_incomparable(digits, setting):
 )
 def test_protocol_is_shared_over_what_is_tuned_for_each_loss(digits, setting):
     assert override(digits, [setting]).protocol() == digits.protocol()
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ([], ""),
-        (["train.epochs=3"], "train.epochs=3"),
-        (["train.lr=0.1", "data.per_class=5"], "data.per_class=5,train.lr=0.1"),
-        (["train.milestones=[1, 2]"], "train.milestones=[1,2]"),
-        (["model.name=a/b"], "model.name=a_b"),
-    ],
-)
-def test_variant_names_what_changed(settings, name):
-    assert variant(settings) == name
-
-
-@given(settings=SETTINGS, data=st.data())
-def test_variant_is_one_short_folder_whatever_the_order(settings, data):
-    name = variant(settings)
-    assert len(name) <= 100
-    assert "/" not in name
-    assert variant(data.draw(st.permutations(settings))) == name
-
-
-def test_long_variants_stay_apart():
-    keys = [f"train.key{number}=0" for number in range(20)]
-    one, other = variant([*keys, "z=1"]), variant([*keys, "z=2"])
-    assert len(one) == len(other) == 100
-    assert one != other

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from reloss.experiment.config import override, to_yaml
+from reloss.experiment.metrics_log import MetricsFile, read_metrics
 from reloss.experiment.record import Record, read_summaries, read_summary
 from reloss.experiment.task import find_experiment
 from reloss.runtime.checkpoint import before, load_checkpoint, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.tracking.client import MetricsFile, read_metrics
 
 DIGITS = find_experiment("classification/digits_cnn")[1]
 FACTS = {"experiment": DIGITS.name, "loss": "ce", "settings": [], "seed": 0, "protocol": "p", "data": "abc"}

@@ -20,10 +20,10 @@ from small import DIGITS, SMALL
 
 from reloss import checkpoint, files
 from reloss.cli import main
+from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.lock import is_locked, locked
-from reloss.tracking.client import read_metrics
 
 SETTINGS = ("train.epochs=4", "learn.steps=60", "learn.items=32")
 

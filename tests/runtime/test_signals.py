@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from small import DIGITS
 
-from reloss.experiment.config import variant
+from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.run_spec import variant_name
 from reloss.runtime.files import read_json
 from reloss.runtime.signals import terminable
-from reloss.tracking.client import read_metrics
 
 
 def test_a_worker_ends_by_the_sigterm_of_its_starter_alone():
@@ -79,7 +79,7 @@ def begin(start, runs):
     """Start a run with two workers; returns it, and its record, when it is in its third epoch and both work."""
     settings = ("train.epochs=500", "train.batch_size=4", "data.workers=2")
     process = start("run", DIGITS, "--seed", 1, "--runs", runs, "--track", "off", "--set", *settings)
-    record = runs / DIGITS / f"ce@{variant(settings)}" / "seed1"
+    record = runs / DIGITS / f"ce@{variant_name(settings)}" / "seed1"
     limit = time.monotonic() + 120
     while not (len(read_metrics(record / "metrics.jsonl")) > 1 and len(of_group(process.pid)) == 3):
         assert process.poll() is None, process.communicate()[0]

@@ -4,7 +4,7 @@ import time
 import pytest
 from small import DIGITS, SMALL
 
-from reloss.experiment.config import variant
+from reloss.experiment.run_spec import variant_name
 from reloss.runtime.lock import locked
 from reloss.sweep.local import note_of, run_local, write_note
 from reloss.sweep.plan import phases
@@ -53,12 +53,12 @@ def test_a_grid_before_its_sweep_is_not_run(status):
 def test_states_and_reasons(status, run_digits, tmp_path):
     record = run_digits()
     (row,) = [row for row in status(*GRID) if row["state"] == "finished"]
-    assert (row["progress"], row["record"]) == ("epoch 1/1", f"{DIGITS}/ce@{variant(SMALL)}/seed0")
+    assert (row["progress"], row["record"]) == ("epoch 1/1", f"{DIGITS}/ce@{variant_name(SMALL)}/seed0")
     assert row["updated"].startswith("20")
     edit(record, status="failed", cause="the loss is nan")
     rows = status(*GRID)
     assert (rows[0]["state"], rows[0]["reason"]) == ("failed", "the loss is nan")
-    why = f"needs ce@{variant(SMALL)} seed 0, which failed"
+    why = f"needs ce@{variant_name(SMALL)} seed 0, which failed"
     assert [row["reason"] for row in rows[1:]] == [why, "", why, why]
     edit(record, status="running")
     assert status(*GRID)[0]["state"] == "killed"
@@ -87,7 +87,7 @@ def test_a_damaged_record_is_a_row_of_its_grid(status, run_digits, name, content
     assert why in rows[0]["reason"]
     assert status("--losses", "ce")[0] == rows[0]
     if name == "summary.json":
-        assert rows[3]["reason"] == f"needs ce@{variant(SMALL)} seed 0, which is damaged"
+        assert rows[3]["reason"] == f"needs ce@{variant_name(SMALL)} seed 0, which is damaged"
 
 
 def test_a_record_without_its_config_or_that_may_not_be_read(status, run_digits):
@@ -162,7 +162,7 @@ def test_what_needs_a_failed_baseline_is_not_run_and_says_why(tmp_path, capsys):
     failed = run_local(plan, ["--runs", str(tmp_path), "--track", "off"], tmp_path, 2, [])
     assert failed == [plan[1][0]]
     said = capsys.readouterr().err
-    changed = variant(SMALL)
+    changed = variant_name(SMALL)
     for cell in (*plan[2], *plan[3][1:]):
         assert f"NOT RUN   {cell.label}: it needs" in said
     rows = {(row.loss, row.seed, row.stage): row for row in of_plan(plan, tmp_path)}

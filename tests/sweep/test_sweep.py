@@ -13,7 +13,7 @@ import pytest
 from processes import TORCHRUN
 from small import DIGITS, SMALL
 
-from reloss.experiment.config import variant
+from reloss.experiment.run_spec import variant_name
 from reloss.experiment.task import tasks
 from reloss.pipeline.stages import Request, surrogate_folder
 from reloss.runtime.errors import UsageError
@@ -181,12 +181,12 @@ def test_finished_runs_are_skipped_and_a_failing_one_stops_no_other(cli, run_dig
     )  # fmt: skip
     assert code == 1
     assert "1 of 3 runs failed" in err
-    assert f"skip      classification/digits_cnn ce@{variant(SMALL)} seed 0 (finished)" in err
-    assert f"FAILED 2  classification/digits_cnn ce@{variant(SMALL)} seed 1" in err
+    assert f"skip      classification/digits_cnn ce@{variant_name(SMALL)} seed 0 (finished)" in err
+    assert f"FAILED 2  classification/digits_cnn ce@{variant_name(SMALL)} seed 1" in err
     assert summary.stat().st_mtime_ns == before
     assert json.loads((record.parent / "seed2" / "summary.json").read_text())["status"] == "finished"
     logs = tmp_path / "runs" / "sweep"
-    name = f"classification_digits_cnn-ce@{variant(SMALL)}-all-seed"
+    name = f"classification_digits_cnn-ce@{variant_name(SMALL)}-all-seed"
     assert sorted(path.name for path in logs.iterdir()) == [f"{name}1.json", f"{name}1.log", f"{name}2.log"]
     assert "was made by another config" in (logs / f"{name}1.log").read_text()
     assert "was made by another config" in json.loads((logs / f"{name}1.json").read_text())["reason"]
@@ -202,7 +202,7 @@ def test_a_damaged_record_stops_no_other_run(cli, run_digits, tmp_path):
     code, _, err = cli(*words, "--set", *SMALL)
     assert code == 1
     assert err.startswith("2 runs, 0 finished")
-    assert f"FAILED 1  {DIGITS} ce@{variant(SMALL)} seed 1" in err
+    assert f"FAILED 1  {DIGITS} ce@{variant_name(SMALL)} seed 1" in err
     assert f"{damaged} cannot be read as JSON" in err
     assert "1 of 2 runs failed" in err
     assert json.loads((damaged.parents[1] / "seed2" / "summary.json").read_text())["status"] == "finished"

@@ -9,10 +9,11 @@ import pytest
 from offline import offline_runs
 from small import DIGITS
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import read_json
 from reloss.tracking import client as tracking
-from reloss.tracking.client import WandbMirror, describe_run, read_metrics
+from reloss.tracking.client import WandbMirror, describe_run
 from reloss.tracking.worker import read_run
 
 FAILED = "W&B failed ("

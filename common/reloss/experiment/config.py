@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reloss.learning.options import LearnOptions
 from reloss.runtime.errors import UsageError, unknown
-from reloss.runtime.files import short_hash
 
 # Losses that are learned first, and what that changes in the options of the fit.
 LEARNED_LOSSES: dict[str, dict[str, Any]] = {"reloss": {"objective": "rank"}, "approx": {"objective": "value"}}
@@ -132,9 +131,3 @@ def differing(own: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
 def to_yaml(config: BaseModel) -> str:
     """Return the whole resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def variant(settings: Sequence[str], longest: int = 100) -> str:
-    """Return the name of what `settings` changed, fit for a folder; the empty string for no change."""
-    name = ",".join(sorted(setting.replace("/", "_").replace(" ", "") for setting in settings))
-    return name if len(name) <= longest else f"{name[: longest - 9]}~{short_hash(name, 8)}"

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss.experiment import environment
-from reloss.experiment.config import Experiment, to_yaml, variant
+from reloss.experiment.config import Experiment, to_yaml
+from reloss.experiment.metrics_log import MetricsFile, read_metrics
+from reloss.experiment.run_spec import variant_name
 from reloss.learning.bank import compact
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import before, last_whole, load_checkpoint, save_checkpoint
@@ -24,7 +26,7 @@ from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import MEND, atomic, read_object, read_text, write_json, write_text
 from reloss.runtime.progress import say
 from reloss.tracking.artifacts import result_artifact
-from reloss.tracking.client import MetricsFile, Track, WandbMirror, describe_run, read_metrics
+from reloss.tracking.client import Track, WandbMirror, describe_run
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 ANEW = "to train this run anew"
@@ -238,7 +240,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def record_folder(runs: Path, experiment: str, loss: str, settings: Sequence[str], seed: int) -> Path:
     """Return where the record of a run lies: RUNS/<experiment>/<loss>[@<variant>]/seed<N>."""
-    changed = variant(settings)
+    changed = variant_name(settings)
     return runs / experiment / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
 
 

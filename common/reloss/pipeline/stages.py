@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 
 from reloss.experiment import environment
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned
 from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
+from reloss.experiment.run_spec import RunSpec, variant_name
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, comparable, find_experiment
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
@@ -29,7 +30,7 @@ from reloss.metrics import get_metric
 from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import remove_checkpoint
-from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json, remove_stale, short_hash, write_text
 from reloss.runtime.lock import locked
 from reloss.runtime.progress import say
@@ -65,9 +66,8 @@ def run(request: Request) -> Path:
         UsageError: an unknown experiment, loss or setting, or a stage whose input is missing.
         RelossError: anything else that stops the run; the record says `failed` and keeps what was recorded.
     """
+    RunSpec.resolve(request.experiment, request.loss, request.seed, request.settings)
     task, config = find_experiment(request.experiment)
-    if request.loss not in config.losses:
-        raise unknown(f"loss of {config.name}", request.loss, config.losses)
     job = _Job(task, override(config, request.settings), request)
     distributed.start()
     with terminable():
@@ -177,7 +177,7 @@ class _Job:
         """Yield the fit's run on W&B; the block is to finish it, else it ends as failed."""
         facts = {
             "loss": self.request.loss,
-            "variant": variant([setting for setting in self.request.settings if setting.startswith("learn.")]),
+            "variant": variant_name([setting for setting in self.request.settings if setting.startswith("learn.")]),
             "learn": options.model_dump(mode="json"),
             "bank": bank.fingerprint(),
             "surrogate": {"folder": str(folder.relative_to(self.home))},
@@ -216,7 +216,7 @@ class _Job:
         facts: dict[str, Any] = {
             "experiment": self.config.name,
             "loss": loss,
-            "variant": variant(self.request.settings),
+            "variant": variant_name(self.request.settings),
             "settings": list(self.request.settings),
             "seed": seed,
             "protocol": self.config.protocol(),

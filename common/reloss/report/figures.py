@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints, measure_held_out
 from reloss.learning.options import LearnOptions
@@ -20,7 +21,6 @@ from reloss.metrics import Metric
 from reloss.ranking import spearman
 from reloss.runtime.files import atomic
 from reloss.surrogates import ClassificationReLoss, SurrogateLoss
-from reloss.tracking.client import read_metrics
 
 COLORS = mpl.color_sequences["tab10"]
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.metrics_log import read_metrics
 from reloss.pipeline.checkpoint_ranking import read_picture
 from reloss.report.charts import Chart, Series, chart
 from reloss.report.groups import Summary, group
 from reloss.report.pictures import Picture, read_png
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
-from reloss.tracking.client import read_metrics
 
 LINES = 6  # losses in a chart, and kinds of runs with pictures and examples
 EXAMPLES = 6  # of a kind

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned, variant
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned
 from reloss.experiment.record import read_summary, record_folder
+from reloss.experiment.run_spec import variant_name
 from reloss.experiment.task import Task, ablations, find_experiment, tasks
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.runtime.files import read_object
@@ -34,7 +35,7 @@ class Cell:
     @property
     def changed_loss(self) -> str:
         """The loss, and what the settings changed."""
-        changed = variant(self.settings)
+        changed = variant_name(self.settings)
         return f"{self.loss}@{changed}" if changed else self.loss
 
     @property

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import read_summary
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_object
@@ -17,7 +18,6 @@ from reloss.runtime.progress import say
 from reloss.sweep.local import is_running, note_of
 from reloss.sweep.plan import Cell, Plan, has_bank, is_done, needs
 from reloss.sweep.slurm import queued_jobs
-from reloss.tracking.client import read_metrics
 
 NO_PROGRESS = ("", "")
 

@@ -18,65 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reloss.experiment.config import Experiment
-from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_text, short_hash, write_text
+from reloss.runtime.files import short_hash
 from reloss.runtime.progress import say
 
 Track = Literal["wandb", "off"]
 DEADLINE = 60  # seconds that W&B has at the end of a run to write, or to upload, what it was given
 GRACE = 10  # the same of a run that was interrupted: who did that may kill it soon
 MAX_TAG, MAX_NAME = 64, 128  # characters of a tag and of an artifact's name, as W&B allows
-
-
-class MetricsFile:
-    """An append-only JSONL file, one object a line, of which `lines` are whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines = len(read_metrics(path))
-
-    def append(self, values: dict[str, Any]) -> None:
-        """Write one line to disk, so that a checkpoint that is written after it can rely on it."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RelossError(f"cannot write {self.path}: {error.strerror}; the lines before it are kept") from error
-        self.lines += 1
-
-    def cut(self, lines: int) -> None:
-        """Keep the first `lines` whole lines: those after the checkpoint that a run goes on from will come again."""
-        kept = self.path.read_text(encoding="utf-8").splitlines()[: min(lines, self.lines)] if self.lines else []
-        write_text(self.path, "".join(line + "\n" for line in kept))
-        self.lines = len(kept)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line that a kill cut short is left out.
-
-    Raises:
-        RelossError: the file cannot be read, or another line is not one of names and numbers.
-    """
-    if not path.exists():
-        return []
-    entries = []
-    for number, line in enumerate(lines := read_text(path).splitlines()):
-        try:
-            entries.append(_entry(line))
-        except ValueError:
-            if number < len(lines) - 1:
-                raise RelossError(f"{path}, line {number + 1} is damaged; remove the line to go on") from None
-    return entries
-
-
-def _entry(line: str) -> dict[str, Any]:
-    """Return what one line of metrics says; raises ValueError if that is not names and numbers."""
-    entry = json.loads(line)
-    if not (isinstance(entry, dict) and all(isinstance(value, int | float) for value in entry.values())):
-        raise ValueError(line)
-    return entry
 
 
 @dataclass(frozen=True)

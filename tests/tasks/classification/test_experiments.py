@@ -5,11 +5,11 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import read_summaries
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import tasks
 from reloss.pipeline.stages import Request, run
-from reloss.tracking.client import read_metrics
 from reloss_tasks.classification import models
 
 TASK = tasks()["classification"]

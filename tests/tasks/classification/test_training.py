@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from small import DIGITS
 from torch.nn import functional as F
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import Record
 from reloss.learning import PredictionBank
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates import ClassificationReLoss
-from reloss.tracking.client import read_metrics
 from reloss_tasks.classification.config import Train
 from reloss_tasks.classification.losses import make_criterion
 from reloss_tasks.classification.training import learning_rate

@@ -16,13 +16,13 @@ from torchmetrics.functional.text import squad
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel
 
 from reloss import ReadingReLoss
+from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import read_summary
 from reloss.learning import PredictionBank
 from reloss.metrics import reading_f1
 from reloss.pipeline.stages import Terminated
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
-from reloss.tracking.client import read_metrics
 from reloss_tasks.mrc import training
 from reloss_tasks.mrc.config import Model, Train
 from reloss_tasks.mrc.data import read

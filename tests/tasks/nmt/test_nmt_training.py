@@ -7,12 +7,12 @@ from logged import check_logged
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
 from reloss.pipeline.checkpoint_ranking import read_predictions
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
-from reloss.tracking.client import read_metrics
 from reloss_tasks.nmt import training
 from reloss_tasks.nmt.data import LONGEST
 from reloss_tasks.nmt.recording import load_what_fits

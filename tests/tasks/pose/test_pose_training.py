@@ -8,6 +8,7 @@ from PIL import Image
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 
+from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
 from reloss.pipeline.checkpoint_ranking import read_predictions
@@ -15,7 +16,6 @@ from reloss.pipeline.stages import Request, run
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 from reloss.surrogates import PoseReLoss
-from reloss.tracking.client import read_metrics
 from reloss_tasks.pose import hooks, pictures, training
 from reloss_tasks.pose.hooks import RecordHook
 
