@@ -1,12 +1,64 @@
-"""Relational Surrogate Loss Learning (Huang et al., ICLR 2022): losses learned to rank as a metric does."""
+"""Relational Surrogate Loss Learning (Huang et al., ICLR 2022): losses learned to rank predictions as a metric does.
+
+All that a user needs can be imported from here. The names are loaded on first use, so `import reloss` loads no torch.
+"""
 
 from typing import TYPE_CHECKING
 
 from reloss.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from reloss.surrogates import ClassificationReLoss, PoseReLoss, ReadingReLoss, SetReLoss, TranslationReLoss
+    from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
+    from reloss.metrics import Metric, PerItem, get_metric
+    from reloss.ranking import hard_rank, kendall, pearson, soft_kendall, soft_rank, soft_spearman, spearman
+    from reloss.runtime.errors import RelossError, UsageError
+    from reloss.surrogates import (
+        ClassificationReLoss,
+        PoseReLoss,
+        ReadingReLoss,
+        SetReLoss,
+        SurrogateLoss,
+        TranslationReLoss,
+        get_surrogate,
+        pretrained_names,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "TranslationReLoss"]
-__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "reloss.surrogates"))
+__all__ = [
+    "ClassificationReLoss",
+    "FitResult",
+    "LearnOptions",
+    "Metric",
+    "PerItem",
+    "PoseReLoss",
+    "PredictionBank",
+    "ReadingReLoss",
+    "RelossError",
+    "SetReLoss",
+    "SurrogateLoss",
+    "TranslationReLoss",
+    "UsageError",
+    "fit_surrogate",
+    "get_metric",
+    "get_surrogate",
+    "hard_rank",
+    "kendall",
+    "pearson",
+    "pretrained_names",
+    "soft_kendall",
+    "soft_rank",
+    "soft_spearman",
+    "spearman",
+]
+
+_NAMES = {
+    "reloss.learning": ("FitResult", "LearnOptions", "PredictionBank", "fit_surrogate"),
+    "reloss.metrics": ("Metric", "PerItem", "get_metric"),
+    "reloss.ranking": ("hard_rank", "kendall", "pearson", "soft_kendall", "soft_rank", "soft_spearman", "spearman"),
+    "reloss.runtime.errors": ("RelossError", "UsageError"),
+    "reloss.surrogates": (
+        *("ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "SurrogateLoss", "TranslationReLoss"),
+        *("get_surrogate", "pretrained_names"),
+    ),
+}
+__getattr__, __dir__ = lazy_names(__name__, {name: module for module, names in _NAMES.items() for name in names})

@@ -197,7 +197,7 @@ def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Acce
     """Return batches of `train.batch_size` over all processes; training drops the last one unless it is alone."""
     return DataLoader(
         images,
-        batch_size=distributed.share_of(config.train.batch_size),
+        batch_size=distributed.local_batch_size(config.train.batch_size),
         shuffle=train,
         drop_last=train and len(images) >= config.train.batch_size,  # type: ignore[arg-type]
         num_workers=config.data.workers,

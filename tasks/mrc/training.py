@@ -177,7 +177,7 @@ def _loader(windows: Windows, rows: list[int], config: ReadingExperiment, accele
     """Return batches of the windows at `rows`, in that order, `train.batch_size` over all processes."""
     loader: DataLoader = DataLoader(
         rows,  # type: ignore[arg-type]
-        batch_size=distributed.share_of(config.train.batch_size),
+        batch_size=distributed.local_batch_size(config.train.batch_size),
         collate_fn=lambda chosen: collate(windows, chosen),
     )
     return accelerator.prepare(loader)

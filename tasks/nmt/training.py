@@ -21,7 +21,7 @@ from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
-from reloss.runtime.checkpoint import last_whole, unusable
+from reloss.runtime.checkpoint import latest_intact, no_intact_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import atomic, write_json, write_text
 from reloss.runtime.progress import say
@@ -203,9 +203,9 @@ def _last_checkpoint(folder: Path, epochs: float = math.inf) -> Path | None:
     """
     found = [(match, path) for path in folder.glob("checkpoint*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
     ordered = sorted(((int(m[1]), int(m[2] or 0), path) for m, path in found), reverse=True)
-    whole = last_whole(path for *_, path in [each for each in ordered if each[0] <= epochs] or ordered)
+    whole = latest_intact(path for *_, path in [each for each in ordered if each[0] <= epochs] or ordered)
     if ordered and whole is None:
-        raise unusable((path for *_, path in ordered), f"remove {folder} to train this run anew")
+        raise no_intact_checkpoint((path for *_, path in ordered), f"remove {folder} to train this run anew")
     return whole
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from reloss.experiment.task import KIND_OF_FINGERPRINT
-from reloss.runtime.download import fetch, inside
+from reloss.runtime.download import fetch, member_path
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import atomic, hash_of_files, read_json, short_hash
 from reloss.runtime.progress import progress, say
@@ -96,7 +96,7 @@ def _unpack(archive: Path, needed: tuple[str, ...], root: Path) -> None:
             members = [m for m in opened.infolist() if m.filename.startswith(needed) and not m.is_dir()]
             with progress(len(members), f"unpack {archive.name}") as advance:
                 for member in members:
-                    target = inside(root, member.filename)
+                    target = member_path(root, member.filename)
                     if not target.exists() or target.stat().st_size != member.file_size:
                         with atomic(target) as temporary:
                             temporary.write_bytes(opened.read(member))

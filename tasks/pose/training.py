@@ -27,7 +27,7 @@ from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
-from reloss.runtime.checkpoint import last_whole, unusable
+from reloss.runtime.checkpoint import latest_intact, no_intact_checkpoint
 from reloss.runtime.errors import UsageError
 from reloss.runtime.files import read_json, write_text
 from reloss.surrogates import PoseReLoss
@@ -133,7 +133,7 @@ def make_config(config: PoseExperiment, folder: Path) -> Config:
         loader = made[name]
         loader.update(num_workers=config.data.workers, persistent_workers=config.data.workers > 0)
         loader.dataset.data_root = root
-    made.train_dataloader.batch_size = distributed.share_of(config.train.batch_size)
+    made.train_dataloader.batch_size = distributed.local_batch_size(config.train.batch_size)
     for name in LOADERS[1:]:
         made[name].dataset.bbox_file = root + data.BOXES if config.data.boxes == "detector" else None
     for name in ("val_evaluator", "test_evaluator"):
@@ -242,9 +242,9 @@ def _has_checkpoint(record: Path, epochs: float = inf) -> bool:
         return False
     older = [each for each in path.parent.glob("epoch_*.pth") if _epoch(each) < _epoch(path)]
     found = [path, *sorted(older, key=_epoch, reverse=True)]
-    whole = last_whole([each for each in found if _epoch(each) <= epochs] or found)
+    whole = latest_intact([each for each in found if _epoch(each) <= epochs] or found)
     if whole is None:
-        raise unusable(found, f"remove {pointer} to train this run anew")
+        raise no_intact_checkpoint(found, f"remove {pointer} to train this run anew")
     if whole != path:
         write_text(pointer, str(whole))
     return True

@@ -10,7 +10,7 @@ from reloss.experiment.config import override, to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
 from reloss.experiment.record import Record, read_summaries, read_summary
 from reloss.experiment.task import find_experiment
-from reloss.runtime.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
 
 DIGITS = find_experiment("classification/digits_cnn")[1]
@@ -152,9 +152,9 @@ def test_the_only_whole_checkpoint_outlives_a_save_that_fails(tmp_path, monkeypa
     assert load_checkpoint(path, "anew") == {"step": 1}
     save_checkpoint(path, {"step": 3})
     assert load_checkpoint(path, "anew") == {"step": 3}
-    assert load_checkpoint(before(path), "anew") == {"step": 1}  # not the damaged one
+    assert load_checkpoint(previous(path), "anew") == {"step": 1}  # not the damaged one
     save_checkpoint(path, {"step": 4})
-    assert load_checkpoint(before(path), "anew") == {"step": 3}
+    assert load_checkpoint(previous(path), "anew") == {"step": 3}
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, capsys):
@@ -163,11 +163,11 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, capsys
     said = rf"checkpoint {path} cannot be read \(Is a directory\); make it readable, or remove last\.pt to learn anew"
     with pytest.raises(RelossError, match=said):
         load_checkpoint(path, "to learn anew")
-    save_checkpoint(before(path), {"step": 1})
+    save_checkpoint(previous(path), {"step": 1})
     capsys.readouterr()
     assert load_checkpoint(path, "to learn anew") == {"step": 1}
     assert f"checkpoint {path} cannot be read (Is a directory)" in capsys.readouterr().err
-    before(path).write_bytes(b"damaged")
+    previous(path).write_bytes(b"damaged")
     with pytest.raises(
         RelossError, match=r"last\.pt cannot be read .* remove last\.pt and last\.previous\.pt to learn"
     ):

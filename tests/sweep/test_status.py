@@ -202,5 +202,5 @@ def test_a_second_process_refuses(start, run_digits, tmp_path):
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "is being written by process" in said
-    assert "wait until it ends, then give the command again" in said
+    assert "wait until it ends, then run the command again" in said
     assert run_digits(seed=1, settings=("train.epochs=1",)).name == "seed1"

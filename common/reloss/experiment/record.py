@@ -21,9 +21,9 @@ from reloss.experiment.metrics_log import MetricsFile, read_metrics
 from reloss.experiment.run_spec import variant_name
 from reloss.learning.bank import compact
 from reloss.runtime import distributed
-from reloss.runtime.checkpoint import before, last_whole, load_checkpoint, save_checkpoint
+from reloss.runtime.checkpoint import latest_intact, load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import MEND, atomic, read_object, read_text, write_json, write_text
+from reloss.runtime.files import RESTORE, atomic, read_object, read_text, write_json, write_text
 from reloss.runtime.progress import say
 from reloss.tracking.artifacts import result_artifact
 from reloss.tracking.client import Track, WandbMirror, describe_run
@@ -114,8 +114,8 @@ class Record:
         Raises:
             RelossError: it is damaged, and so is the one before; or metrics are missing, see `rewind`.
         """
-        state, earlier = load_checkpoint(self._checkpoint, ANEW), before(self._checkpoint)
-        if state is not None and state["metrics_lines"] > self.metrics.lines and last_whole([earlier]):
+        state, earlier = load_checkpoint(self._checkpoint, ANEW), previous(self._checkpoint)
+        if state is not None and state["metrics_lines"] > self.metrics.lines and latest_intact([earlier]):
             state = load_checkpoint(earlier, ANEW) or state
         self.rewind(state.pop("metrics_lines") if state is not None else 0)
         return state
@@ -214,7 +214,7 @@ class Record:
         """Write the final summary and end the W&B run; what that took is written into the summary after it."""
         self.write_summary(status, scores, **more)
         if status == "finished" and self._writes:
-            before(self._checkpoint).unlink(missing_ok=True)
+            previous(self._checkpoint).unlink(missing_ok=True)
         if self._tracked:
             self.mirror.make(result_artifact(self.path, _name(self.path), scores or {}))
             self.mirror.finish({"status": status, **(scores or {})}, failed=status != "finished")
@@ -258,7 +258,7 @@ def read_summary(record: Path) -> dict[str, Any]:
     wrong = [name for name in ("surrogate", "diagnostics") if not isinstance(summary.get(name, {}), dict)]
     wrong += [name for name, score in summary.get("scores", {}).items() if not isinstance(score, int | float)]
     if wrong:
-        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong)}); {MEND}")
+        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong)}); {RESTORE}")
     return summary
 
 

@@ -22,7 +22,7 @@ from reloss.learning.objective import ALONE, check_finite, rank_objective, value
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric, get_metric
 from reloss.ranking import spearman
-from reloss.runtime.checkpoint import before, load_checkpoint, save_checkpoint
+from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
 from reloss.runtime.distributed import Share, barrier, main_first
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.runtime.progress import progress, say
@@ -130,7 +130,7 @@ def fit_surrogate(
             f"warning: only {len(fit.held_out)} held-out items are ranked, so that their correlation says little; "
             "record longer, or with a smaller item_size"
         )
-    if checkpoint is not None and (checkpoint.exists() or before(checkpoint).exists()):
+    if checkpoint is not None and (checkpoint.exists() or previous(checkpoint).exists()):
         fit.load(checkpoint)
         if distributed:
             barrier()  # nobody is so far ahead that it replaces what others still read

@@ -99,4 +99,4 @@ def value_objective(surrogate: SurrogateLoss, items: Items, metric: Tensor, shar
 
 def _own(items: Items, share: Share) -> Items:
     """Return the items of which this process computes the losses."""
-    return items if share.size == 1 else items.select(share.own(len(items.targets)).to(items.targets.device))
+    return items if share.size == 1 else items.select(share.indices(len(items.targets)).to(items.targets.device))

@@ -1,1 +1,1 @@
-"""What a long-running program needs, whatever it computes: errors, files, locks, signals, progress, processes."""
+"""What any long-running program needs: errors, files, checkpoints, locks, signals, progress, processes, downloads."""

@@ -1,4 +1,9 @@
-"""Checkpoints of a training that can be gone on from: the last one and, should it be damaged, the one before."""
+"""Training checkpoints that survive a crash during the save.
+
+Each path has two checkpoints: the last one and the previous one. A save writes a complete new file first and only then
+renames the last checkpoint to the previous one. So at every moment at least one intact checkpoint is on disk, and
+loading falls back to the previous one if the last one is damaged.
+"""
 
 import os
 from collections.abc import Iterable
@@ -15,44 +20,50 @@ from reloss.runtime.signals import uninterrupted
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `path`; the checkpoint that stood there becomes the one before.
+    """Write `state` (tensors and plain values) to `path`; the checkpoint already there becomes the previous one.
 
-    A damaged one does not: the one before, which training went on from, is then kept.
+    If the checkpoint at `path` is damaged, it is overwritten and the previous one stays, because training resumed from
+    that one.
 
     Raises:
-        RelossError: it cannot be written; those that were there still are.
+        RelossError: the checkpoint cannot be written. The existing checkpoints are untouched.
     """
     with atomic(path) as temporary:
-        with temporary.open("wb") as file, uninterrupted():  # torch's own writer would not say that the disk is full
+        with temporary.open("wb") as file, uninterrupted():  # given a path, torch.save does not report a full disk
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # before any other is touched
+            os.fsync(file.fileno())  # before any other file is touched
         if _fault(path) is None:
-            path.replace(before(path))
+            path.replace(previous(path))
 
 
-def load_checkpoint(path: Path, anew: str) -> dict[str, Any] | None:
-    """Return the last checkpoint that is whole, on the CPU; None if there is none. No code in it is executed.
+def load_checkpoint(path: Path, consequence: str) -> dict[str, Any] | None:
+    """Return the latest intact checkpoint, on the CPU, or None if there is no checkpoint. Executes no code from it.
 
     Args:
-        path: where `save_checkpoint` wrote.
-        anew: what removing all of them does, for the message, such as "to train this run anew".
+        path: the path given to `save_checkpoint`.
+        consequence: completes the error message: what removing the checkpoints leads to, such as "to train this run
+            from scratch".
 
     Raises:
-        RelossError: there are some, and all are damaged or cannot be read.
+        RelossError: there are checkpoints, but all of them are damaged or unreadable.
     """
-    found = [each for each in (path, before(path)) if each.exists()]
-    whole = last_whole(found)
-    if whole is not None:
-        state: dict[str, Any] = torch.load(whole, map_location="cpu", weights_only=True)
+    paths = [candidate for candidate in (path, previous(path)) if candidate.exists()]
+    intact = latest_intact(paths)
+    if intact is not None:
+        state: dict[str, Any] = torch.load(intact, map_location="cpu", weights_only=True)
         return state
-    if found:
-        raise unusable(found, f"remove {' and '.join(each.name for each in found)} {anew}")
+    if paths:
+        names = " and ".join(candidate.name for candidate in paths)
+        raise no_intact_checkpoint(paths, f"remove {names} {consequence}")
     return None
 
 
-def last_whole(paths: Iterable[Path]) -> Path | None:
-    """Return the first of some checkpoints, newest first, that is whole; says what is wrong with those before it."""
+def latest_intact(paths: Iterable[Path]) -> Path | None:
+    """Return the first intact checkpoint of `paths`, which come newest first; report the fault of each one before it.
+
+    Missing files are skipped.
+    """
     for path in paths:
         fault = _fault(path)
         if fault is None:
@@ -66,23 +77,26 @@ def last_whole(paths: Iterable[Path]) -> Path | None:
     return None
 
 
-def unusable(paths: Iterable[Path], way_out: str) -> RelossError:
-    """Return the error for checkpoints, newest first, of which none is whole; it names one that may be mended."""
+def no_intact_checkpoint(paths: Iterable[Path], remedy: str) -> RelossError:
+    """Return the error for checkpoints, newest first, none of which is intact.
+
+    The message names a checkpoint that is merely unreadable, if there is one: making it readable loses no training.
+    """
     paths = list(paths)
     for path in paths:
         if isinstance(fault := _fault(path), OSError):
             return RelossError(
-                f"checkpoint {path} cannot be read ({fault.strerror or fault}); make it readable, or {way_out}"
+                f"checkpoint {path} cannot be read ({fault.strerror or fault}); make it readable, or {remedy}"
             )
-    return RelossError(f"checkpoint {paths[0]} is damaged; {way_out}")
+    return RelossError(f"checkpoint {paths[0]} is damaged; {remedy}")
 
 
 def _fault(path: Path) -> Exception | None:
-    """Return what is wrong with a checkpoint: an OSError if it cannot be read, another if it is damaged; else None."""
+    """Return None for an intact checkpoint, an OSError for an unreadable one, another error for a damaged one."""
     try:
         with ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch.load does not compare the sums
-                return ValueError(f"{damaged} has another checksum")
+            if damaged_member := archive.testzip():  # torch.load does not verify checksums
+                return ValueError(f"{damaged_member} has another checksum")
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:
         return error
@@ -90,11 +104,11 @@ def _fault(path: Path) -> Exception | None:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove the last checkpoint and the one before."""
-    for each in (path, before(path)):
-        each.unlink(missing_ok=True)
+    """Remove the last and the previous checkpoint."""
+    for checkpoint in (path, previous(path)):
+        checkpoint.unlink(missing_ok=True)
 
 
-def before(path: Path) -> Path:
-    """Return where the checkpoint before the last one stands."""
+def previous(path: Path) -> Path:
+    """Return the path of the previous checkpoint."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

@@ -1,4 +1,8 @@
-"""One run in several processes, as torchrun starts them: who writes, and who waits. In one process nothing happens."""
+"""One run in several processes, as torchrun starts them: which process writes, and which processes wait.
+
+Every function also works in a single process, where it does nothing or returns the trivial answer, so callers need no
+special case.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,64 +21,67 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Return the number of this process among those of this run."""
+    """Return the number of this process among the processes of the run."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Return whether this process writes the record: rank 0, or the only one."""
+    """Return whether this process writes the record: rank 0, or the only process."""
     return rank() == 0
 
 
 def processes() -> int:
-    """Return the number of processes of this run."""
+    """Return the number of processes of the run."""
     if torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def share_of(batch_size: int) -> int:
-    """Return how many examples of a batch are this process's.
+def local_batch_size(batch_size: int) -> int:
+    """Return how many examples of each batch this process trains on.
+
+    Args:
+        batch_size: the number of examples in a batch over all processes.
 
     Raises:
-        UsageError: the batch cannot be shared evenly.
+        UsageError: the batch cannot be divided evenly among the processes.
     """
-    share, left_over = divmod(batch_size, processes())
-    if left_over:
+    size, remainder = divmod(batch_size, processes())
+    if remainder:
         raise UsageError(
-            f"train.batch_size={batch_size} is of all processes together and must be a multiple of their number, "
-            f"{processes()}"
+            f"train.batch_size={batch_size} counts the examples of all processes together; it must be a multiple of "
+            f"the number of processes, {processes()}"
         )
-    return share
+    return size
 
 
 def start() -> None:
-    """Join the process group that torchrun describes, unless that is done or there is only one process."""
+    """Join the process group that torchrun describes; does nothing if already joined, or with a single process."""
     if processes() > 1 and not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # others wait while one learns
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # rank 0 may fit a surrogate first
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until every process has reached this call."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def gather_objects(own: T) -> list[T]:
-    """Return what each process has, given what this one has, in the order of their ranks."""
+def gather_objects(value: T) -> list[T]:
+    """Return the `value` of every process, in the order of their ranks."""
     if not torch.distributed.is_initialized():
-        return [own]
-    found: list[T] = [own] * processes()
-    torch.distributed.all_gather_object(found, own)
-    return found
+        return [value]
+    values: list[T] = [value] * processes()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process go through the block before the others do, so that they find what it made."""
+    """Run the block in the main process first, then in the other processes, which can reuse its files."""
     if not is_main():
         barrier()
     yield
@@ -84,11 +91,11 @@ def main_first() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one of `size` processes in what all of them compute; of a single one, everything.
+    """The part of a computation that one of `size` processes does; the default is all of it, in one process.
 
     Attributes:
         rank: the number of this process.
-        size: the number of processes, those of the default process group.
+        size: the number of processes: all processes of the default process group, or 1.
     """
 
     rank: int = 0
@@ -96,25 +103,25 @@ class Share:
 
     @classmethod
     def of_this_process(cls) -> "Share":
-        """Return the share of this process among those of this run."""
+        """Return the share of this process in the run."""
         return cls(rank(), processes())
 
-    def own(self, count: int) -> Tensor:
-        """Return which of `count` values are this process's."""
+    def indices(self, count: int) -> Tensor:
+        """Return the indices of the values, out of `count`, that this process computes."""
         return torch.arange(self.rank, count, self.size)
 
     def gather(self, values: Tensor, count: int) -> Tensor:
-        """Return all `count` values of all processes, given this one's; only these can be differentiated."""
+        """Return all `count` values, given the values of this process. Gradients flow only to the latter."""
         if self.size == 1:
             return values
-        own = self.own(count).to(values.device)
-        whole = values.new_zeros(count).index_copy(0, own, values.detach())
-        torch.distributed.all_reduce(whole)
-        return whole.index_copy(0, own, values)
+        indices = self.indices(count).to(values.device)
+        total = values.new_zeros(count).index_copy(0, indices, values.detach())
+        torch.distributed.all_reduce(total)
+        return total.index_copy(0, indices, values)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Give each parameter the sum of its gradients in all processes."""
-        gradients = [each.grad for each in parameters if each.grad is not None]
+        """Replace the gradient of each parameter with the sum of its gradients over all processes."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.size > 1:
             flat = parameters_to_vector(gradients)
             torch.distributed.all_reduce(flat)

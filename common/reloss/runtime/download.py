@@ -1,4 +1,8 @@
-"""Downloads: whole or not there, of a limited size, and gone on with where they were cut."""
+"""Downloads that can be resumed and verified.
+
+A download goes to `<path>.part` and is renamed only when it is complete and its checksum is right, so a file at `path`
+is always whole. An interrupted download resumes where it stopped, and a size limit stops a server that never ends.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +24,20 @@ from reloss.runtime.progress import progress, say
 TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 16
 MD5_DIGITS = 32
-LIMIT = 64 << 30  # bytes; the largest archive that is fetched, COCO's training images, has 19 GB
+LIMIT = 64 << 30  # bytes; the largest archive of the tasks, the training images of COCO, has 19 GB
 
 
 def download_into(out: BinaryIO, url: str, path: Path, limit: int = LIMIT) -> None:
-    """Append what is at `url` to `out`, an open file, from where it ends; begin anew if the server cannot do that.
+    """Append the content of `url` to the open file `out`, from where it ends; restart if the server cannot resume.
 
     Args:
-        out: opened to write and seek.
-        url: where it is.
-        path: where it will lie, for messages.
-        limit: of its size in bytes.
+        out: opened for writing and seeking.
+        url: the address to download from.
+        path: the final path of the file, for messages.
+        limit: the maximum size of the file in bytes.
 
     Raises:
-        RelossError: it cannot be had, or not all of it (what came is kept in `out`), or it is larger than the limit.
+        RelossError: the download fails or is cut (the received bytes stay in `out`), or the file exceeds the limit.
     """
     start = out.seek(0, 2)
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
@@ -50,11 +54,11 @@ def download_into(out: BinaryIO, url: str, path: Path, limit: int = LIMIT) -> No
                     _check_size(url, out.tell() + len(part), limit)
                     out.write(part)
                     advance()
-            if response.length:  # what is left: a connection that was cut ends like one that is through
+            if response.length:  # bytes not received: the read of a cut connection ends without an error
                 raise ConnectionError(f"the connection ended {response.length} bytes too early")
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError) and error.code == 416 and start:
-            return  # nothing is left to be sent
+            return  # the file was already complete
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise RelossError(
             f"cannot download {url}: {reason}; try again, or download it elsewhere and put the file at {path}"
@@ -63,14 +67,16 @@ def download_into(out: BinaryIO, url: str, path: Path, limit: int = LIMIT) -> No
 
 def _check_size(url: str, size: int, limit: int) -> None:
     if size > limit:
-        raise RelossError(f"{url} is larger than {limit} bytes, which it should not be; nothing more of it was fetched")
+        raise RelossError(
+            f"{url} is larger than {limit} bytes, the most that is expected of it; the download was stopped"
+        )
 
 
-def inside(root: Path, member: str) -> Path:
-    """Return where an archive's file `member` goes below `root`.
+def member_path(root: Path, member: str) -> Path:
+    """Return the path below `root` for the file `member` of an archive.
 
     Raises:
-        RelossError: it would lie elsewhere.
+        RelossError: the path would lie outside `root`.
     """
     target = root / member
     if not target.resolve().is_relative_to(root.resolve()):
@@ -79,10 +85,14 @@ def inside(root: Path, member: str) -> Path:
 
 
 def unpack(archive: Path, files: Mapping[str, Path]) -> None:
-    """Write files of a tar archive, by their names in it, to where they go; nothing else that it holds is written.
+    """Extract the named files of a tar archive to the given paths; all other members are ignored.
+
+    Args:
+        archive: the tar file, compressed or not.
+        files: the target path of each member, by the member's name.
 
     Raises:
-        RelossError: it is damaged or lacks one, or one cannot be written.
+        RelossError: the archive is damaged or lacks a member, or a file cannot be written.
     """
     try:
         with tarfile.open(archive) as opened:
@@ -98,51 +108,61 @@ def unpack(archive: Path, files: Mapping[str, Path]) -> None:
 
 
 def fetch(url: str, path: Path, checksum: str | None, limit: int = LIMIT) -> None:
-    """Download `url` to `path` unless it is there, going on from what an earlier call left, and verify it.
+    """Download `url` to `path` and verify it; does nothing if `path` exists, and resumes an interrupted download.
 
     Args:
-        url: where it is.
-        path: where it goes.
-        checksum: MD5 or SHA-256 of the file, told apart by their lengths. Where no source states one, the SHA-256 sum
-            of the first download is kept in `<path>.sha256`, and later ones are held against it.
-        limit: of its size in bytes, where it is known.
+        url: the address to download from.
+        path: the path of the file.
+        checksum: the MD5 or SHA-256 sum of the file; the length tells which. With None, the SHA-256 sum of the first
+            download is stored in `<path>.sha256`, and later downloads must match it.
+        limit: the maximum size of the file in bytes.
 
     Raises:
-        RelossError: it cannot be had (what came is kept in `<path>.part`), cannot be written, or is not the file of
-            that checksum (it is then removed).
+        RelossError: the download fails (the received bytes stay in `<path>.part`), the file cannot be written, or its
+            checksum is wrong (the file is then removed).
     """
     if path.exists():
         return
     say(f"downloading {url} to {path}")
-    part, kept = (path.with_name(f"{path.name}.{ending}") for ending in ("part", "sha256"))
+    part, first_sum = path.with_name(f"{path.name}.part"), _first_sum(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as out:
             download_into(out, url, path, limit)
-        expected = checksum or (kept.read_text(encoding="utf-8").strip() if kept.exists() else None)
+        expected = checksum or (first_sum.read_text(encoding="utf-8").strip() if first_sum.exists() else None)
         kind = "md5" if expected and len(expected) == MD5_DIGITS else "sha256"
-        with part.open("rb") as written:
-            found = hashlib.file_digest(written, kind).hexdigest()
+        with part.open("rb") as content:
+            actual = hashlib.file_digest(content, kind).hexdigest()
     except OSError as error:
-        raise RelossError(f"cannot write {part}: {error.strerror or error}; what came is kept") from error
-    if expected is None:
-        say(f"{path.name}: no source states a checksum; that of this first download, {found}, is kept in {kept}")
-        write_text(kept, found + "\n")
-    elif found != expected:
-        part.unlink()
-        first = "" if checksum else f", or remove {kept}, the sum of the first download, if that one was bad"
         raise RelossError(
-            f"{url} gave a file with the {kind.upper()} sum {found}, not {expected}; it was removed: try again{first}"
+            f"cannot write {part}: {error.strerror or error}; the bytes already received are kept"
+        ) from error
+    if expected is None:
+        say(
+            f"{path.name}: no source states a checksum; the sum of this first download, {actual}, is stored in "
+            f"{first_sum}"
+        )
+        write_text(first_sum, actual + "\n")
+    elif actual != expected:
+        part.unlink()
+        hint = "" if checksum else f", or remove {first_sum}, the sum of the first download, if that one was bad"
+        raise RelossError(
+            f"the file from {url} has the {kind.upper()} sum {actual}, not {expected}; it was removed: try again{hint}"
         )
     part.replace(path)
 
 
 def discard(path: Path) -> None:
-    """Remove a file that was fetched and is not what it should be, with its sum if that was kept as a first download's.
+    """Remove a fetched file that has the wrong content, and the sum that was stored when it was downloaded first.
 
-    The next call of `fetch` then takes what comes, and does not hold it against the sum of rubbish.
+    Without the second step, `fetch` would refuse a later, correct download because its sum differs.
     """
-    kept = path.with_name(f"{path.name}.sha256")
-    if kept.exists() and kept.read_text(encoding="utf-8").strip() == sha256_of(path):
-        kept.unlink()
+    first_sum = _first_sum(path)
+    if first_sum.exists() and first_sum.read_text(encoding="utf-8").strip() == sha256_of(path):
+        first_sum.unlink()
     path.unlink()
+
+
+def _first_sum(path: Path) -> Path:
+    """Return the file that holds the sum of the first download of `path`."""
+    return path.with_name(f"{path.name}.sha256")

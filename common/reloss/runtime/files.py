@@ -1,4 +1,9 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Reading and writing files safely.
+
+A file is written under a temporary name in the same folder, flushed to disk, and then renamed. So after a kill or on a
+full disk, a reader finds either the old content or the new one, never a part. Readers turn every failure into one
+message that names the file and the remedy.
+"""
 
 import hashlib
 import json
@@ -15,16 +20,16 @@ from safetensors import SafetensorError
 
 from reloss.runtime.errors import RelossError
 
-MEND = "remove it or restore it from a copy"
-SAMPLED = 200  # files of which a hash of many reads the contents
+RESTORE = "remove it or restore it from a copy"  # the remedy for a damaged file
+MAX_HASHED_FILES = 200  # the most files whose contents `hash_of_files` reads
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; when the block ends well, it takes the place of `path`.
+    """Yield a temporary path to write to; if the block succeeds, the temporary file replaces `path`.
 
     Raises:
-        RelossError: the disk is full, or the folder cannot be written; what stood at `path` before is untouched.
+        RelossError: the disk is full, or the folder cannot be written. The old content of `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,18 +45,18 @@ def atomic(path: Path) -> Iterator[Path]:
             raise RelossError(f"cannot write {path}: {cause}; nothing recorded before was lost") from error
         raise
     finally:
-        with suppress(OSError):  # as where a parent is a file
+        with suppress(OSError):  # such as when a parent folder is a file
             temporary.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what writes that a kill cut short left below `folder`, which nobody else may be writing to."""
+    """Remove the temporary files that killed writers left below `folder`. No other process may write there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _disk_error(error: BaseException | None) -> str:
-    """Return what the system said, if it made a write fail; libraries wrap that in errors of their own."""
+    """Return the system's message if `error` is a failed write, else "". Libraries wrap it in their own errors."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -68,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, atomically."""
+    """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -76,7 +81,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        RelossError: the file is missing, cannot be read, or is not in UTF-8.
+        RelossError: the file is missing, unreadable, or not UTF-8.
     """
     text = _text(path)
     if text is None:
@@ -85,37 +90,38 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what the JSON file at `path` holds.
+    """Return the content of a JSON file.
 
     Raises:
-        RelossError: the file is missing, cannot be read, or is not JSON.
+        RelossError: the file is missing, unreadable, or not JSON.
     """
-    return _parsed(path, read_text(path))
+    return _parse(path, read_text(path))
 
 
-def read_object(path: Path, kinds: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
-    """Return the object in a JSON file, or in a YAML file if its name ends in .yaml; empty if there is no file.
+def read_object(path: Path, types: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
+    """Return the object in a JSON file, or in a YAML file if the name ends in .yaml; empty if the file is missing.
 
     Args:
         path: the file.
-        kinds: what the object must have, and of which types.
+        types: the keys that the object must have, and the type of each value.
 
     Raises:
-        RelossError: the file cannot be read, or holds something else; the message names what is wrong.
+        RelossError: the file is unreadable, holds no object, or a value is missing or has the wrong type; the message
+            names the keys.
     """
     text = _text(path)
     if text is None:
         return {}
-    value = _parsed(path, text)
-    found = value if isinstance(value, dict) else {}
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-    if wrong or not isinstance(value, dict):
-        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong) or 'all of it'}); {MEND}")
-    return found
+    content = _parse(path, text)
+    fields = content if isinstance(content, dict) else {}
+    wrong = [name for name, kind in types.items() if not isinstance(fields.get(name), kind)]
+    if wrong or not isinstance(content, dict):
+        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong) or 'all of it'}); {RESTORE}")
+    return fields
 
 
 def _text(path: Path) -> str | None:
-    """Return the text of a file, or None if there is none."""
+    """Return the text of a file, or None if the file is missing."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -123,16 +129,16 @@ def _text(path: Path) -> str | None:
     except OSError as error:
         raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
     except ValueError as error:
-        raise RelossError(f"{path} cannot be read as text ({error}); {MEND}") from error
+        raise RelossError(f"{path} cannot be read as text ({error}); {RESTORE}") from error
 
 
-def _parsed(path: Path, text: str) -> Any:
+def _parse(path: Path, text: str) -> Any:
     name, parse = ("YAML", yaml.safe_load) if path.suffix == ".yaml" else ("JSON", json.loads)
     try:
         return parse(text)
     except (ValueError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise RelossError(f"{path} cannot be read as {name} ({said}); {MEND}") from error
+        reason = " ".join(str(error).split())
+        raise RelossError(f"{path} cannot be read as {name} ({reason}); {RESTORE}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -142,19 +148,19 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
-    """Return a hash of the names below `root` and the sizes of files, and of what is in them.
+    """Return a hash of the files' names relative to `root`, their sizes and their contents.
 
-    Of more than SAMPLED files, the contents are read of as many at most, spread evenly: a change of a few others that
-    leaves their sizes is not seen.
+    With more than MAX_HASHED_FILES files, only that many are read, spread evenly over `paths`. A change to one of the
+    others is detected only if the size of the file changes.
 
     Raises:
-        RelossError: one cannot be read.
+        RelossError: a file cannot be read.
     """
     digest = hashlib.sha256()
     try:
         for path in paths:
             digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-        for path in paths[:: ceil(len(paths) / SAMPLED) or 1]:
+        for path in paths[:: ceil(len(paths) / MAX_HASHED_FILES) or 1]:
             digest.update(bytes.fromhex(sha256_of(path)))
     except OSError as error:
         raise RelossError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -162,6 +168,6 @@ def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
 
 
 def short_hash(value: Any, length: int = 12) -> str:
-    """Return the first `length` hex digits of the SHA-256 of `value` as canonical JSON."""
+    """Return the first `length` hex digits of the SHA-256 sum of `value` as canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]

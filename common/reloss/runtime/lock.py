@@ -1,4 +1,8 @@
-"""One writer at a time: a lock on a folder that dies with its process."""
+"""A lock on a folder, so that only one process writes to it.
+
+The lock is held by the operating system, not by the existence of a file. The system releases it when the process ends,
+however it ends, so a killed process never leaves a folder locked.
+"""
 
 import errno
 import fcntl
@@ -11,19 +15,19 @@ from pathlib import Path
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 
-NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # as on Lustre mounted without `flock`
+NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # such as Lustre mounted without `flock`
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, the file `.lock` in it, for the block; the file is gone after it.
+    """Hold the lock of the folder, the file `.lock` in it, during the block; the file is removed at the end.
 
-    The system takes the lock back when the process dies, however it dies, so a file that a kill left means nothing. It
-    is a POSIX record lock: seen by all machines of a network file system, and not inherited by forked workers, which
-    can outlive their parent for a moment. Byte 0 decides who holds it; byte 1 is what `is_locked` looks at.
+    It is a POSIX record lock. All machines of a network file system see it, and forked workers, which can outlive their
+    parent for a moment, do not inherit it. Byte 0 of the file decides who holds the lock; `is_locked` tests byte 1. A
+    `.lock` file left by a killed process has no effect.
 
     Raises:
-        UsageError: another process holds it; the message says which.
+        UsageError: another process holds the lock; the message names the process.
         RelossError: the folder cannot be written.
     """
     path = folder / ".lock"
@@ -42,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether another process holds the folder's lock. Refuses nobody who takes it at this moment."""
+    """Return whether another process holds the lock. The test never makes a process that takes the lock fail."""
     try:
         descriptor = os.open(folder / ".lock", os.O_RDONLY)
     except OSError:
@@ -57,11 +61,12 @@ def is_locked(folder: Path) -> bool:
 
 
 def _acquire(path: Path) -> int:
+    """Lock the file and return its open descriptor, which holds the lock until it is closed."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 1)  # after those who just look
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 1)  # waits for processes that test the lock
         except OSError as error:
             if error.errno in NOT_SUPPORTED:
                 say(f"{path.parent} cannot be locked here ({error.strerror}): start no second process in it")
@@ -71,16 +76,17 @@ def _acquire(path: Path) -> int:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise UsageError(
-                f"{path.parent} is being written by {holder}; wait until it ends, then give the command again"
+                f"{path.parent} is being written by {holder}; wait until it ends, then run the command again"
             ) from None
         if _is_at(descriptor, path):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return descriptor
-        os.close(descriptor)  # the one before removed the file after it was opened here
+        os.close(descriptor)  # the previous holder removed the file after it was opened here
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether the open file is still the file at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, both on standard error."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-MAIN = os.environ.get("RANK", "0") == "0"  # of several processes of one run, only the main one speaks
+MAIN = os.environ.get("RANK", "0") == "0"  # of several processes of one run, only the main one prints
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print one line about the work under way, on standard error (above the bar, if there is one)."""
+    """Print one line about the current work on standard error, above the progress bar if there is one."""
     if not MAIN:
         return
     if console.is_terminal:
@@ -24,7 +24,13 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(total: int, description: str, start: int = 0) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each of `total` steps, `start` of which are done already."""
+    """Yield a function to call after each step.
+
+    Args:
+        total: the number of steps.
+        description: the text next to the bar.
+        start: the number of steps that are already done.
+    """
     if not (MAIN and console.is_terminal):
         yield lambda: None
         return

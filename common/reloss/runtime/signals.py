@@ -1,4 +1,9 @@
-"""Signals that tell a process to end: as an exception, noticed, or put off. Imports no torch."""
+"""Signals that ask a process to end: raised as an exception, noticed, or delayed. Imports no torch.
+
+SIGTERM becomes the exception `Terminated`, so that a run can save its state and record that it was interrupted. A
+signal to the process group also reaches forked workers, such as a data loader's. A worker that dies of it makes the run
+fail before it can record anything, so workers ignore signals from everyone but their parent.
+"""
 
 import os
 import signal
@@ -16,29 +21,29 @@ class Terminated(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as `Terminated`; processes that are forked in it leave signals to this one."""
+    """Raise `Terminated` when SIGTERM arrives in the block; processes forked in it obey only their parent's signals."""
     with _handled(_terminate, signal.SIGTERM):
         yield
 
 
 @contextmanager
 def noticing(*signals: int) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether one of the signals arrived during the block; their handlers are called too."""
+    """Yield a function that returns whether one of the signals has arrived; their usual handlers still run."""
     arrived: list[int] = []
 
     def notice(number: int, frame: Any) -> None:
         arrived.append(number)
-        handler = before[number]
+        handler = usual[number]
         if callable(handler):
             handler(number, frame)
 
-    with _handled(notice, *signals) as before:
+    with _handled(notice, *signals) as usual:
         yield lambda: bool(arrived)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put SIGTERM and Ctrl-C off to the end of the block: torch.save, cut short, fails or aborts the process."""
+    """Delay SIGTERM and Ctrl-C until the end of the block: an interrupted torch.save fails or aborts the process."""
     arrived: list[int] = []
     try:
         with _handled(lambda number, frame: arrived.append(number), signal.SIGTERM, signal.SIGINT):
@@ -50,18 +55,18 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, Any], None], *signals: int) -> Iterator[dict[int, Any]]:
-    """Let `handler` take the signals in the block; yields what took them before, which takes them again after it.
+    """Install `handler` for the signals during the block; yield the handlers it replaces, which return afterwards.
 
-    Outside the main thread, the only one that signals interrupt, nothing happens.
+    Does nothing outside the main thread, because Python delivers signals only to the main thread.
     """
-    before: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
     with suppress(ValueError):
         for number in signals:
-            before[number] = signal.signal(number, handler) or signal.SIG_DFL
+            replaced[number] = signal.signal(number, handler) or signal.SIG_DFL
     try:
-        yield before
+        yield replaced
     finally:
-        for number, earlier in before.items():
+        for number, earlier in replaced.items():
             signal.signal(number, earlier)
 
 
@@ -69,33 +74,32 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated
 
 
-def leave_signals_to_starter() -> None:
-    """Let the process that forked this one, a worker such as a data loader's, decide what SIGTERM and Ctrl-C end.
+def obey_only_parent() -> None:
+    """Make this forked worker ignore SIGINT, and SIGTERM unless the parent sends it.
 
-    They may reach all processes of a run at once, and a worker that dies of one fails the run, which is about to record
-    that it was interrupted. The starter itself ends workers by SIGTERM: that is obeyed. The signal is blocked rather
-    than ignored because PyTorch gives its workers a handler after this.
+    A parent ends its workers by SIGTERM, so that one must work. SIGTERM is blocked rather than ignored because PyTorch
+    installs a handler of its own in its workers later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-    sys.excepthook = _complain
+    threading.Thread(target=_exit_on_signal_from, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _print_error
 
 
-def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error of a worker, but not that the starter, which was interrupted, hung up on it."""
+def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the error of a worker, except when the connection to an interrupted parent broke."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
-def _obey(starter: int) -> None:
-    """End this process by the first SIGTERM that the starter sends; only who waits for a signal learns who sent it."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != starter:
+def _exit_on_signal_from(parent: int) -> None:
+    """Wait for SIGTERM and exit when the parent sent it. Only `sigwaitinfo` tells who sent a signal."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
-# Those that are forked while SIGTERM ends a block as `Terminated`, whichever framework forks them.
+# For every process forked inside `terminable`, whichever framework forks it.
 os.register_at_fork(
-    after_in_child=lambda: leave_signals_to_starter() if signal.getsignal(signal.SIGTERM) is _terminate else None
+    after_in_child=lambda: obey_only_parent() if signal.getsignal(signal.SIGTERM) is _terminate else None
 )

@@ -88,7 +88,7 @@ def test_another_file_than_the_first_time_is_refused(server, tmp_path, cli):
     pack(server[0] / "test.tgz", {"other": "text"})
     code, _, err = cli(*words)
     assert code == 1
-    assert "test.tgz gave a file with the SHA256 sum" in err
+    assert "test.tgz has the SHA256 sum" in err
 
 
 def test_a_bad_first_download_is_mended_by_fetching_again(server, tmp_path, cli):
