@@ -1,3 +1,5 @@
+"""The dense reference that the parity tests share."""
+
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +9,7 @@ from torch import Tensor
 
 @pytest.fixture
 def dense_rank() -> Callable[..., Tensor]:
-    """Soft ranks as diffsort gives them: the whole permutation matrix times the places."""
+    """Return the soft ranks of diffsort: its dense permutation matrix times the places."""
     diffsort = pytest.importorskip("diffsort")
 
     def rank(values: Tensor, method: str = "bitonic", steepness: float = 5.0, interpolation: str = "logistic_phi"):

@@ -1,3 +1,5 @@
+"""Soft ranks and their gradients equal those of diffsort, which multiplies dense matrices."""
+
 from typing import get_args
 
 import pytest
@@ -18,29 +20,29 @@ def random_values(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("interpolation", get_args(Interpolation))
 @pytest.mark.parametrize("method", get_args(Network))
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 17, 64, 100])
-def test_ranks_and_gradients_equal_the_dense_ones(dense_rank, n, method, interpolation):
-    """diffsort's gaussian rounds its sigma to float32 on the way back, so gradients agree to float32 there."""
+def test_ranks_and_gradients_equal_diffsort(dense_rank, n, method, interpolation):
+    """The backward pass of diffsort's `gaussian` rounds sigma to float32, so its gradients agree to float32 only."""
     values = random_values(3, n)
     weights = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = soft_rank(values, method, steepness=5.0, interpolation=interpolation)
-    dense = dense_rank(values, method, steepness=5.0, interpolation=interpolation)
-    assert_close(ours, dense, rtol=0, atol=1e-8 * n)
-    (our_gradient,) = torch.autograd.grad((ours * weights).sum(), values)
-    (dense_gradient,) = torch.autograd.grad((dense * weights).sum(), values)
+    ranks = soft_rank(values, method, steepness=5.0, interpolation=interpolation)
+    dense_ranks = dense_rank(values, method, steepness=5.0, interpolation=interpolation)
+    assert_close(ranks, dense_ranks, rtol=0, atol=1e-8 * n)
+    (gradient,) = torch.autograd.grad((ranks * weights).sum(), values)
+    (dense_gradient,) = torch.autograd.grad((dense_ranks * weights).sum(), values)
     tolerance = 1e-5 if interpolation == "gaussian" else 1e-7
-    assert_close(our_gradient, dense_gradient, rtol=0, atol=tolerance * dense_gradient.abs().max().item())
+    assert_close(gradient, dense_gradient, rtol=0, atol=tolerance * dense_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("steepness", [1.0, 30.0])
-def test_steepness_means_what_it_means_in_diffsort(dense_rank, steepness):
+def test_steepness_has_the_same_meaning_as_in_diffsort(dense_rank, steepness):
     values = random_values(3, 17)
     assert_close(soft_rank(values, steepness=steepness), dense_rank(values, steepness=steepness), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", get_args(Network))
 @pytest.mark.parametrize("n", [5, 8])
-def test_gradcheck(n, method):
-    values, others = random_values(2, n), random_values(2, n).detach().flip(-1)
+def test_gradients_equal_finite_differences(n, method):
+    values, metric = random_values(2, n), random_values(2, n).detach().flip(-1)
     assert gradcheck(lambda x: soft_rank(x, method), values)
     for standardize in (False, True):
-        assert gradcheck(lambda x, s=standardize: soft_spearman(x, others, method, standardize=s), values)
+        assert gradcheck(lambda x, s=standardize: soft_spearman(x, metric, method, standardize=s), values)

@@ -1,3 +1,5 @@
+"""Ranks, surrogates and the objective equal those of the authors' release, recorded in fixtures."""
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +16,11 @@ RELEASED_RANKING = {"standardize": False, "ties": "ordinal"}
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Compare within `relative` of the largest magnitude of the expected tensor."""
+    """Assert that the largest difference is at most `relative` times the largest magnitude of `expected`."""
     assert_close(actual, expected, rtol=0, atol=relative * expected.abs().max().item())
 
 
-def surrogate_of(fixture: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> ClassificationReLoss:
+def released_surrogate(fixture: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> ClassificationReLoss:
     surrogate = ClassificationReLoss()
     weights = {name[8:]: value for name, value in fixture.items() if name.startswith("weights.")}
     surrogate.load_state_dict(weights)
@@ -43,7 +45,7 @@ def test_soft_spearman_and_its_gradient(released, n):
 
 @pytest.mark.parametrize("n", [8, 64, 256])
 def test_hard_spearman(released, n):
-    """The values and metrics are distinct, so that ordinal and mean ranks agree."""
+    """The values and metrics are distinct, so ordinal and mean ranks agree."""
     fixture = released("ranking")
     values, metric = fixture[f"n{n}.values"], fixture[f"n{n}.metric"]
     assert len(metric.unique()) == n
@@ -53,7 +55,7 @@ def test_hard_spearman(released, n):
 def test_classification_losses_and_gradients(released):
     fixture = released("classification")
     logits = fixture["logits"].requires_grad_()
-    losses = surrogate_of(fixture).per_item(logits, fixture["targets"])
+    losses = released_surrogate(fixture).per_item(logits, fixture["targets"])
     assert_near(losses, fixture["losses"], 1e-5)
     (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
     assert_near(gradient, fixture["grad_logits"], 1e-4)
@@ -64,42 +66,43 @@ def test_objective_and_its_parts(released):
     """The correlation is compared on its own scale, [-1, 1]."""
     fixture = released("objective")
     objective, _ = objective_and_gradients(fixture, torch.float32)
-    losses = surrogate_of(fixture).per_item(fixture["logits"].float(), fixture["targets"])
+    losses = released_surrogate(fixture).per_item(fixture["logits"].float(), fixture["targets"])
     assert_near(losses, fixture["losses"], 1e-5)
     assert_close(objective.correlation[None], fixture["spearman_diff"], rtol=0, atol=1e-5)
     assert_close(objective.penalty[None], fixture["penalty"], rtol=1e-5, atol=0)
     assert_close(objective.total[None], fixture["objective"], rtol=1e-5, atol=0)
 
 
-def test_objective_gradient_is_that_of_dense_diffsort(released, dense_rank):
+def test_the_gradient_of_the_objective_equals_dense_diffsort(released, dense_rank):
     fixture = released("objective")
-    ours = objective_and_gradients(fixture, torch.float64)[1]
-    dense = dense_gradients(fixture, dense_rank)
-    largest = max(gradient.abs().max() for gradient in dense.values())
-    for name, gradient in dense.items():  # loss.2.bias has a true gradient of 0: it has no scale of its own
+    gradients = objective_and_gradients(fixture, torch.float64)[1]
+    expected = dense_gradients(fixture, dense_rank)
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():  # the true gradient of loss.2.bias is 0, so it is compared with the largest
         scale = gradient.abs().max() if name != "loss.2.bias" else largest
-        assert (ours[name] - gradient).abs().max() < 1e-8 * scale, name
+        assert (gradients[name] - gradient).abs().max() < 1e-8 * scale, name
 
 
-def test_float32_gradient_of_the_objective_is_as_near_the_truth_as_the_release(released, dense_rank):
-    """The released float32 gradients cannot be matched to 1e-4, not even by rerunning dense diffsort in float32.
+def test_the_float32_gradient_of_the_objective_is_as_accurate_as_the_release(released, dense_rank):
+    """Both float32 gradients are compared with float64, because the released ones cannot be reproduced to 1e-4.
 
-    The network is fresh: its 64 losses spread over .002, where logistic_phi magnifies the last bit of each difference,
-    and loss.2.bias, which moves all losses alike, has a true gradient of 0. So both are held against float64.
+    Even rerunning dense diffsort in float32 does not reproduce them. The network is untrained: its 64 losses span only
+    .002, where logistic_phi magnifies the last bit of each difference. The bias loss.2.bias shifts all losses equally,
+    so its true gradient is 0.
     """
     fixture = released("objective")
     truth = dense_gradients(fixture, dense_rank)
-    ours = objective_and_gradients(fixture, torch.float32)[1]
+    gradients = objective_and_gradients(fixture, torch.float32)[1]
     largest = max(gradient.abs().max().item() for gradient in truth.values())
     for name, gradient in truth.items():
-        our_error = (ours[name].double() - gradient).abs().max().item()
+        error = (gradients[name].double() - gradient).abs().max().item()
         released_error = (fixture[f"grads.{name}"].double() - gradient).abs().max().item()
         assert released_error < 2e-3 * largest
-        assert our_error < (1e-4 * largest if name == "loss.2.bias" else 1.5 * released_error), name
+        assert error < (1e-4 * largest if name == "loss.2.bias" else 1.5 * released_error), name
 
 
 def objective_and_gradients(fixture: dict[str, Tensor], dtype: torch.dtype):
-    surrogate = surrogate_of(fixture, dtype)
+    surrogate = released_surrogate(fixture, dtype)
     logits, metric = fixture["logits"].to(dtype), fixture["metric"].to(dtype)
     objective = rank_objective(surrogate, Items(logits, fixture["targets"]), metric, LearnOptions(fidelity="released"))
     objective.total.backward()
@@ -107,8 +110,8 @@ def objective_and_gradients(fixture: dict[str, Tensor], dtype: torch.dtype):
 
 
 def dense_gradients(fixture: dict[str, Tensor], dense_rank) -> dict[str, Tensor]:
-    """The objective written out with dense diffsort, in float64, sharing no code with ours but the network."""
-    surrogate = surrogate_of(fixture, torch.float64)
+    """Return the gradients of the objective, computed with dense diffsort in float64. Only the network is shared."""
+    surrogate = released_surrogate(fixture, torch.float64)
     logits = fixture["logits"].double().requires_grad_()
     losses = surrogate.per_item(logits, fixture["targets"])
     ranks, metric_ranks = dense_rank(-losses[None])[0], fixture["metric"].argsort().argsort().double()

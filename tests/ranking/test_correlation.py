@@ -1,3 +1,5 @@
+"""Rank correlations: agreement with SciPy, constant input, the scale of the values, and gradients."""
+
 import pytest
 import scipy.stats
 import torch
@@ -20,7 +22,7 @@ def tied_pairs(draw):
 
 
 @given(tied_pairs())
-def test_spearman_and_pearson_equal_scipys_with_ties(pair):
+def test_spearman_and_pearson_equal_scipy_with_ties(pair):
     x, y = (torch.tensor(side) for side in pair)
     assert float(spearman(x, y)) == pytest.approx(scipy.stats.spearmanr(*pair).statistic, abs=1e-6)
     assert float(pearson(x, y)) == pytest.approx(scipy.stats.pearsonr(*pair).statistic, abs=1e-6)
@@ -33,13 +35,13 @@ def test_leading_dimensions_are_independent():
         assert_close(correlation(x, y)[1, 2], correlation(x[1, 2], y[1, 2]))
 
 
-# The mean of equal values is not always that value: 0.1 and 1/3 round.
+# The mean of equal values can differ from the value by rounding, for example for 0.1 and 1/3.
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, -1e6])
 @pytest.mark.parametrize("n", [3, 5, 8, 100])
 @pytest.mark.parametrize("correlation", [pearson, soft_spearman])
-def test_a_constant_side_gives_zero_and_a_zero_gradient(correlation, n, constant):
-    varying, fixed = normal(n).requires_grad_(), torch.full((n,), constant, requires_grad=True)
-    for x, y in ((fixed, varying), (varying, fixed)):
+def test_a_constant_input_gives_zero_with_zero_gradient(correlation, n, constant):
+    varying, constants = normal(n).requires_grad_(), torch.full((n,), constant, requires_grad=True)
+    for x, y in ((constants, varying), (varying, constants)):
         value = correlation(x, y)
         assert float(value.detach()) == pytest.approx(0, abs=1e-6)
         (gradient,) = torch.autograd.grad(value, x)
@@ -48,7 +50,7 @@ def test_a_constant_side_gives_zero_and_a_zero_gradient(correlation, n, constant
 
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("method", ["bitonic", "odd_even"])
-def test_a_constant_row_gives_zero_whatever_its_soft_ranks(method, standardize):
+def test_a_constant_row_gives_zero_even_if_its_soft_ranks_differ(method, standardize):
     x = torch.full((2, 7), 0.1)
     x[1] = torch.arange(7.0)
     correlations = soft_spearman(x, torch.arange(7.0).expand(2, 7), method, standardize=standardize)
@@ -56,7 +58,7 @@ def test_a_constant_row_gives_zero_whatever_its_soft_ranks(method, standardize):
     assert correlations[1] > 0.99
 
 
-def test_one_value_has_no_correlation():
+def test_the_correlation_of_one_value_is_zero():
     x = torch.tensor([2.0], requires_grad=True)
     for correlation in (pearson, soft_spearman):
         assert correlation(x, x).item() == 0
@@ -65,43 +67,43 @@ def test_one_value_has_no_correlation():
 
 
 @pytest.mark.parametrize("correlation", [pearson, spearman, soft_spearman])
-def test_no_values(correlation):
+def test_no_values_raise(correlation):
     with pytest.raises(ValueError, match="n >= 1"):
         correlation(torch.zeros(2, 0), torch.zeros(2, 0))
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_a_value_that_is_not_finite_is_named(standardize):
-    good, bad = normal(2, 4), normal(2, 4)
-    bad[1, 3] = float("nan")
-    for x, y in ((good, bad), (bad, good)):
+def test_the_error_names_the_value_that_is_not_finite(standardize):
+    finite, not_finite = normal(2, 4), normal(2, 4)
+    not_finite[1, 3] = float("nan")
+    for x, y in ((finite, not_finite), (not_finite, finite)):
         with pytest.raises(ValueError, match=r"values\[1, 3\] is nan"):
             soft_spearman(x, y, standardize=standardize)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
-def test_squares_beyond_float32_do_no_harm(scale):
+def test_values_whose_squares_leave_float32_are_correlated_correctly(scale):
     x, y = normal(64), normal(64) + normal(64, seed=1)
     assert_close(pearson(x * scale, y * scale), pearson(x, y), rtol=0, atol=1e-5)
     assert_close(soft_spearman(x * scale, y), soft_spearman(x, y), rtol=0, atol=1e-3)
 
 
 def test_soft_spearman_is_scale_invariant_only_when_standardized():
-    """Trap 2: unstandardised, the soft ranks of values that spread little say next to nothing."""
+    """Without standardisation, the soft ranks of values with a small spread are almost uninformative."""
     values = normal(20, 256)
-    unscaled, shrunk = soft_spearman(values, values), soft_spearman(values * 0.1, values)
-    assert_close(shrunk, unscaled, rtol=0, atol=1e-4)
-    assert unscaled.mean() > 0.98
+    correlation, small_spread = soft_spearman(values, values), soft_spearman(values * 0.1, values)
+    assert_close(small_spread, correlation, rtol=0, atol=1e-4)
+    assert correlation.mean() > 0.98
     assert soft_spearman(values * 0.1, values, standardize=False).mean() < 0.2
 
 
-def test_gradient_of_pearson_equals_finite_differences():
+def test_the_gradient_of_pearson_equals_finite_differences():
     x, y = (normal(6, seed=seed).double().requires_grad_() for seed in (0, 1))
     assert torch.autograd.gradcheck(pearson, (x * 1e8, y))
     assert torch.autograd.gradcheck(pearson, (x, y))
 
 
-def test_ascending_the_gradient_raises_the_correlation():
+def test_gradient_ascent_raises_the_correlation():
     x, y = normal(32, seed=2).requires_grad_(), normal(32, seed=3)
     before = float(spearman(x, y))
     optimizer = torch.optim.Adam([x], lr=0.1)

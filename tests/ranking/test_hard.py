@@ -1,3 +1,5 @@
+"""Hard ranks agree with SciPy's, for every dtype, shape and memory layout."""
+
 import pytest
 import scipy.stats
 import torch
@@ -11,21 +13,21 @@ tied_values = st.lists(st.integers(-3, 3), min_size=1, max_size=20)
 
 
 @given(tied_values)
-def test_mean_ranks_equal_scipys(values):
+def test_mean_ranks_equal_scipy(values):
     expected = torch.tensor(scipy.stats.rankdata(values) - 1, dtype=torch.float32)
     assert_close(hard_rank(torch.tensor(values)), expected, rtol=0, atol=0)
     assert_close(hard_rank(torch.tensor(values, dtype=torch.float64)), expected.double(), rtol=0, atol=0)
 
 
 @given(tied_values)
-def test_ordinal_ranks_are_the_places_and_keep_the_order(values):
+def test_ordinal_ranks_are_a_permutation_that_sorts_the_values(values):
     ranks = hard_rank(torch.tensor(values), ties="ordinal")
     assert sorted(ranks.tolist()) == list(range(len(values)))
     assert torch.tensor(values)[ranks.argsort()].tolist() == sorted(values)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8])
-def test_types(dtype):
+def test_any_dtype_is_ranked_in_float32(dtype):
     ranks = hard_rank(torch.tensor([3, 1, 3, 0]).to(dtype))
     assert ranks.dtype == torch.float32
     assert ranks.tolist() == [2.5, 1, 2.5, 0]
@@ -45,14 +47,14 @@ def test_one_value():
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), ()])
-def test_no_values(shape):
+def test_no_values_raise(shape):
     with pytest.raises(ValueError, match="n >= 1"):
         hard_rank(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(("bad", "name"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
-def test_a_value_that_is_not_finite_is_named(bad, name):
+@pytest.mark.parametrize(("value", "name"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_the_error_names_the_value_that_is_not_finite(value, name):
     values = torch.zeros(3, 4)
-    values[1, 2] = bad
+    values[1, 2] = value
     with pytest.raises(ValueError, match=rf"values\[1, 2\] is {name}"):
         hard_rank(values)

@@ -1,4 +1,4 @@
-"""What all methods share, what the sums have and the sorting networks lack, and numerics at the edges."""
+"""The properties that all methods share, those of the sums only, derivatives, and edge cases."""
 
 from itertools import pairwise
 from typing import get_args
@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from reloss.ranking import Method, hard_rank, kendall, soft_kendall, soft_rank, soft_spearman
 from reloss.ranking.laplace import _sort
-from reloss.ranking.networks import Comparator, _sweep, _wiring
+from reloss.ranking.networks import Comparator, _rank_sweeps, _wiring
 from reloss.ranking.scans import recurrence
 
 METHODS = get_args(Method)
@@ -33,20 +33,20 @@ def dense_laplace(values: Tensor, temperature: float) -> Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @given(values=rows)
 @settings(max_examples=40, deadline=None)
-def test_ranks_sum_to_those_of_an_order_and_ignore_a_shift(method: Method, values: np.ndarray) -> None:
+def test_ranks_sum_to_the_sum_of_places_and_do_not_depend_on_a_shift(method: Method, values: np.ndarray) -> None:
     ranks = soft_rank(torch.from_numpy(values), method)
     n = len(values)
     assert ranks.sum().item() == pytest.approx(n * (n - 1) / 2, abs=1e-8 * n * n)
     assert ranks.min() >= -1e-9
     assert ranks.max() <= n - 1 + 1e-9
-    if np.unique(values).size == n:  # a shift must not make distinct values equal
+    if np.unique(values).size == n:  # the shift may round close values to the same value
         torch.testing.assert_close(soft_rank(torch.from_numpy(values) + 8, method), ranks, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @given(permutation=st.permutations(range(9)))
 @settings(max_examples=25, deadline=None)
-def test_ranks_of_distant_values_are_hard(method: Method, permutation: list[int]) -> None:
+def test_well_separated_values_get_their_hard_ranks(method: Method, permutation: list[int]) -> None:
     values = torch.tensor(permutation, dtype=torch.float64)
     options = {"temperature": 0.02} if method in SUMS else {"steepness": 60.0}
     ranks = soft_rank(values, method, **options)
@@ -56,7 +56,7 @@ def test_ranks_of_distant_values_are_hard(method: Method, permutation: list[int]
 @pytest.mark.parametrize("method", SUMS)
 @given(values=rows, seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_sums_are_permutation_equivariant_and_keep_the_order(method: Method, values: np.ndarray, seed: int) -> None:
+def test_sums_are_permutation_equivariant_and_monotone(method: Method, values: np.ndarray, seed: int) -> None:
     x = torch.from_numpy(values)
     ranks = soft_rank(x, method)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
@@ -66,14 +66,14 @@ def test_sums_are_permutation_equivariant_and_keep_the_order(method: Method, val
 
 
 @pytest.mark.parametrize("method", SUMS)
-def test_each_rank_of_a_sum_rises_with_its_own_value(method: Method) -> None:
+def test_a_rank_of_a_sum_rises_with_its_value_and_falls_with_the_others(method: Method) -> None:
     x = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     jacobian = torch.autograd.functional.jacobian(lambda x: soft_rank(x, method), x)
     assert jacobian.diagonal().min() > 0
     assert (jacobian - jacobian.diagonal().diag()).max() <= 0
 
 
-def test_sorting_networks_depend_on_the_order_of_input() -> None:
+def test_networks_depend_on_the_order_of_the_input() -> None:
     x = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
     change = (soft_rank(x[order]) - soft_rank(x)[order]).abs().max()
@@ -85,7 +85,7 @@ def test_sorting_networks_depend_on_the_order_of_input() -> None:
 def test_every_layer_of_a_network_is_doubly_stochastic(network: str, n: int) -> None:
     x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     wiring = _wiring(network, n, x.device)
-    weights = _sweep(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
+    weights = _rank_sweeps(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
     assert len(weights) == len(wiring.partners) > 0
     for partner, weight in zip(wiring.partners, weights, strict=True):
         layer = weight.diag()
@@ -108,65 +108,65 @@ def test_first_and_second_derivatives(method: Method, n: int) -> None:
 
 
 @pytest.mark.parametrize("spread", [1e-6, 1.0, 1e3, 1e9])
-def test_laplace_equals_the_sum_over_all_pairs_for_any_spread(spread: float) -> None:
+def test_laplace_equals_the_dense_sum_for_any_spread(spread: float) -> None:
     x = torch.randn(700, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * spread
     x[3:6] = x[2]
     torch.testing.assert_close(soft_rank(x, "laplace"), dense_laplace(x, 0.1), rtol=0, atol=1e-9)
-    single = soft_rank(x.float(), "laplace")
-    torch.testing.assert_close(single, dense_laplace(x.float().double(), 0.1).float(), rtol=0, atol=700 * 2e-6)
+    float32_ranks = soft_rank(x.float(), "laplace")
+    torch.testing.assert_close(float32_ranks, dense_laplace(x.float().double(), 0.1).float(), rtol=0, atol=700 * 2e-6)
 
 
-def test_laplace_gradient_equals_that_of_the_sum_over_all_pairs() -> None:
+def test_the_gradient_of_laplace_equals_the_gradient_of_the_dense_sum() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(100, dtype=torch.float64, generator=generator).requires_grad_()
     weights = torch.randn(100, dtype=torch.float64, generator=generator)
-    (ours,) = torch.autograd.grad((soft_rank(x, "laplace") * weights).sum(), x)
-    (dense,) = torch.autograd.grad((dense_laplace(x, 0.1) * weights).sum(), x)
-    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-9)
+    (gradient,) = torch.autograd.grad((soft_rank(x, "laplace") * weights).sum(), x)
+    (dense_gradient,) = torch.autograd.grad((dense_laplace(x, 0.1) * weights).sum(), x)
+    torch.testing.assert_close(gradient, dense_gradient, rtol=0, atol=1e-9)
 
 
-def test_pairwise_chunks_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairwise_ranks_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    whole = soft_rank(x, "pairwise")
-    (gradient,) = torch.autograd.grad(whole.square().sum(), x)
+    ranks = soft_rank(x, "pairwise")
+    (gradient,) = torch.autograd.grad(ranks.square().sum(), x)
     monkeypatch.setattr("reloss.ranking.pairwise.CHUNK", 700)
-    chunked = soft_rank(x, "pairwise")
-    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(chunked.square().sum(), x)[0], gradient, rtol=0, atol=1e-10)
+    chunked_ranks = soft_rank(x, "pairwise")
+    torch.testing.assert_close(chunked_ranks, ranks, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(chunked_ranks.square().sum(), x)[0], gradient, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_edges(method: Method) -> None:
+def test_edge_cases(method: Method) -> None:
     constant = torch.full((2, 8), 3.0, requires_grad=True)
     ranks = soft_rank(constant, method, standardize=True)
-    if method != "odd_even":  # 8 layers of neighbours do not mix the ends
+    if method != "odd_even":  # 8 layers of neighbours mix the two ends too little
         torch.testing.assert_close(ranks, torch.full((2, 8), 3.5), rtol=0, atol=1e-5)
     assert torch.isfinite(torch.autograd.grad(ranks.square().sum(), constant)[0]).all()
-    one = torch.tensor([[7.0]], requires_grad=True)
-    assert soft_rank(one, method).tolist() == [[0.0]]
-    assert torch.autograd.grad(soft_rank(one, method).sum(), one)[0].tolist() == [[0.0]]
+    single = torch.tensor([[7.0]], requires_grad=True)
+    assert soft_rank(single, method).tolist() == [[0.0]]
+    assert torch.autograd.grad(soft_rank(single, method).sum(), single)[0].tolist() == [[0.0]]
     with pytest.raises(ValueError, match="n >= 1"):
         soft_rank(torch.zeros(3, 0), method)
     with pytest.raises(ValueError, match=r"values\[1, 2\] is nan"):
         soft_rank(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, float("nan")]]), method)
     with pytest.raises(ValueError, match=r"values\[0\] is inf"):
         soft_rank(torch.tensor([float("inf"), 1.0]), method)
-    largest = torch.full((3,), torch.finfo(torch.float32).max)  # finite, though their sum is not
+    largest = torch.full((3,), torch.finfo(torch.float32).max)  # finite, but their sum is infinite
     assert torch.isfinite(soft_rank(largest, method)).all()
     with pytest.raises(ValueError, match="positive"):
         soft_rank(torch.zeros(3), method, **{"temperature" if method in SUMS else "steepness": 0})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_option_of_other_methods_is_refused(method: Method) -> None:
+def test_an_option_of_another_method_raises(method: Method) -> None:
     x = torch.tensor([0.3, 0.1, 0.2])
-    of_networks = {"steepness": 5.0, "interpolation": "logistic", "art_lambda": 0.25}
-    for name, value in (of_networks if method in SUMS else {"temperature": 0.1}).items():
-        with pytest.raises(ValueError, match=f"{name} is no option of method '{method}'"):
+    network_options = {"steepness": 5.0, "interpolation": "logistic", "art_lambda": 0.25}
+    for name, value in (network_options if method in SUMS else {"temperature": 0.1}).items():
+        with pytest.raises(ValueError, match=f"method '{method}' has no option '{name}'; remove it"):
             soft_spearman(x, x, method, **{name: value})
-    own, default = ({"temperature": 0.5}, 0.1) if method in SUMS else ({"steepness": 1.0}, 5.0)
-    assert not torch.equal(soft_rank(x, method, **own), soft_rank(x, method))
-    assert torch.equal(soft_rank(x, method, **dict.fromkeys(own, default)), soft_rank(x, method))
+    option, default = ({"temperature": 0.5}, 0.1) if method in SUMS else ({"steepness": 1.0}, 5.0)
+    assert not torch.equal(soft_rank(x, method, **option), soft_rank(x, method))
+    assert torch.equal(soft_rank(x, method, **dict.fromkeys(option, default)), soft_rank(x, method))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -186,7 +186,7 @@ def test_strides_batches_and_half_precision(method: Method) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
 @pytest.mark.parametrize(("method", "n"), [("bitonic", 20), ("odd_even", 7), ("pairwise", 20), ("laplace", 20)])
-def test_compiled_ranks_are_the_same(method: Method, n: int) -> None:
+def test_compiled_ranks_equal_eager_ranks(method: Method, n: int) -> None:
     def rank(x: Tensor) -> Tensor:
         return soft_rank(x, method, standardize=True)
 
@@ -199,7 +199,7 @@ def test_compiled_ranks_are_the_same(method: Method, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 300, 5000])
-def test_laplace_sorts_as_pytorch_does(n: int) -> None:
+def test_the_radix_sort_of_laplace_equals_pytorch_sort(n: int) -> None:
     x = torch.randn(3, n, generator=torch.Generator().manual_seed(n)) * 1e3
     x[0, : n // 2] = x[0, n // 2 : 2 * (n // 2)]  # ties
     x[1, ::3] = 0.0
@@ -211,7 +211,7 @@ def test_laplace_sorts_as_pytorch_does(n: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_standardize_takes_the_scale_away(method: Method) -> None:
+def test_standardize_removes_the_scale(method: Method) -> None:
     x = torch.randn(64, generator=torch.Generator().manual_seed(6))
     ranks = soft_rank(x, method, standardize=True)
     torch.testing.assert_close(soft_rank(1e-3 * x + 2, method, standardize=True), ranks, rtol=0, atol=0.05)
@@ -220,7 +220,7 @@ def test_standardize_takes_the_scale_away(method: Method) -> None:
 
 @given(seed=st.integers(0, 99), n=st.integers(1, 100))
 @settings(max_examples=30, deadline=None)
-def test_recurrence_follows_its_recurrence(seed: int, n: int) -> None:
+def test_the_blocked_recurrence_equals_a_loop(seed: int, n: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     inputs, decays = torch.rand(2, 2, n, dtype=torch.float64, generator=generator)
     expected = torch.zeros(2, dtype=torch.float64)
@@ -232,13 +232,13 @@ def test_recurrence_follows_its_recurrence(seed: int, n: int) -> None:
 
 @given(x=arrays(np.int64, 12, elements=st.integers(0, 5)), y=arrays(np.int64, 12, elements=st.integers(0, 5)))
 @settings(max_examples=60, deadline=None)
-def test_kendall_equals_scipys(x: np.ndarray, y: np.ndarray) -> None:
-    ours = kendall(torch.from_numpy(x).double(), torch.from_numpy(y).double()).item()
-    theirs = stats.kendalltau(x, y).statistic
-    assert ours == pytest.approx(0.0 if np.isnan(theirs) else theirs, abs=1e-12)
+def test_kendall_equals_scipy(x: np.ndarray, y: np.ndarray) -> None:
+    correlation = kendall(torch.from_numpy(x).double(), torch.from_numpy(y).double()).item()
+    expected = stats.kendalltau(x, y).statistic
+    assert correlation == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-12)
 
 
-def test_soft_kendall_becomes_hard_and_is_differentiable() -> None:
+def test_soft_kendall_converges_to_kendall_and_is_twice_differentiable() -> None:
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(3, 20, dtype=torch.float64, generator=generator).requires_grad_()
     y = torch.randint(6, (3, 20), generator=generator).double()
@@ -250,7 +250,7 @@ def test_soft_kendall_becomes_hard_and_is_differentiable() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_soft_spearman_can_be_climbed(method: Method) -> None:
+def test_gradient_ascent_on_soft_spearman_sorts_the_values(method: Method) -> None:
     generator = torch.Generator().manual_seed(8)
     x, y = torch.randn(2, 32, generator=generator)
     x.requires_grad_()

@@ -1,4 +1,9 @@
-"""Correlations along the last axis. A constant side has no correlation: 0, with zero gradient, never NaN."""
+"""Correlations along the last axis.
+
+Spearman's correlation is Pearson's correlation of ranks; Kendall's compares the order of x and y in every pair. The
+soft versions use soft ranks or soft signs of x, so that x can be learned, and treat y as fixed. If x or y is constant,
+the correlation is undefined; here it is 0 with zero gradient, never NaN.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,9 @@ from reloss.ranking.soft import Method, soft_rank, standardized
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Return Pearson's correlation of x [..., n] and y [..., n] as [...]; 0 where a side is constant or n is 1.
+    """Return Pearson's correlation of x [..., n] and y [..., n] as [...]; 0 if x or y is constant.
 
-    Computed in float32 (float64 where a side is float64), at any scale; differentiable in both.
+    Computed in float32 (float64 if x or y is float64), at any scale. Differentiable in both.
 
     Raises:
         ValueError: n is 0.
@@ -26,7 +31,7 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
 def spearman(x: Tensor, y: Tensor) -> Tensor:
     """Return Spearman's rank correlation of x [..., n] and y [..., n] as [...], with mean ranks for ties.
 
-    Equal to SciPy's, except that a constant side gives 0 and not NaN. Not differentiable.
+    Equal to `scipy.stats.spearmanr`, except that a constant x or y gives 0 instead of NaN. Not differentiable.
 
     Raises:
         ValueError: n is 0, or a value is NaN or infinite.
@@ -43,83 +48,85 @@ def soft_spearman(
     ties: Literal["mean", "ordinal"] = "mean",
     **options: Any,
 ) -> Tensor:
-    """Return Spearman's rank correlation with soft ranks of x and hard ranks of y; differentiable in x.
+    """Return Spearman's rank correlation of soft ranks of x and hard ranks of y. Differentiable in x.
 
     Args:
         x: [..., n] values to learn.
         y: [..., n] values to agree with.
         method: how x is ranked, see `soft_rank`.
-        standardize: give x mean 0 and standard deviation 1 first; without it the soft ranks degrade with the scale of
-            x, see `soft_rank`.
-        ties: how equal values of y are ranked, see `hard_rank`; the release takes `ordinal`.
-        options: of `soft_rank`, those of the method.
+        standardize: give x mean 0 and standard deviation 1 first. Without it the soft ranks depend on the scale of x,
+            see `soft_rank`.
+        ties: how equal values of y are ranked, see `hard_rank`. The authors' release uses `ordinal`.
+        options: further options of `soft_rank` for this method.
 
     Returns:
         [...] correlations in [-1, 1].
 
     Raises:
-        ValueError: n is 0, a value is NaN or infinite, or an option is wrong or of other methods.
+        ValueError: n is 0, a value is NaN or infinite, or an option is invalid or belongs to another method.
     """
     check_values(x)
-    # The soft ranks of a constant row need not be equal, so that row's correlation is set to 0, not computed.
+    # A network can give a constant row unequal soft ranks, so its correlation is set to 0.
     varies = (x != x[..., :1]).any(-1)
     ranks = soft_rank(x, method, standardize=standardize, **options)
     return torch.where(varies, pearson(ranks, hard_rank(y, ties)), 0.0)
 
 
 def kendall(x: Tensor, y: Tensor) -> Tensor:
-    """Return Kendall's tau-b of x [..., n] and y [..., n] as [...].
+    """Return Kendall's tau-b of x [..., n] and y [..., n] as [...] (Kendall, Biometrika 1945).
 
-    All pairs are compared, in bounded memory: O(n^2) work, about 3 s at n = 10,000 on one core.
-    Equal to SciPy's, except that a constant side gives 0 and not NaN. Not differentiable.
+    Compares all pairs in bounded memory: O(n^2) work, about 3 s for n = 10,000 on one core. Equal to
+    `scipy.stats.kendalltau`, except that a constant x or y gives 0 instead of NaN. Not differentiable.
 
     Raises:
         ValueError: n is 0, or a value is NaN or infinite.
     """
     check_values(x)
     check_values(y)
-    x, y = torch.broadcast_tensors(_wide(x), _wide(y))
-    return _ratio(concordance(x, y), _ordered_pairs(x) * _ordered_pairs(y))
+    x, y = torch.broadcast_tensors(_float32_or_64(x), _float32_or_64(y))
+    return _normalized(concordance(x, y), _unequal_pairs(x) * _unequal_pairs(y))
 
 
 def soft_kendall(x: Tensor, y: Tensor, *, standardize: bool = True, temperature: float = 0.1) -> Tensor:
-    """Return Kendall's tau-b with tanh((x_i - x_j) / temperature) for the sign in x; differentiable in x.
+    """Return Kendall's tau-b with tanh((x_i - x_j) / temperature) instead of the sign in x. Differentiable in x.
 
-    It becomes `kendall` for distinct x as the temperature goes to 0.
+    If the values of x are distinct, it converges to `kendall` as the temperature goes to 0. For a related loss see
+    Zheng, Zhang and Huang, "DiffKendall", NeurIPS 2023.
 
     Args:
         x: [..., n] values to learn.
-        y: [..., n] values to agree with; ties count for neither order.
+        y: [..., n] values to agree with; pairs of equal values do not count.
         standardize: give x mean 0 and standard deviation 1 first, so that the temperature is relative to its spread.
-        temperature: differences well above it count fully, those below it in proportion.
+        temperature: differences in x well above it count fully, smaller ones in proportion.
 
     Returns:
         [...] correlations in [-1, 1].
 
     Raises:
-        ValueError: n is 0, a value is NaN or infinite, or a temperature that is not positive.
+        ValueError: n is 0, a value is NaN or infinite, or the temperature is not positive.
     """
     check_values(x)
     check_values(y)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    x, y = torch.broadcast_tensors(standardized(_wide(x)) if standardize else _wide(x), _wide(y))
+    x, y = _float32_or_64(x), _float32_or_64(y)
+    x, y = torch.broadcast_tensors(standardized(x) if standardize else x, y)
     n = x.shape[-1]
-    return _ratio(soft_concordance(x, y, temperature), n * (n - 1) * _ordered_pairs(y))
+    return _normalized(soft_concordance(x, y, temperature), n * (n - 1) * _unequal_pairs(y))
 
 
-def _ordered_pairs(values: Tensor) -> Tensor:
+def _unequal_pairs(values: Tensor) -> Tensor:
     """Return the number of ordered pairs of unequal values, [...]."""
     values = values.detach().contiguous()
-    ordered = values.sort(dim=-1).values
-    equal = torch.searchsorted(ordered, values, right=True) - torch.searchsorted(ordered, values, right=False)
-    return (values.shape[-1] - equal).sum(-1).to(values.dtype)
+    sorted_values = values.sort(dim=-1).values
+    end, start = (torch.searchsorted(sorted_values, values, right=right) for right in (True, False))
+    return (values.shape[-1] - (end - start)).sum(-1).to(values.dtype)
 
 
-def _ratio(numerator: Tensor, square: Tensor) -> Tensor:
-    """Return numerator / sqrt(square), 0 where the square is 0."""
-    return torch.where(square > 0, numerator / torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+def _normalized(numerator: Tensor, squared_norm: Tensor) -> Tensor:
+    """Return numerator / sqrt(squared_norm), and 0 where the squared norm is 0."""
+    return torch.where(squared_norm > 0, numerator / torch.where(squared_norm > 0, squared_norm, 1.0).sqrt(), 0.0)
 
 
-def _wide(values: Tensor) -> Tensor:
+def _float32_or_64(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()

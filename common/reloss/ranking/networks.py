@@ -1,11 +1,19 @@
-"""Soft ranks through a differentiable sorting network (Petersen et al., 2021 and 2022).
+"""Soft ranks from a differentiable sorting network.
 
-A layer of the network compares values in pairs and mixes each pair (a, b) into (alpha a + (1 - alpha) b,
-(1 - alpha) a + alpha b), the softly smaller and larger, with alpha = f(b - a) in [0, 1]. A layer's matrix L is doubly
-stochastic; the network is P = L_1 L_2 ... L_K, and the rank of value i is the place where it is expected to land,
-r = P (0, 1, ..., n-1). diffsort multiplies the n x n matrices, O(n^3) work. Here the values go forwards through the
-layers once and the places backwards once: the same ranks in O(n log^2 n) work and memory for the bitonic network. For
-the gradient, the incoming gradient goes forwards and everything comes back: two sweeps more.
+A sorting network compares fixed pairs of positions ("wires"), layer by layer, and swaps the values of a pair that are
+out of order (Batcher, 1968). Here a swap is soft: the pair (a, b) becomes (w a + (1 - w) b, (1 - w) a + w b), the
+softly smaller and larger value, with the weight w = f(b - a) in [0, 1]. Each layer is then a doubly stochastic matrix
+L_k, the network is P = L_1 L_2 ... L_K, and the rank of a value is the place where it is expected to land, the vector
+P (0, 1, ..., n-1).
+
+No matrix is needed for that: two sweeps through the layers give the ranks. The values go forwards and determine the
+weights; the places (0, 1, ..., n-1) go backwards with these weights and arrive as ranks. The gradient takes two more
+sweeps: the gradient in the ranks goes forwards, the gradient in the values comes back. For the bitonic network this is
+O(n log^2 n) work and memory; diffsort, the reference implementation, multiplies the matrices in O(n^3).
+
+Sources: Petersen, Borgelt, Kuehne and Deussen, "Differentiable sorting networks for scalable sorting and ranking
+supervision", ICML 2021 (the networks, `logistic`, `logistic_phi`), and "Monotonic differentiable sorting networks",
+ICLR 2022 (`cauchy`, `reciprocal`, `optimal`).
 """
 
 from __future__ import annotations
@@ -21,16 +29,17 @@ from torch import Tensor
 Network = Literal["bitonic", "odd_even"]
 Interpolation = Literal["logistic", "logistic_phi", "cauchy", "gaussian", "reciprocal", "optimal"]
 
-
-TINY = 1e-10  # of logistic_phi, as in diffsort
-_TINY = torch.tensor(TINY, device="cpu")  # added in a third of a number's time, and to a GPU's values without waiting
+EPSILON = 1e-10  # of logistic_phi, as in diffsort
+# Adding a tensor takes a third of the time of adding a number. One on the CPU needs no synchronisation with a GPU.
+_EPSILON = torch.tensor(EPSILON, device="cpu")
 
 
 class Wiring(NamedTuple):
-    """A network of K layers for n values, which stay on their wires throughout.
+    """The comparisons in a network of K layers on n wires.
 
-    partners[k], [n], is the wire with which each wire is compared in layer k: itself where it is idle. signs[k], [n],
-    is 1 for the wire that takes the smaller value of its pair and -1 for the one that takes the larger.
+    Attributes:
+        partners: K tensors [n], the wire that each wire is compared with in a layer: itself if it is idle.
+        signs: [K, n], 1 for the wire that receives the smaller value of its pair, -1 for the other one.
     """
 
     partners: tuple[Tensor, ...]
@@ -38,7 +47,7 @@ class Wiring(NamedTuple):
 
 
 class Comparator(NamedTuple):
-    """How a comparison turns a difference into a weight."""
+    """The function from the difference of a pair to its weight."""
 
     steepness: float
     interpolation: Interpolation
@@ -46,10 +55,10 @@ class Comparator(NamedTuple):
 
 
 def network_rank(values: Tensor, network: Network, comparator: Comparator) -> Tensor:
-    """Return the soft ranks of `values` [..., n], float32 or float64, with n >= 2.
+    """Return the soft ranks [..., n] of `values` [..., n], float32 or float64, n >= 2.
 
     Raises:
-        ValueError: an unknown network or interpolation.
+        ValueError: the network or interpolation is unknown.
     """
     if comparator.interpolation not in get_args(Interpolation):
         raise ValueError(
@@ -60,10 +69,12 @@ def network_rank(values: Tensor, network: Network, comparator: Comparator) -> Te
 
 
 class _NetworkRank(torch.autograd.Function):
+    """The ranks of `network_rank`, with a gradient by two sweeps."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, network: Network, comparator: Comparator) -> Tensor:
         wiring = _wiring(network, values.shape[-1], values.device)
-        ranks, saved = _sweep(_to_wires(values), wiring, comparator)
+        ranks, saved = _rank_sweeps(_to_wires(values), wiring, comparator)
         ctx.wiring, ctx.comparator = wiring, comparator
         ctx.save_for_backward(values, saved)
         return _from_wires(ranks, values.shape)
@@ -71,16 +82,16 @@ class _NetworkRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         values, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            ranks = _from_wires(_differentiable(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
+        if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the definition
+            ranks = _from_wires(_ranks_for_autograd(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
             (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
             return result, None, None
-        result = _sweep_back(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
+        result = _gradient_sweeps(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
         return _from_wires(result, values.shape), None, None
 
 
 def _to_wires(values: Tensor) -> Tensor:
-    """Turn [..., n] into [n, rows], where what a comparison needs lies together; a single row into [n], for speed."""
+    """Return [..., n] as [n, rows], which makes a layer contiguous. A single row becomes [n], which is faster."""
     rows = values.reshape(-1, values.shape[-1])
     return rows[0] if len(rows) == 1 else rows.T.contiguous()
 
@@ -89,116 +100,129 @@ def _from_wires(wires: Tensor, shape: torch.Size) -> Tensor:
     return (wires if wires.dim() == 1 else wires.T).reshape(shape)
 
 
-def _differentiable(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
-    """Return the ranks of [n] or [n, rows], by operations that autograd can differentiate as often as one likes.
+def _ranks_for_autograd(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+    """Return the ranks of [n] or [n, rows] by operations that autograd can differentiate any number of times.
 
-    A wire keeps the share `weight` of its value x and takes the rest from its partner: x <- x' + weight (x - x').
+    This is the definition; `_rank_sweeps` computes the same in place. In each layer, a wire keeps the share `weight` of
+    its value x and takes the rest from its partner's value x': x <- x' + weight (x - x').
     """
     weights = []
-    for partner, steepness in zip(wiring.partners, _steepness(wiring, comparator, values).unbind(), strict=True):
-        others = values.index_select(0, partner)
-        weights.append(_interpolate(others - values, steepness, comparator))
-        values = torch.lerp(others, values, weights[-1])
-    places, middle = _places(values)
+    for partner, steepness in zip(wiring.partners, _signed_steepness(wiring, comparator, values).unbind(), strict=True):
+        partner_values = values.index_select(0, partner)
+        weights.append(_interpolate(partner_values - values, steepness, comparator))
+        values = torch.lerp(partner_values, values, weights[-1])
+    places, middle = _centred_places(values)
     for partner, weight in zip(reversed(wiring.partners), reversed(weights), strict=True):
         places = torch.lerp(places.index_select(0, partner), places, weight)
     return places + middle
 
 
-def _places(like: Tensor) -> tuple[Tensor, float]:
-    """Return the places of the wires about their middle, which every layer keeps: so they lose less to rounding."""
+def _centred_places(like: Tensor) -> tuple[Tensor, float]:
+    """Return the places minus their mean, shaped like `like`, and the mean.
+
+    Every layer preserves the mean. Removing it loses less to rounding.
+    """
     n = len(like)
     middle = (n - 1) / 2
     places = torch.arange(n, dtype=like.dtype, device=like.device) - middle
     return places.view(n, *[1] * (like.dim() - 1)).expand_as(like), middle
 
 
-def _sweep(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor]:
-    """Return the same ranks, and [3, K, *values.shape]: each layer's weights, differences to partners, gaps in place.
+def _rank_sweeps(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor]:
+    """Return the ranks of [n] or [n, rows], and what the gradient needs.
 
-    Written into what is there already: of few values, half the time goes into the making of tensors, and of many rows
-    into pages of memory that come and go.
+    Writes into preallocated tensors. For few values, allocation would take half of the time; for many rows, the system
+    would map and unmap memory in every layer.
+
+    Returns:
+        The ranks, and [3, K, *values.shape]: for each layer the weights, the differences of the values to those of
+        their partners, and the differences of the places.
     """
     saved = values.new_empty(3, len(wiring.partners), *values.shape)
     weights, differences, gaps = (part.unbind() for part in saved.unbind())
     values = values.clone()
-    others, base = torch.empty_like(values), torch.empty_like(values)
-    layers = (wiring.partners, _steepness(wiring, comparator, values).unbind(), weights, differences)
+    partner_values, base = torch.empty_like(values), torch.empty_like(values)
+    layers = (wiring.partners, _signed_steepness(wiring, comparator, values).unbind(), weights, differences)
     for partner, steepness, weight, difference in zip(*layers, strict=True):
-        torch.index_select(values, 0, partner, out=others)
-        torch.sub(others, values, out=difference)
+        torch.index_select(values, 0, partner, out=partner_values)
+        torch.sub(partner_values, values, out=difference)
         if comparator.interpolation == "logistic_phi":
-            _raise(torch.abs(difference, out=base).add_(_TINY), comparator.art_lambda)
+            _power_(torch.abs(difference, out=base).add_(_EPSILON), comparator.art_lambda)
             torch.mul(difference, steepness, out=weight).div_(base).sigmoid_()
         else:
             weight.copy_(_interpolate(difference, steepness, comparator))
-        values, others = others.lerp_(values, weight), values
-    places, middle = _places(values)
-    places = values.copy_(places)
+        values, partner_values = partner_values.lerp_(values, weight), values
+    places, middle = _centred_places(values)
+    places, partner_places = values.copy_(places), partner_values
     for partner, weight, gap in zip(*map(reversed, (wiring.partners, weights, gaps)), strict=True):
-        torch.index_select(places, 0, partner, out=others)
-        torch.sub(places, others, out=gap)
-        places, others = others.lerp_(places, weight), places
+        torch.index_select(places, 0, partner, out=partner_places)
+        torch.sub(places, partner_places, out=gap)
+        places, partner_places = partner_places.lerp_(places, weight), places
     return places.add_(middle), saved
 
 
-def _sweep_back(gradient: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor) -> Tensor:
-    """Return the gradient in the values, given that in the ranks and what else `_sweep` returned."""
+def _gradient_sweeps(gradient: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor) -> Tensor:
+    """Return the gradient in the values, from the gradient in the ranks and the second result of `_rank_sweeps`."""
     weights, differences, gaps = saved.unbind()
-    # The ranks feel the weight of a pair: (difference of their gradients) x (gap in their places) ...
-    apart = []
+    # A weight acts on the ranks through the places: its gradient is the difference between the gradients of the pair,
+    # times the gap between their places ...
+    gradient_differences = []
     gradient = gradient.clone()
-    others = torch.empty_like(gradient)
+    partner_gradient = torch.empty_like(gradient)
     for partner, weight in zip(wiring.partners, weights.unbind(), strict=True):
-        torch.index_select(gradient, 0, partner, out=others)
-        apart.append(others - gradient)
-        gradient, others = others.lerp_(gradient, weight), gradient
-    # ... and so do the values of all later layers. Through its difference, a weight moves both values of its pair.
-    slopes = _slopes(weights, differences, _steepness(wiring, comparator, gradient), comparator)
-    kept = torch.addcmul(weights, slopes, differences)
+        torch.index_select(gradient, 0, partner, out=partner_gradient)
+        gradient_differences.append(partner_gradient - gradient)
+        gradient, partner_gradient = partner_gradient.lerp_(gradient, weight), gradient
+    # ... and through the values of all later layers. It depends on the difference of its pair, so on both values.
+    slopes = _slopes(weights, differences, _signed_steepness(wiring, comparator, gradient), comparator)
+    shares = torch.addcmul(weights, slopes, differences)
     pulls = slopes.mul_(gaps)
     result = gradient.zero_()
-    layers = (wiring.partners, kept.unbind(), pulls.unbind(), apart)
-    for partner, keep, pull, distance in zip(*map(reversed, layers), strict=True):
-        torch.index_select(result, 0, partner, out=others)
-        result, others = others.lerp_(result, keep).addcmul_(pull, distance), result
+    partner_result = partner_gradient
+    layers = (wiring.partners, shares.unbind(), pulls.unbind(), gradient_differences)
+    for partner, share, pull, gradient_difference in zip(*map(reversed, layers), strict=True):
+        torch.index_select(result, 0, partner, out=partner_result)
+        result, partner_result = partner_result.lerp_(result, share).addcmul_(pull, gradient_difference), result
     return result
 
 
-def _steepness(wiring: Wiring, comparator: Comparator, like: Tensor) -> Tensor:
-    """Return each wire's signed steepness: [K, n] for values [n], [K, n, 1] for values [n, rows]."""
+def _signed_steepness(wiring: Wiring, comparator: Comparator, like: Tensor) -> Tensor:
+    """Return the steepness of each wire, negative where it receives the larger value.
+
+    The shape is [K, n] if `like` is [n], and [K, n, 1] if it is [n, rows].
+    """
     steepness = wiring.signs * comparator.steepness
     return steepness if like.dim() == 1 else steepness[..., None]
 
 
 def _interpolate(difference: Tensor, steepness: Tensor, comparator: Comparator) -> Tensor:
-    """Return the weights in [0, 1] of differences; that of -difference is 1 - the weight. Differentiable."""
+    """Return the weights in [0, 1] for differences. The weights of d and -d sum to 1. Differentiable."""
     if comparator.interpolation != "logistic_phi":
         return _CURVES[comparator.interpolation](difference * steepness)
-    return torch.sigmoid(difference * steepness / (difference.abs() + TINY).pow(comparator.art_lambda))
+    return torch.sigmoid(difference * steepness / (difference.abs() + EPSILON).pow(comparator.art_lambda))
 
 
 def _slopes(weights: Tensor, differences: Tensor, steepness: Tensor, comparator: Comparator) -> Tensor:
     """Return the derivatives of the weights in the differences."""
     if comparator.interpolation == "logistic_phi":  # in closed form, in half the time
-        base = differences.abs().add_(TINY)
-        slopes = base.reciprocal().mul_(comparator.art_lambda * TINY).add_(1 - comparator.art_lambda)
-        slopes.mul_(steepness).div_(_raise(base, comparator.art_lambda)).mul_(weights)
-        return slopes.addcmul_(slopes, weights, value=-1)  # weights (1 - weights), of the sigmoid
+        base = differences.abs().add_(EPSILON)
+        slopes = base.reciprocal().mul_(comparator.art_lambda * EPSILON).add_(1 - comparator.art_lambda)
+        slopes.mul_(steepness).div_(_power_(base, comparator.art_lambda)).mul_(weights)
+        return slopes.addcmul_(slopes, weights, value=-1)  # times weights (1 - weights), the sigmoid's derivative
     with torch.enable_grad():
         differences = differences.detach().requires_grad_()
-        again = _interpolate(differences, steepness, comparator)
-        (slopes,) = torch.autograd.grad(again, differences, torch.ones_like(again))
+        recomputed_weights = _interpolate(differences, steepness, comparator)
+        (slopes,) = torch.autograd.grad(recomputed_weights, differences, torch.ones_like(recomputed_weights))
     return slopes
 
 
-def _raise(base: Tensor, exponent: float) -> Tensor:
-    """Raise `base` in place to the power `exponent`."""
-    return base.rsqrt_().rsqrt_() if exponent == 0.25 else base.pow_(exponent)  # a third of the time of pow
+def _power_(base: Tensor, exponent: float) -> Tensor:
+    """Raise `base` in place to the power `exponent`. The square roots take a third of the time of pow."""
+    return base.rsqrt_().rsqrt_() if exponent == 0.25 else base.pow_(exponent)
 
 
 def _optimal(scaled: Tensor) -> Tensor:
-    """Return the interpolation that Petersen et al. (2022) show to have the least error."""
+    """Return the interpolation with the smallest error bound (Petersen et al., 2022)."""
     tail = scaled.sign() * (0.5 - 1 / (16 * scaled.abs().clamp_min(0.25))) + 0.5
     return torch.where(scaled.abs() > 0.25, tail, scaled + 0.5)
 
@@ -222,19 +246,19 @@ def _wiring(network: Network, n: int, device: torch.device) -> Wiring:
 
 
 def _bitonic(n: int) -> list[tuple[Tensor, Tensor]]:
-    """Return each layer's partners and signs [n] in the network for the next power of two.
+    """Return the partners and signs [n] of each layer of the bitonic network for the next power of two.
 
-    As in diffsort, its first wires and their comparators are left out.
+    The surplus wires are the first ones. They are removed with their comparisons, as in diffsort.
     """
     blocks = (n - 1).bit_length()
     first = (1 << blocks) - n
     wires = torch.arange(first, 1 << blocks, device="cpu")
     layers = []
     for block in range(blocks):
-        descends = wires & (2 << block) > 0
+        descending = wires & (2 << block) > 0
         for distance in (1 << exponent for exponent in reversed(range(block + 1))):
             partner = wires ^ distance
-            sign = torch.where((wires & distance > 0) == descends, 1.0, -1.0)
+            sign = torch.where((wires & distance > 0) == descending, 1.0, -1.0)
             layers.append((torch.where(partner < first, wires, partner) - first, sign))
     return layers
 

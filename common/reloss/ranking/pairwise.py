@@ -1,4 +1,10 @@
-"""Soft ranks and soft Kendall correlation from all pairs, in chunks of rows so that memory stays bounded."""
+"""Soft ranks and Kendall correlations from all pairs, in chunks of rows so that memory stays bounded.
+
+Both are sums over all pairs (i, j) of a function of x_i - x_j. A rank sums a sigmoid, the smooth version of "x_j is
+smaller" (Qin, Liu and Li, "A general approximation framework for direct optimization of information retrieval
+measures", Information Retrieval 2010). A concordance, the numerator of Kendall's tau, sums the sign of x_i - x_j, or a
+smooth tanh instead, times the sign of y_i - y_j. One autograd function computes them all.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +14,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22  # pairs held at a time, over all rows of the batch
+CHUNK = 1 << 22  # pairs in memory at a time, over all rows of the batch
 
 
 def pairwise_rank(values: Tensor, temperature: float) -> Tensor:
     """Return rank_i = sum over j != i of sigmoid((x_i - x_j) / t) for `values` [..., n]; O(n^2) work in chunks."""
     ranks: Tensor = _PairSum.apply(values, values.detach(), temperature, SIGMOID)
-    return ranks - 0.5  # the term of j = i
+    return ranks - 0.5  # the term with j = i
 
 
 def soft_concordance(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """Return sum over i, j of tanh((x_i - x_j) / t) sign(y_i - y_j), [...]; differentiable in x."""
+    """Return the sum over i, j of tanh((x_i - x_j) / t) sign(y_i - y_j), [...]. Differentiable in x."""
     sums: Tensor = _PairSum.apply(x, y.detach(), temperature, TANH)
     return sums.sum(-1)
 
 
 def concordance(x: Tensor, y: Tensor) -> Tensor:
-    """Return sum over i, j of sign(x_i - x_j) sign(y_i - y_j), [...]; not differentiable."""
+    """Return the sum over i, j of sign(x_i - x_j) sign(y_i - y_j), [...]. Not differentiable."""
     return _pair_sum(x.detach(), y.detach(), 1.0, SIGN).sum(-1)
 
 
 class _Term(NamedTuple):
-    """A function of (x_i - x_j) / t and y_i - y_j, with its derivative in the first.
+    """A function of (x_i - x_j) / t and y_i - y_j, with its derivative in the first argument.
 
-    `parity` is that derivative's when i and j change places: 1 if it stays, -1 if it changes its sign.
+    `parity` is 1 if that derivative is the same for (j, i) as for (i, j), and -1 if it changes its sign.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +61,7 @@ def _differences(values: Tensor, rows: slice) -> Tensor:
 
 
 class _PairSum(torch.autograd.Function):
-    """[..., n]: sum over j of a term of (x_i - x_j) / t and y_i - y_j; differentiable in x."""
+    """[..., n]: the sum over j of a term of (x_i - x_j) / t and y_i - y_j. Differentiable in x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, temperature: float, term: _Term) -> Tensor:
@@ -66,16 +72,16 @@ class _PairSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, y = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the sum itself
+        if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the sum
             sums = _pair_sum(x, y, ctx.temperature, ctx.term)
             (result,) = torch.autograd.grad(sums, x, gradient, create_graph=True)
             return result, None, None, None
         parts = []
         for rows in _chunks(x):
             slopes = ctx.term.slope(_differences(x, rows) / ctx.temperature, _differences(y, rows))
-            # x_i stands in its own sum, and with the other sign in those of all j.
-            in_others = (slopes @ gradient[..., None]).squeeze(-1)
-            parts.append(slopes.sum(-1) * gradient[..., rows] - ctx.term.parity * in_others)
+            # x_i appears in sum i, and with the opposite sign in every sum j.
+            column_sums = (slopes @ gradient[..., None]).squeeze(-1)
+            parts.append(slopes.sum(-1) * gradient[..., rows] - ctx.term.parity * column_sums)
         return torch.cat(parts, -1) / ctx.temperature, None, None, None
 
 

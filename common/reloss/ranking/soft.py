@@ -1,4 +1,22 @@
-"""Differentiable ranks: one function, four methods."""
+"""Differentiable ranks: one function, four methods.
+
+A soft rank replaces the step functions of a hard rank by smooth ones. `bitonic` and `odd_even` soften the swaps of a
+sorting network; `laplace` and `pairwise` soften the comparison of a value with every other value.
+
+Properties. The ranks of a row sum to n(n-1)/2.
+
+- The sums (`laplace`, `pairwise`) do not depend on the order of the input, never misorder two values, and raise the
+  rank of a value with the value. Equal values get equal ranks.
+- The networks guarantee none of this. They keep ranks in [0, n-1], but the ranks depend on the order of the input,
+  close values may be misordered, and a rank may fall when its value rises. If n is not a power of two, `bitonic` lacks
+  some comparisons and can misorder even well separated values (n = 22 is the smallest such n; the same holds for
+  diffsort). Equal values are mixed half and half at every comparison. That makes the ranks of a constant row equal for
+  `bitonic` if n is a power of two; otherwise it only draws them together.
+
+Scale. If the values spread little compared with 1 / steepness or the temperature, all ranks move towards (n-1)/2. For
+`bitonic` and n = 256 normal values, soft and hard ranks correlate by .99 at standard deviation 1, by .6 at 0.3 and by
+.06 at 0.1. `standardize=True` divides each row by its standard deviation first and so removes this dependence.
+"""
 
 from __future__ import annotations
 
@@ -25,76 +43,73 @@ def soft_rank(
     art_lambda: float | None = None,
     temperature: float | None = None,
 ) -> Tensor:
-    """Return differentiable ranks of `values` along the last axis, ascending from 0; they sum to n(n-1)/2.
+    """Return differentiable ranks of `values` along the last axis, ascending from 0.
 
-    Many rows are ranked at once by leading dimensions: values [..., n]. The transforms of `torch.func`, such as vmap,
-    grad and jacrev, are not supported.
+    | method | work | definition | source |
+    | --- | --- | --- | --- |
+    | `bitonic` | n log^2 n | differentiable sorting network, the released method | Petersen et al., 2021 |
+    | `odd_even` | n^2 | the same with n layers that compare neighbours | Petersen et al., 2021 |
+    | `laplace` | n log n | sum over j != i of the Laplace CDF of (x_i - x_j) / temperature | Struski et al., 2025 |
+    | `pairwise` | n^2, bounded memory | the same with the sigmoid | Qin et al., 2010 |
 
-    | method | work | what it is |
-    | --- | --- | --- |
-    | `bitonic` | n log^2 n | a differentiable sorting network, the release's |
-    | `odd_even` | n^2 | the same with n layers of neighbours |
-    | `laplace` | n log n | sum over the others of the Laplace distribution function of (x_i - x_j) / temperature |
-    | `pairwise` | n^2, bounded memory | the same with the logistic function |
-
-    Every method depends on the scale of the values: where their spread is small against 1/steepness, or against the
-    temperature, all ranks draw near (n-1)/2 (for bitonic and n = 256, ranks correlate .99 with the true ones at
-    standard deviation 1, .60 at 0.3 and .14 at 0.1). `standardize` takes that away: it divides by the standard
-    deviation first, so that steepness and temperature are relative to the spread. Without it they are absolute.
-
-    What the sorting networks give up: their ranks depend on the order in which values are given, may misorder close
-    values, and may fall as their own value rises; they stay in [0, n-1]. `laplace` and `pairwise` have none of this:
-    they are permutation equivariant, keep the order, and each rank rises with its own value.
-
-    Equal values get equal ranks from `laplace` and `pairwise`; a network mixes them half and half at every comparison,
-    which makes the ranks of a constant row equal for `bitonic` where n is a power of two, else only draws them
-    together. Gradients are finite there. A single value has rank 0. Twice differentiable. `torch.compile` takes all but
-    `laplace` as one graph; in a graph, values are not checked.
+    The module's docstring compares their properties. Ranks can be differentiated twice, with finite gradients at ties.
+    The transforms of `torch.func` (vmap, grad, jacrev) are not supported. `torch.compile` captures every method except
+    `laplace` in one graph; values are not checked there.
 
     Args:
-        values: [..., n], finite, n >= 1, of any strides. float16 and bfloat16 are computed in float32.
-        method: see above.
-        standardize: give each row mean 0 and standard deviation 1 first (a constant row stays constant).
-        steepness: how sharply a network's comparison decides; 5 unless given, as in the release.
-        interpolation: how a network's comparison turns a difference into a weight; `logistic_phi` unless given, as in
-            the release.
-        art_lambda: exponent of `logistic_phi` alone; 0.25 unless given.
-        temperature: the scale of `laplace` and `pairwise`, 0.1 unless given; ranks become hard as it goes to 0.
+        values: [..., n], finite, n >= 1, any strides. float16 and bfloat16 are computed in float32.
+        method: one of the table.
+        standardize: give each row mean 0 and standard deviation 1 first. A constant row becomes zeros.
+        steepness: of a comparison in a network; higher is closer to a hard swap. Default 5, the released value.
+        interpolation: the function from a difference to a weight in a network. Default `logistic_phi`, as released.
+        art_lambda: exponent of `logistic_phi`. Default 0.25.
+        temperature: scale of `laplace` and `pairwise`; ranks become hard as it goes to 0. Default 0.1.
 
     Returns:
         [..., n] in float32 (float64 for float64 values).
 
     Raises:
-        ValueError: n is 0, a value is NaN or infinite (its index is named), a steepness or temperature that is not
-            positive, an unknown method or interpolation, or an option that is of other methods.
+        ValueError: n is 0, a value is NaN or infinite (the message names its index), the steepness or temperature is
+            not positive, the method or interpolation is unknown, or an option belongs to another method.
     """
     check_values(values)
-    if method not in get_args(Method):
-        raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
-    network = method in get_args(Network)
-    of_networks = {"steepness": steepness, "interpolation": interpolation, "art_lambda": art_lambda}
-    for name, value in ({"temperature": temperature} if network else of_networks).items():
-        if value is not None:
-            raise ValueError(f"{name} is no option of method '{method}', which takes no notice of it; drop it")
-    steepness = 5.0 if steepness is None else steepness
-    art_lambda = 0.25 if art_lambda is None else art_lambda
-    temperature = 0.1 if temperature is None else temperature
-    if not (steepness > 0 and temperature > 0):
-        raise ValueError(f"steepness and temperature must be positive, not {steepness if network else temperature}")
+    _check_options(method, steepness, interpolation, art_lambda, temperature)
     values = values if values.dtype == torch.float64 else values.float()
     if values.shape[-1] == 1:
         return values * 0
-    if standardize:
-        values = standardized(values)
+    values = standardized(values) if standardize else values
     if method == "laplace":
-        return laplace_rank(values, temperature)
+        return laplace_rank(values, 0.1 if temperature is None else temperature)
     if method == "pairwise":
-        return pairwise_rank(values, temperature)
+        return pairwise_rank(values, 0.1 if temperature is None else temperature)
+    steepness, art_lambda = 5.0 if steepness is None else steepness, 0.25 if art_lambda is None else art_lambda
     return network_rank(values, method, Comparator(steepness, interpolation or "logistic_phi", art_lambda))
 
 
+def _check_options(
+    method: str,
+    steepness: float | None,
+    interpolation: Interpolation | None,
+    art_lambda: float | None,
+    temperature: float | None,
+) -> None:
+    """Raise ValueError if the method is unknown, an option belongs to another method, or a scale is not positive."""
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
+    network_options = {"steepness": steepness, "interpolation": interpolation, "art_lambda": art_lambda}
+    sum_options = {"temperature": temperature}
+    for name, value in (sum_options if method in get_args(Network) else network_options).items():
+        if value is not None:
+            raise ValueError(f"method '{method}' has no option '{name}'; remove it")
+    for name, scale in {"steepness": steepness, "temperature": temperature}.items():
+        if scale is not None and not scale > 0:
+            raise ValueError(f"{name} must be positive, not {scale}")
+
+
 def standardized(values: Tensor) -> Tensor:
-    """Give each row of `values` [..., n] mean 0 and standard deviation 1; a constant row becomes zeros, no gradient.
+    """Return `values` [..., n] with mean 0 and standard deviation 1 in each row.
+
+    A constant row becomes zeros, with zero gradient.
 
     Raises:
         ValueError: n is 0.
@@ -102,10 +117,10 @@ def standardized(values: Tensor) -> Tensor:
     if values.shape[-1] == 0:
         raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
     values = values if values.dtype == torch.float64 else values.float()
-    # Compared, not subtracted: the mean of equal values is rounded, so a constant row does not centre to exact zeros.
+    # A comparison, because a constant row minus its mean is not exactly zero: the mean is rounded.
     varies = (values != values[..., :1]).any(-1, keepdim=True)
     centred = torch.where(varies, values - values.mean(-1, keepdim=True), 0.0)
     largest = centred.detach().abs().amax(-1, keepdim=True)
-    centred = centred / torch.where(largest > 0, largest, 1.0)  # else squares of small or large values leave float32
+    centred = centred / torch.where(largest > 0, largest, 1.0)  # otherwise squares can overflow or underflow float32
     variance = (centred * centred).mean(-1, keepdim=True)
     return centred / torch.where(variance > 0, variance, 1.0).sqrt()
