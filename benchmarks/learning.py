@@ -12,7 +12,6 @@ Writes learning.{csv,md} into --out.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from reloss.learning.items import Items
 from reloss.learning.measure import Measure
 from reloss.learning.objective import correlate, rank_objective
 from reloss.metrics import accuracy
+from reloss.report.table import Table
 from reloss.surrogates import SurrogateLoss
 
 ITEMS, EXAMPLES, CLASSES = 256, 128, 100
@@ -109,22 +109,22 @@ def _measure(step: Callable[[], Any], device: str, runs: int) -> dict[str, Any]:
     }
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    return [f"{v:.1f}" if isinstance(v := row.get(name, ""), float) else str(v) for name in FIELDS]
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows as a table; a field that a row lacks is empty."""
+    return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows], digits=1)
 
 
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write CSV and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     commit = environment.commit()  # before the tables change the tree
-    with (out / "learning.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
+    (out / "learning.csv").write_text(table_of(rows).csv() + "\n")
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
     where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     lines = [
         f"# One learning step of {ITEMS} items of {EXAMPLES} examples with {CLASSES} classes",
         f"{where}, commit {commit}, {date.today()}. Command: `make bench-learning`.",
-        "\n".join("| " + " | ".join(row) + " |" for row in [FIELDS, ["---"] * len(FIELDS), *map(_shown, rows)]),
+        table_of(rows).markdown(),
     ]
     (out / "learning.md").write_text("\n\n".join(lines) + "\n")
 
@@ -139,8 +139,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         bank = record_bank(Path(folder) / "bank")
         rows = [row for fidelity in FIDELITIES for row in rows_of(fidelity, bank, device, arguments.runs)]
-    for row in rows:
-        print(" | ".join(_shown(row)))
+    print(table_of(rows).plain())
     write(rows, device, arguments.out)
 
 

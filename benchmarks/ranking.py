@@ -12,7 +12,6 @@ Writes ranking.{csv,md,png} into --out.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -33,6 +32,7 @@ from torch import Tensor
 from benchmarks import results_folder
 from reloss.experiment import environment
 from reloss.ranking import soft_rank
+from reloss.report.table import Table
 
 SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
@@ -212,7 +212,7 @@ def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[
             found = {name: {"note": note} for name, note in left_out.items()} | compare(tried, batch, n, device, runs)
             for name, values in found.items():
                 rows[name, batch, n] = {"operator": name, "batch": batch, "n": n, **values}
-                print(_line(rows[name, batch, n]), flush=True)
+                print(*table_of([rows[name, batch, n]]).texts()[0], sep="  ", flush=True)
                 if values.get("forward_backward_ms", 0) > 1e3 * MOST_SECONDS:
                     left_out[name] = f"not run: the size before took over {MOST_SECONDS:g} s"
     return [rows[name, batch, n] for name in (*running, *missing) for batch in BATCHES for n in sizes]
@@ -241,25 +241,20 @@ def compare(tried: dict[str, Operator], batch: int, n: int, device: str, runs: i
     return found | {name: case.measured() for name, case in cases.items()}
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    return [f"{v:.3f}" if isinstance(v := row.get(name, ""), float) else str(v) for name in FIELDS]
-
-
-def _line(row: dict[str, Any]) -> str:
-    return "| " + " | ".join(_shown(row)) + " |"
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows as a table; a field that a row lacks is empty."""
+    return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows])
 
 
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write CSV, Markdown and plot."""
     out.mkdir(parents=True, exist_ok=True)
     commit = environment.commit()  # before the tables change the tree
-    with (out / "ranking.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([FIELDS, *map(_shown, rows)])
+    (out / "ranking.csv").write_text(table_of(rows).csv() + "\n")
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
     where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    head = ["| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
     title = f"# Soft ranks\n\n{where}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
-    (out / "ranking.md").write_text(title + "\n".join([*head, *map(_line, rows), ""]))
+    (out / "ranking.md").write_text(title + table_of(rows).markdown() + "\n")
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, batch in zip(figure.subplots(1, 2, sharey=True), BATCHES, strict=True):
         for operator in dict.fromkeys(row["operator"] for row in rows):

@@ -12,7 +12,6 @@ Writes tracking.{csv,md} into --out.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import shlex
@@ -28,6 +27,7 @@ import torch
 from benchmarks import results_folder
 from reloss.experiment import environment
 from reloss.experiment.metrics_log import read_metrics
+from reloss.report.table import Table
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 
@@ -73,9 +73,8 @@ def measure(data: Path, settings: list[str]) -> dict[str, Any]:
 def write(row: dict[str, Any], commit: str, load: float, out: Path) -> None:
     """Write CSV and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    shown = [str(row[name]) for name in FIELDS]
-    with (out / "tracking.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([FIELDS, shown])
+    table = Table(FIELDS, [[str(row[name]) for name in FIELDS]])
+    (out / "tracking.csv").write_text(table.csv() + "\n")
     devices = environment.devices()
     where = f"{', '.join(devices['gpus']) or devices['cpu']}, {devices['threads']} threads, torch {torch.__version__}, "
     where += f"Python {platform.python_version()}, wandb {environment.versions()['wandb']}"
@@ -84,7 +83,7 @@ def write(row: dict[str, Any], commit: str, load: float, out: Path) -> None:
         f"{where}, commit {commit}, {date.today()}. Command: `make bench-tracking`. Offline. Beside it ran other work "
         f"(load average {load:.1f} on {os.cpu_count()} cores), so both times are longer than on an idle machine; the "
         "share is of this run's own wall time.",
-        "\n".join("| " + " | ".join(line) + " |" for line in [FIELDS, ["---"] * len(FIELDS), shown]),
+        table.markdown(),
     ]
     (out / "tracking.md").write_text("\n\n".join(lines) + "\n")
 

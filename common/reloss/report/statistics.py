@@ -1,4 +1,8 @@
-"""Means over seeds, and paired differences with their interval."""
+"""Means over seeds, and paired differences with their interval.
+
+Two losses are compared run by run: the same seed gives both the same initial weights and data order, so that most of
+the noise cancels in the difference.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,15 @@ class Sample(NamedTuple):
     std: float | None
     n: int
 
-    def shown(self) -> str:
-        """Return the mean ± the standard deviation, to two places."""
+    def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
+    def shown(self) -> str:
+        """Return the text of a table's cell."""
+        return str(self)
+
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % t interval of the mean; of one value, that value twice."""
+        """Return the 95 % t interval of the mean; for one value, that value twice."""
         half = _half_width(self.std, self.n) if self.std is not None else 0.0
         return self.mean - half, self.mean + half
 
@@ -34,11 +41,13 @@ class Difference(NamedTuple):
     high: float | None
     n: int
 
+    def __str__(self) -> str:
+        interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else "(one seed)"
+        return f"{self.mean:+.2f} {interval}"
+
     def shown(self) -> str:
-        """Return the mean and its interval, to two places."""
-        return f"{self.mean:+.2f}" + (
-            f" [{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else " (one seed)"
-        )
+        """Return the text of a table's cell."""
+        return str(self)
 
 
 def describe(values: Sequence[float]) -> Sample:
@@ -47,9 +56,9 @@ def describe(values: Sequence[float]) -> Sample:
 
 
 def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Return the difference ours - baseline, paired by seed; None without a common seed.
+    """Return the difference ours - baseline of scores by seed, paired by seed; None without a common seed.
 
-    The interval is Student's for the mean of the differences; with equal differences it has no width.
+    The interval is Student's t interval for the mean of the differences; with equal differences it has no width.
     """
     seeds = sorted(ours.keys() & baseline.keys())
     if not seeds:

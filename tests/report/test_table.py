@@ -1,0 +1,97 @@
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from reloss.report.statistics import Difference, Sample
+from reloss.report.table import Code, Missing, Number, Table, names_cell, sort_value
+from reloss.runtime.errors import UsageError
+
+HEADERS = ("loss", "ours, %", "difference", "Spearman", "n", "command")
+ROWS = (
+    ("ce", Sample(98, 0.5, 3), Missing("is the baseline"), 0.81815, 3, Code("reloss run a --loss ce")),
+    ("a|b_c", Sample(97, None, 1), Difference(-1, -1.5, -0.5, 1), Missing("not measured"), 1, Code("reloss run a")),
+)
+TABLE = Table(HEADERS, ROWS, note="A note\nin two lines.", provenance=("command",), skipped=("a.json", "b.json"))
+
+
+def test_markdown_has_one_line_per_row_and_escapes_bars():
+    lines = TABLE.markdown().splitlines()
+    assert lines[0] == "| loss | ours, % | difference | Spearman | n | command |"
+    assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
+    assert lines[2] == "| ce | 98.00 ± 0.50 | is the baseline | 0.818 | 3 | `reloss run a --loss ce` |"
+    assert lines[3] == r"| a\|b_c | 97.00 | -1.00 [-1.50, -0.50] | not measured | 1 | `reloss run a` |"
+    assert lines[4:] == ["", "A note", "in two lines.", "", "Skipped: a.json; b.json"]
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines[:4]} == {len(HEADERS) + 2}
+
+
+def test_csv_is_read_back():
+    lines = list(csv.reader(io.StringIO(TABLE.csv())))
+    assert lines[0] == list(HEADERS)
+    assert lines[2] == ["a|b_c", "97.00", "-1.00 [-1.50, -0.50]", "not measured", "1", "`reloss run a`"]
+
+
+def test_latex_is_escaped_and_keeps_provenance_in_comments():
+    lines = TABLE.latex().splitlines()
+    assert lines[:3] == [r"% \usepackage{booktabs}", "% A note in two lines.", r"\begin{tabular}{lllll}"]
+    assert lines[4] == r"loss & ours, \% & difference & Spearman & n \\"
+    assert lines[6].startswith(r"ce & 98.00 $\pm$ 0.50 & ")
+    assert lines[6].endswith(r" & 3 \\ % command: `reloss run a --loss ce`")
+    assert lines[7].startswith(r"a\textbar{}b\_c & ")
+    assert lines[-2:] == [r"\end{tabular}", "% Skipped: a.json; b.json"]
+
+
+def test_json_holds_values():
+    rows = json.loads(TABLE.json())
+    assert rows[0]["ours, %"] == [98, 0.5, 3]
+    assert (rows[0]["difference"], rows[0]["Spearman"], rows[0]["command"]) == (None, 0.81815, "reloss run a --loss ce")
+    assert json.loads(Table(("a",), [["x"]], objects=[{"b": 1}]).json()) == [{"b": 1}]
+
+
+def test_plain_text_is_aligned():
+    assert Table(("a", "long header"), [["x", "y"], ["wide cell", ""]]).plain().splitlines() == [
+        "a          long header",
+        "x          y",
+        "wide cell",
+    ]
+
+
+def test_select_picks_columns_by_header():
+    table = TABLE.select(("n", "loss"))
+    assert (table.headers, table.rows) == (("n", "loss"), [[3, "ce"], [1, "a|b_c"]])
+    with pytest.raises(ValueError, match="not in list"):
+        TABLE.select(("seeds",))
+
+
+def test_a_table_without_rows_has_its_headers():
+    table = Table(("a", "b"), [])
+    assert table.markdown() == "| a | b |\n| --- | --- |"
+    assert (table.csv(), table.json(), table.plain()) == ("a,b", "[]", "a  b")
+
+
+def test_floats_have_the_digits_of_the_table_or_of_a_number():
+    assert Table(("a", "b"), [[0.5, Number(0.5, "+0.50")]], digits=1).texts() == [["0.5", "+0.50"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        *[(3, 3.0), (0.5, 0.5), (Number(0.5, "half"), 0.5), (Sample(2.0, None, 1), 2.0)],
+        *[(Difference(-2.0, None, None, 1), -2.0), ("57.00 or so", None), (Missing("3 seeds"), None)],
+    ],
+)
+def test_columns_are_sorted_by_values_and_not_by_texts(cell, value):
+    assert sort_value(cell) == value
+
+
+def test_names_are_listed():
+    assert names_cell(["a", "b"]) == "a, b"
+    assert names_cell([]) == Missing("none")
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(UsageError, match="unknown format 'html'; valid: md, csv, tex, json"):
+        TABLE.render("html")
+    assert TABLE.render("csv") == TABLE.csv()
