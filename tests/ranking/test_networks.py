@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
@@ -21,6 +21,7 @@ finite_rows = st.integers(1, 40).flatmap(lambda n: arrays("float64", n, elements
 
 
 @given(finite_rows, st.sampled_from(get_args(Network)), st.sampled_from(get_args(Interpolation)))
+@settings(deadline=None)
 def test_ranks_sum_to_the_sum_of_places_and_stay_in_range(row, method, interpolation):
     n = len(row)
     ranks = soft_rank(torch.from_numpy(row), method, interpolation=interpolation)
