@@ -74,7 +74,7 @@ def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list
     """Return the rows of the two ways to take a step with the objective of a fidelity."""
     options = LearnOptions(fidelity=fidelity, items=ITEMS)
     torch.manual_seed(0)
-    fit = Fit(ClassificationReLoss.for_fit(options), bank, Measure(accuracy, True), options, device)
+    fit = Fit(ClassificationReLoss(options.input, options.output), bank, Measure(accuracy, True), options, device)
 
     def loop_step() -> None:
         items, _ = fit.sample()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         SetReLoss,
         SurrogateLoss,
         TranslationReLoss,
-        get_surrogate,
         pretrained_names,
     )
 
@@ -40,7 +39,6 @@ __all__ = [
     "UsageError",
     "fit_surrogate",
     "get_metric",
-    "get_surrogate",
     "hard_rank",
     "kendall",
     "pearson",
@@ -58,7 +56,7 @@ _NAMES = {
     "reloss.runtime.errors": ("RelossError", "UsageError"),
     "reloss.surrogates": (
         *("ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "SurrogateLoss", "TranslationReLoss"),
-        *("get_surrogate", "pretrained_names"),
+        "pretrained_names",
     ),
 }
 __getattr__, __dir__ = lazy_names(__name__, {name: module for module, names in _NAMES.items() for name in names})

@@ -168,15 +168,15 @@ class Learn:
         from reloss.runtime import distributed
         from reloss.runtime.files import read_json
         from reloss.runtime.progress import say
-        from reloss.surrogates import get_surrogate
+        from reloss.surrogates import build, find_kind
 
         get_metric(self.metric)
         if self.lower_is_better and self.metric in METRICS:
             raise UsageError(f"of {self.metric} higher is better; drop --lower-is-better")
         options = override(LearnOptions(), _flat(self.set))
-        kind, bank = get_surrogate(self.kind), PredictionBank.open(self.bank)
+        surrogate_class, bank = find_kind(self.kind).__name__, PredictionBank.open(self.bank)
         asked = {
-            **{"class": kind.__name__, "metric": self.metric, "higher_is_better": not self.lower_is_better},
+            **{"class": surrogate_class, "metric": self.metric, "higher_is_better": not self.lower_is_better},
             **{"learn": options.model_dump(mode="json"), "bank": bank.fingerprint()},
         }
         if (self.out / "surrogate.json").exists():
@@ -189,7 +189,13 @@ class Learn:
         distributed.start()
         seed_everything(options.seed)
         try:
-            surrogate = kind.for_fit(options, bank.output_shape())
+            surrogate = build(
+                self.kind,
+                bank.output_shape(),
+                fidelity=options.fidelity,
+                input=options.input,
+                output=options.output,
+            )
         except ValueError as error:
             raise RelossError(f"--kind {self.kind} does not go with the bank {self.bank}: {error}") from error
         fit = learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better)

@@ -36,11 +36,12 @@ class ClassificationTask(Task):
         return ABLATION
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh surrogate, shaped as the options of the fit say: of a positive class, a set network."""
-        from reloss.surrogates import ClassificationReLoss, SetReLoss
+        """Return a fresh surrogate: over sets where one positive class is judged, else over single examples."""
+        from reloss.surrogates import build
 
-        kind = ClassificationReLoss if config.data.positive_class is None else SetReLoss
-        return kind.for_fit(config.learn)
+        kind = "classification" if config.data.positive_class is None else "set"
+        learn = config.learn
+        return build(kind, (), fidelity=learn.fidelity, input=learn.input, output=learn.output)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images."""

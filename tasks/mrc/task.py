@@ -29,10 +29,12 @@ class ReadingTask(Task):
         return Path(__file__).parent
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh surrogate, shaped as the config and the options of the fit say."""
-        from reloss.surrogates import ReadingReLoss
+        """Return a fresh surrogate for start and end logits over the positions of a window."""
+        from reloss.surrogates import build
 
-        return ReadingReLoss.for_fit(config.learn, structure=config.structure)
+        learn, shape = config.learn, (2, config.data.max_length)
+        choices = {"input": learn.input, "output": learn.output, "structure": config.structure}
+        return build("reading", shape, fidelity=learn.fidelity, **choices)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's questions."""

@@ -31,9 +31,10 @@ class TranslationTask(Task):
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
         """Return a fresh surrogate for the log-probabilities of a sentence's gold tokens."""
-        from reloss.surrogates import TranslationReLoss
+        from reloss.surrogates import build
 
-        return TranslationReLoss.for_fit(config.learn, (config.recording.length,))
+        learn, shape = config.learn, (config.recording.length,)
+        return build("translation", shape, fidelity=learn.fidelity, input=learn.input, output=learn.output)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's sentence pairs."""

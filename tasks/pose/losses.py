@@ -8,7 +8,7 @@ from mmpose.models.losses import KeypointMSELoss
 from mmpose.registry import MODELS
 from torch import Tensor, nn
 
-from reloss.surrogates import PoseReLoss
+from reloss.surrogates import PoseReLoss, SurrogateLoss
 
 
 @MODELS.register_module("PoseReLoss")
@@ -27,13 +27,13 @@ class KeypointReLoss(nn.Module):
 
     def __init__(
         self,
-        surrogate: PoseReLoss | str | Path,
+        surrogate: SurrogateLoss | str | Path,
         use_target_weight: bool = True,
         ordinary_weight: float = 0.0,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        loaded = surrogate if isinstance(surrogate, PoseReLoss) else PoseReLoss.from_pretrained(surrogate)
+        loaded = PoseReLoss.from_pretrained(surrogate) if isinstance(surrogate, str | Path) else surrogate
         self._surrogate = (loaded.freeze(),)  # in a tuple, where PyTorch does not look for parameters
         self.ordinary = KeypointMSELoss(use_target_weight=use_target_weight)
         self.use_target_weight = use_target_weight
@@ -41,7 +41,7 @@ class KeypointReLoss(nn.Module):
         self.loss_weight = loss_weight
 
     @property
-    def surrogate(self) -> PoseReLoss:
+    def surrogate(self) -> SurrogateLoss:
         """Return the surrogate."""
         return self._surrogate[0]
 

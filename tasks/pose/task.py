@@ -30,11 +30,12 @@ class PoseTask(Task):
         return Path(__file__).parent
 
     def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh surrogate as the options of the fit say, for heatmaps of the size in the mmpose config."""
-        from reloss.surrogates import PoseReLoss
+        """Return a fresh surrogate for heatmaps of the size in the mmpose config."""
+        from reloss.surrogates import build
         from reloss_tasks.pose.training import heatmap_size
 
-        return PoseReLoss.for_fit(config.learn, (1, *heatmap_size(config)))
+        learn, shape = config.learn, (1, *heatmap_size(config))
+        return build("pose", shape, fidelity=learn.fidelity, input=learn.input, output=learn.output)
 
     def check_data(self, config: Any, data: Path) -> str:
         """Return what was found of the experiment's images and annotations."""

@@ -59,7 +59,7 @@ def fit(bank: Path, distributed: bool, metric: Any = accuracy, **settings: Any) 
     more = {name: settings.pop(name) for name in ("checkpoint", "on_validation") if name in settings}
     options = LearnOptions(**SETTINGS | settings)
     torch.manual_seed(0)
-    surrogate = Counting.for_fit(options, (5,))
+    surrogate = Counting(input=options.input, output=options.output)
     opened = PredictionBank.open(bank)
     result = fit_surrogate(surrogate, opened, metric, options=options, distributed=distributed, **more)
     weights = {name: value.tolist() for name, value in result.surrogate.state_dict().items()}

@@ -248,7 +248,7 @@ def test_counts_are_in_proportion(total, mixture):
 
 def fit_of(bank, metric, **settings) -> Fit:
     options = LearnOptions(items=32, **settings)
-    return Fit(ClassificationReLoss.for_fit(options), bank, Measure(metric, True), options, "cpu")
+    return Fit(ClassificationReLoss(options.input, options.output), bank, Measure(metric, True), options, "cpu")
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

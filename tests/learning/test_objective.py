@@ -21,7 +21,7 @@ class LinearLoss(SurrogateLoss):
     def per_item(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs * self.weights).sum(-1).mean(-1)
 
-    ordinary_loss = for_fit = options = None
+    ordinary_loss = options = None
 
 
 def items(n: int = 8, b: int = 6, c: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

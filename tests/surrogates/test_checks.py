@@ -80,10 +80,6 @@ class Mean(SurrogateLoss):
     def ordinary_loss(self, outputs, targets):
         return self.per_item(outputs, targets)
 
-    @classmethod
-    def for_fit(cls, options, shape):
-        return cls()
-
     def options(self):
         return {}
 

@@ -4,8 +4,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
-from reloss.runtime.errors import UsageError
-from reloss.surrogates import SurrogateLoss, get_surrogate
+from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.classification import EXACT, KNOTS, quantile_places
 
 RELEASED_SHAPES = {
@@ -150,12 +149,6 @@ def test_unknown_options():
         ClassificationReLoss(input="logits")
     with pytest.raises(ValueError, match="square"):
         ClassificationReLoss(output="square")
-
-
-def test_surrogates_by_kind():
-    assert get_surrogate("classification") is ClassificationReLoss
-    with pytest.raises(UsageError, match="did you mean classification"):
-        get_surrogate("clasification")
 
 
 def many_items(n: int = 160, b: int = 128, c: int = 10) -> tuple[torch.Tensor, torch.Tensor]:

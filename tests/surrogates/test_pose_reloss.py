@@ -7,6 +7,7 @@ from reloss import PoseReLoss
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.metrics import heatmap_pck
 from reloss.runtime.errors import RelossError
+from reloss.surrogates import build
 from reloss.surrogates.pose import visible
 
 
@@ -159,7 +160,8 @@ def moving_joints(path, size=(16, 12), items=80, b=8, k=4):
 def test_learns_to_rank_as_pck_and_is_kept(tmp_path, output, least):
     bank = moving_joints(tmp_path / "bank")
     options = LearnOptions(steps=80, items=32, penalty="off", mixture="shuffled", validate_every=20, output=output)
-    fit = fit_surrogate(PoseReLoss.for_fit(options, bank.output_shape()), bank, heatmap_pck, options=options)
+    surrogate = build("pose", bank.output_shape(), output=output)
+    fit = fit_surrogate(surrogate, bank, heatmap_pck, options=options)
     assert fit.surrogate.monotone == (output == "monotone")
     assert fit.spearman > least
     assert fit.spearman_synthetic > 0.8
@@ -184,7 +186,7 @@ def test_learn_command(tmp_path, cli):
 def test_a_bank_of_another_kind_is_refused(tmp_path, improving_bank, cli):
     bank = improving_bank()
     with pytest.raises(ValueError, match=r"expected heatmaps \[K, H, W\] of an example, not \[5\]"):
-        PoseReLoss.for_fit(LearnOptions(), bank.output_shape())
+        build("pose", bank.output_shape())
     words = ("learn", "--bank", bank.path, "--metric", "heatmap_pck", "--out", tmp_path / "out", "--kind", "pose")
     code, _, err = cli(*words)
     assert (code, err.count("\n")) == (1, 1)

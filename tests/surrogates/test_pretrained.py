@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reloss import ClassificationReLoss, download
+from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions
 from reloss.metrics import get_metric
 from reloss.ranking import spearman
+from reloss.runtime import download
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import short_hash
-from reloss.surrogates import SURROGATES, SetReLoss, pretrained
+from reloss.surrogates import KINDS, SetReLoss, pretrained
 from reloss.surrogates.pretrained import WEIGHTS, add_pretrained, cache_folder, model_card, pretrained_names
 
 OPTIONS = {"input": "log_probability", "output": "identity", "width": 16, "scale": 1.75}
@@ -209,7 +210,7 @@ def test_a_card_that_describes_something_else(tmp_path, card, cause):
 # Surrogates that ship with the package
 
 SHIPPED = [name for name in pretrained_names() if not name.startswith("released/")]
-CLASSES = {surrogate.__name__: surrogate for surrogate in SURROGATES.values()}
+CLASSES = {surrogate.__name__: surrogate for surrogate in KINDS.values()}
 
 
 def shipped_card(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from reloss import ReadingReLoss
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.metrics import MASKED, reading_f1
 from reloss.runtime.errors import RelossError
+from reloss.surrogates import build
 from reloss.surrogates.reading import LOWEST, coverage
 
 
@@ -170,7 +171,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="structure is one of points, span, not words"):
         ReadingReLoss("words")
     with pytest.raises(ValueError, match=r"start and end logits \[2, T\] of an example, not \[5\]"):
-        ReadingReLoss.for_fit(LearnOptions(), [5])
+        build("reading", [5])
 
 
 def improving_reader(path, items=80, b=16, t=24):
@@ -193,7 +194,7 @@ def test_learns_to_rank_as_f1_and_is_kept(tmp_path):
     options = LearnOptions(steps=60, items=24, mixture="shuffled", validate_every=20)
     for structure in ("points", "span"):
         torch.manual_seed(0)
-        surrogate = ReadingReLoss.for_fit(options, bank.output_shape(), structure)
+        surrogate = build("reading", bank.output_shape(), structure=structure)
         fit = fit_surrogate(surrogate, bank, reading_f1, options=options)
         assert fit.spearman > max(0.85, fit.spearman_ordinary - 0.03)
         assert fit.spearman_synthetic > 0.7

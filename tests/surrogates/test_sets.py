@@ -9,7 +9,7 @@ from reloss import SetReLoss
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.fit import split_items
 from reloss.metrics import Metric, average_precision, binary_f1, macro_f1
-from reloss.surrogates import get_surrogate
+from reloss.surrogates import build
 from reloss.surrogates.base import gradient_norms
 from reloss.surrogates.sets import log_odds
 
@@ -236,8 +236,9 @@ def test_targets_out_of_range(shape, target, message):
 
 
 def test_kind_and_options():
-    assert get_surrogate("set") is SetReLoss
-    assert SetReLoss.for_fit(LearnOptions(output="identity")).output == "identity"
+    surrogate = build("set", (), output="identity")
+    assert isinstance(surrogate, SetReLoss)
+    assert surrogate.output == "identity"
     with pytest.raises(ValueError, match="square"):
         SetReLoss(output="square")
 
@@ -266,7 +267,7 @@ def scores_bank(path: Path, steps: int = 160, item_size: int = 64, positive: flo
 def fit(bank: PredictionBank, metric: Metric, **settings) -> FitResult:
     options = LearnOptions(steps=40, items=64, validate_every=20, penalty="off", **settings)
     torch.manual_seed(options.seed)
-    return fit_surrogate(SetReLoss.for_fit(options), bank, metric, options=options)
+    return fit_surrogate(SetReLoss(options.output), bank, metric, options=options)
 
 
 @pytest.mark.parametrize(("metric", "ahead"), [(average_precision, 0.02), (binary_f1, 0.04)])

@@ -8,6 +8,7 @@ from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.items import Items
 from reloss.learning.objective import rank_objective
 from reloss.metrics import token_bleu
+from reloss.surrogates import build
 
 SMALL = {"width": 8, "feedforward": 16, "heads": 2, "length": 10}
 KINDS = (
@@ -197,7 +198,7 @@ def improving_translations(path, items=60, b=8, t=9):
 def test_learns_to_rank_as_bleu(tmp_path, output):
     bank = improving_translations(tmp_path / "bank")
     options = LearnOptions(steps=40, items=32, mixture="checkpoints", validate_every=10, output=output)
-    surrogate = TranslationReLoss.for_fit(options, bank.output_shape(), width=16, feedforward=16)
+    surrogate = build("translation", bank.output_shape(), output=output, width=16, feedforward=16)
     fit = fit_surrogate(surrogate, bank, token_bleu, options=options)
     assert fit.spearman > 0.9
     assert fit.spearman_synthetic > 0.7

@@ -14,7 +14,7 @@ from reloss.learning.fit import split_items
 from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import kendall, spearman
-from reloss.surrogates import ClassificationReLoss, SurrogateLoss
+from reloss.surrogates import SurrogateLoss
 
 CHUNK = 16  # checkpoints, or items, measured at a time
 FEWEST = 4  # checkpoints that can be ranked; of fewer, a correlation says nothing
@@ -86,14 +86,14 @@ def _defined(correlation: Callable[[Tensor, Tensor], Tensor], losses: Tensor, va
     return float(correlation(-losses, values))
 
 
-def loss_curve(surrogate: ClassificationReLoss, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def loss_curve(surrogate: SurrogateLoss, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the target's probability p, the learned loss, and its slope in the logit, at `logits` [n] of two classes.
 
     The slope is dL/dz = dL/dp p (1 - p); cross-entropy's is p - 1.
     """
     logits = logits.detach().requires_grad_()
     log_p = torch.nn.functional.logsigmoid(logits)
-    losses = surrogate.curve(log_p if surrogate.input == "log_probability" else log_p.exp())
+    losses = surrogate.curve_at(log_p)
     (slopes,) = torch.autograd.grad(losses.sum(), logits)
     return log_p.exp().detach(), losses.detach(), slopes
 
@@ -131,7 +131,7 @@ def picture(
     `probability`, and both losses less their value at 1. Else `examples`, as `measure_examples` gives them.
     """
     found: dict[str, Any] = {"items": measure_held_out(surrogate, bank, metric, options)}
-    if isinstance(surrogate, ClassificationReLoss):
+    if surrogate.has_curve:
         p, losses, _ = loss_curve(surrogate, torch.linspace(-9, 9, SHOWN))
         found["curve"] = {"probability": p, "ordinary": -p.log(), "surrogate": losses - losses[-1]}
     else:

@@ -20,7 +20,7 @@ from reloss.metrics import get_metric
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json, read_object, write_json, write_text
 from reloss.runtime.progress import progress
-from reloss.surrogates import SurrogateLoss
+from reloss.surrogates import SurrogateLoss, load
 
 PICTURE = "picture.json"  # beside a surrogate: held-out items and the learned curve
 
@@ -131,11 +131,9 @@ def read_picture(experiment: str, folder: Path) -> dict[str, dict[str, list[floa
     bank = folder.parents[1] / "bank"
     if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
         return None
-    task, config = find_experiment(experiment)
     card = read_json(folder / "surrogate.json")
     try:
         options = LearnOptions.model_validate(card["learn"])
-        surrogate = type(task.new_surrogate(config)).from_pretrained(folder)
-        return picture(surrogate, PredictionBank.open(bank), get_metric(card["metric"]), options)
+        return picture(load(folder), PredictionBank.open(bank), get_metric(card["metric"]), options)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error

@@ -35,7 +35,7 @@ from reloss.runtime.files import read_json, remove_stale, short_hash, write_text
 from reloss.runtime.lock import locked
 from reloss.runtime.progress import say
 from reloss.runtime.signals import Terminated, terminable
-from reloss.surrogates import SurrogateLoss
+from reloss.surrogates import SurrogateLoss, load
 from reloss.tracking.artifacts import bank_artifact, surrogate_artifact
 from reloss.tracking.client import Track, WandbMirror, describe_run
 
@@ -363,7 +363,7 @@ class _Job:
         """Return the learned surrogate, and what the summary says of it."""
         folder = self.learn()
         try:
-            surrogate = type(self.task.new_surrogate(self.config)).from_pretrained(folder)
+            surrogate = load(folder)
         except RelossError as error:
             raise RelossError(f"{error}; remove {folder} to learn the surrogate anew from the bank") from error
         card = read_json(folder / "surrogate.json")

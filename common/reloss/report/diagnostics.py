@@ -11,7 +11,7 @@ from reloss.pipeline.checkpoint_ranking import diagnose
 from reloss.report.figures import checkpoints, loss_curves
 from reloss.report.tables import markdown
 from reloss.runtime.files import write_json
-from reloss.surrogates import ClassificationReLoss
+from reloss.surrogates import load
 
 COLUMNS = {
     "loss": "loss",
@@ -40,15 +40,13 @@ def write(experiment: str, runs: Path, out: Path) -> tuple[str, list[dict[str, A
         (entry for entry in entries if "folder" in entry), key=lambda entry: -entry.get("spearman_checkpoints", -1)
     )[:SHOWN]
     surrogates = {
-        f"{entry['loss']} {entry['folder'].removeprefix('surrogates/')}": type(fresh).from_pretrained(
-            runs / config.name / entry["folder"]
-        )
+        f"{entry['loss']} {entry['folder'].removeprefix('surrogates/')}": load(runs / config.name / entry["folder"])
         for entry in best
     }
     write_json(out / "diagnostics.json", entries)
     losses = {config.ordinary_loss: fresh.ordinary_loss, **{name: s.per_item for name, s in surrogates.items()}}
     checkpoints(losses, get_metric(config.metric), recorded, out / "checkpoints.png")
-    curves = {name: s for name, s in surrogates.items() if isinstance(s, ClassificationReLoss)}
+    curves = {name: surrogate for name, surrogate in surrogates.items() if surrogate.has_curve}
     if curves:
         loss_curves(curves, out / "curves.png")
     note = (

@@ -20,7 +20,7 @@ from reloss.learning.options import LearnOptions
 from reloss.metrics import Metric
 from reloss.ranking import spearman
 from reloss.runtime.files import atomic
-from reloss.surrogates import ClassificationReLoss, SurrogateLoss
+from reloss.surrogates import SurrogateLoss
 
 COLORS = mpl.color_sequences["tab10"]
 
@@ -48,7 +48,7 @@ def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) ->
     _save(figure, path)
 
 
-def loss_curves(surrogates: Mapping[str, ClassificationReLoss], path: Path) -> None:
+def loss_curves(surrogates: Mapping[str, SurrogateLoss], path: Path) -> None:
     """Draw learned losses, and their slopes in the logit, against the target's probability, beside cross-entropy's.
 
     The slope is that for two classes, where dp/dz = p(1 - p) and cross-entropy's is p - 1. All losses are shown less

@@ -6,18 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import atomic, read_json, sha256_of, short_hash, write_json
-from reloss.surrogates.pretrained import find_pretrained, read_weights
-
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
+from reloss.runtime.files import atomic, sha256_of, short_hash, write_json
+from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.pretrained import find_pretrained, read_card, read_weights
 
 
 class SurrogateLoss(nn.Module, ABC):
@@ -33,6 +31,9 @@ class SurrogateLoss(nn.Module, ABC):
 
     reaches_any_value: ClassVar[bool] = True
     """Whether the network can give losses of any size; if not, one that learns a metric's value is scaled first."""
+
+    has_curve: ClassVar[bool] = False
+    """Whether the loss of an example is a curve over the probability of its target, which `curve_at` gives."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -50,13 +51,19 @@ class SurrogateLoss(nn.Module, ABC):
         """Return the loss that is usual for such predictions, of each of N items: [N, B, ...], [N, B, ...] -> [N]."""
 
     @classmethod
-    @abstractmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int]) -> Self:
-        """Return a fresh surrogate as the options of the fit say, for outputs of `shape` an example.
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments that these choices lead to; see `registry.build`.
+
+        Args:
+            shape: of one example's outputs.
+            fidelity: `released` or `corrected`.
+            input: how probabilities enter the network.
+            output: form of the network's output.
 
         Raises:
-            ValueError: it takes no such outputs.
+            ValueError: this kind takes no outputs of this shape.
         """
+        return {}
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -66,6 +73,13 @@ class SurrogateLoss(nn.Module, ABC):
     def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return what a file of weights alone shows of the constructor's arguments; here nothing."""
         return {}
+
+    def curve_at(self, log_p: Tensor) -> Tensor:
+        """Return the loss of examples whose targets have these log-probabilities: [...] -> [...].
+
+        Only where `has_curve`.
+        """
+        raise NotImplementedError(f"the loss of {type(self).__name__} is not a curve over the target's probability")
 
     @staticmethod
     def gold(targets: Tensor) -> Tensor:
@@ -144,8 +158,7 @@ class SurrogateLoss(nn.Module, ABC):
         if path.is_dir():
             if options:
                 raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
-            cls._check_sum(path)
-            surrogate, weights = cls._from_card(path / "surrogate.json"), read_weights(path / "surrogate.safetensors")
+            surrogate, weights = cls._from_folder(path), read_weights(path / "surrogate.safetensors")
         else:
             try:
                 weights = read_weights(path)
@@ -160,19 +173,13 @@ class SurrogateLoss(nn.Module, ABC):
         return surrogate.freeze()
 
     @classmethod
-    def _check_sum(cls, folder: Path) -> None:
-        weights, card = folder / "surrogate.safetensors", read_json(folder / "surrogate.json")
-        written = card.get("sha256") if isinstance(card, dict) else None
-        if written is not None and weights.exists() and sha256_of(weights) != written:
+    def _from_folder(cls, folder: Path) -> Self:
+        """Return the surrogate that the card in `folder` describes, with fresh weights; checks the checksums first."""
+        path, weights, card = folder / "surrogate.json", folder / "surrogate.safetensors", read_card(folder)
+        if card.get("sha256") is not None and weights.exists() and sha256_of(weights) != card["sha256"]:
             raise RelossError(f"{weights} is damaged: its checksum is not that in surrogate.json")
-
-    @classmethod
-    def _from_card(cls, path: Path) -> Self:
-        card = read_json(path)
-        if not isinstance(card, dict) or not isinstance(card.get("options"), dict):
-            raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
-        if card.get("class") != cls.__name__:
-            raise RelossError(f"{path} describes a {card.get('class')}, not a {cls.__name__}")
+        if card["class"] != cls.__name__:
+            raise RelossError(f"{path} describes a {card['class']}, not a {cls.__name__}")
         written = card.get("options_hash")  # not in cards of earlier versions
         if written not in (None, short_hash({name: card[name] for name in ("class", "options")})):
             raise RelossError(f"{path} was changed: its options are not those that its surrogate was saved with")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,7 @@ from torch.nn import functional as F
 from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.checks import check_classes, check_logits
 from reloss.surrogates.network import evaluate
-
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
-
-Input = Literal["probability", "log_probability"]
-Output = Literal["absolute", "identity", "monotone"]
+from reloss.surrogates.options import Fidelity, Input, Output
 
 EXACT, KNOTS = 2_048, 1_024
 
@@ -59,13 +54,19 @@ class ClassificationReLoss(SurrogateLoss):
         return [layer for layer in (*self.logits_fcs, *self.loss) if isinstance(layer, nn.Linear)]
 
     @classmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int] = ()) -> Self:
-        """Return a fresh surrogate with the input and output that the options of the fit name."""
-        return cls(input=options.input, output=options.output)
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments: input and output as chosen; any number of classes will do."""
+        return {"input": input, "output": output}
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""
         return {"input": self.input, "output": self.output, "width": self.width, "scale": self.scale}
+
+    has_curve = True
+
+    def curve_at(self, log_p: Tensor) -> Tensor:
+        """Return the learned loss where the target has log-probability `log_p` [...] -> [...]."""
+        return self.curve(log_p if self.input == "log_probability" else log_p.exp())
 
     def curve(self, inputs: Tensor) -> Tensor:
         """Return the learned loss at each of `inputs` [...], (log) probabilities of the target -> [...]."""

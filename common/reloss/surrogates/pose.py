@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.network import evaluate
-
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
+from reloss.surrogates.options import Fidelity, Input, Output
 
 
 class PoseReLoss(SurrogateLoss):
@@ -53,15 +51,15 @@ class PoseReLoss(SurrogateLoss):
         self.logits_fcs = nn.Sequential(nn.Linear(size[0] * size[1], width), nn.ELU(), nn.Linear(width, 1))
 
     @classmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int]) -> Self:
-        """Return a fresh surrogate for heatmaps [K, H, W] of that `shape`; monotone if the options of the fit say so.
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments for heatmaps [K, H, W]: their size, and whether the network is monotone.
 
         Raises:
-            ValueError: an example's outputs have another number of dimensions.
+            ValueError: one example's outputs have another number of dimensions.
         """
         if len(shape) != 3:
             raise ValueError(f"expected heatmaps [K, H, W] of an example, not {list(shape)}")
-        return cls(size=tuple(shape[1:]), monotone=options.output == "monotone")
+        return {"size": tuple(shape[1:]), "monotone": output == "monotone"}
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""

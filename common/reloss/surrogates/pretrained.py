@@ -34,6 +34,35 @@ def pretrained_names() -> list[str]:
     return sorted([*shipped, *RELEASED])
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of the surrogate in `folder`.
+
+    Raises:
+        RelossError: there is no card, or it names no class and options.
+    """
+    path = folder / "surrogate.json"
+    card = read_json(path)
+    if not (isinstance(card, dict) and isinstance(card.get("class"), str) and isinstance(card.get("options"), dict)):
+        raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
+    return card
+
+
+def pretrained_class(name: str) -> str:
+    """Return the name of the class of the pretrained surrogate `name`.
+
+    Raises:
+        UsageError: there is no pretrained surrogate of that name.
+    """
+    names = pretrained_names()
+    if name not in names:
+        near = get_close_matches(name, names, cutoff=0.5)
+        raise UsageError(
+            f"no surrogate at {name}: expected a folder with surrogate.json, a file of weights, or one of the names "
+            f"{', '.join(names)}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    return RELEASED[name][0] if name in RELEASED else str(read_card(WEIGHTS / name)["class"])
+
+
 def find_pretrained(name: str, surrogate_class: str) -> tuple[Path, dict[str, Any]]:
     """Return where the pretrained surrogate `name` is, and its options if it is a file of released weights.
 
@@ -47,17 +76,10 @@ def find_pretrained(name: str, surrogate_class: str) -> tuple[Path, dict[str, An
         UsageError: there is none of that name, or it is for another class.
         RelossError: the released weights cannot be downloaded.
     """
-    names = pretrained_names()
-    if name not in names:
-        near = get_close_matches(name, names, cutoff=0.5)
-        raise UsageError(
-            f"no surrogate at {name}: expected a folder with surrogate.json, a file of weights, or one of the names "
-            f"{', '.join(names)}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
-    found, options = RELEASED.get(name) or (read_json(WEIGHTS / name / "surrogate.json")["class"], {})
-    if found != surrogate_class:
-        raise UsageError(f"{name} is for {found}, not for {surrogate_class}")
-    return _released_weights(name) if name in RELEASED else WEIGHTS / name, options
+    own_class = pretrained_class(name)
+    if own_class != surrogate_class:
+        raise UsageError(f"{name} is for {own_class}, not for {surrogate_class}")
+    return (_released_weights(name), RELEASED[name][1]) if name in RELEASED else (WEIGHTS / name, {})
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,9 @@ from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.shapes import check_shapes
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
 from reloss.surrogates.base import SurrogateLoss, check_sizes
-from reloss.surrogates.classification import Input, Output
 from reloss.surrogates.network import evaluate
+from reloss.surrogates.options import Fidelity, Input, Output, Structure
 
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
-
-Structure = Literal["points", "span"]
 FEATURES: dict[str, int] = {"points": 1, "span": 4}
 LOWEST = -30.0  # stands for log p of a gold position that is masked out: there is nothing to learn from its size
 
@@ -77,15 +73,15 @@ class ReadingReLoss(SurrogateLoss):
         return [layer for layer in (*self.hidden, self.loss) if isinstance(layer, nn.Linear)]
 
     @classmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int] = (), structure: Structure = "span") -> Self:
-        """Return a fresh surrogate with the input and output that the options of the fit name.
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments for start and end logits [2, T]: input and output as chosen.
 
         Raises:
-            ValueError: an example's outputs are not a pair of rows of logits.
+            ValueError: one example's outputs are not a pair of rows of logits.
         """
-        if shape and (len(shape) != 2 or shape[0] != 2):
+        if len(shape) != 2 or shape[0] != 2:
             raise ValueError(f"expected start and end logits [2, T] of an example, not {list(shape)}")
-        return cls(structure=structure, input=options.input, output=options.output)
+        return {"input": input, "output": output}
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,7 @@ from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss, check_sizes
 from reloss.surrogates.checks import check_classes, check_logits, check_scores
-from reloss.surrogates.classification import Output
-
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
+from reloss.surrogates.options import Fidelity, Input, Output
 
 
 class SetReLoss(SurrogateLoss):
@@ -62,9 +59,9 @@ class SetReLoss(SurrogateLoss):
         self.loss = nn.Linear(width, 1)
 
     @classmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int] = ()) -> Self:
-        """Return a fresh surrogate with the output that the options of the fit name."""
-        return cls(output=options.output)
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments: the output as chosen; scores and class logits will do."""
+        return {"output": output}
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,8 @@ from torch.nn import functional as F
 
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss, check_sizes
-from reloss.surrogates.classification import Output
 from reloss.surrogates.network import evaluate
-
-if TYPE_CHECKING:
-    from reloss.learning.options import LearnOptions
+from reloss.surrogates.options import Fidelity, Input, Output
 
 Positions = Literal["released", "counted"]
 Average = Literal["sentence", "token"]
@@ -89,24 +86,24 @@ class TranslationReLoss(SurrogateLoss):
         self.loss_layer = nn.Sequential(nn.Linear(width, width), nn.ELU(), nn.Linear(width, 1))
 
     @classmethod
-    def for_fit(cls, options: LearnOptions, shape: Sequence[int], **sizes: int) -> Self:
-        """Return a fresh surrogate for recorded log-probabilities [T], as the options of the fit say.
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments for log-probabilities [T] of a sentence's gold tokens.
 
-        Fidelity decides on positions and average. The sizes are small by default: a bank of a few thousand sentences
-        does not feed the release's.
+        Fidelity decides on positions and average. The network is small: a bank of a few thousand sentences does not
+        feed one of the release's size.
 
         Raises:
-            ValueError: an example's outputs have another number of dimensions.
+            ValueError: one example's outputs have another number of dimensions.
         """
         if len(shape) != 1:
             raise ValueError(f"expected log-probabilities [T] of a sentence's gold tokens, not {list(shape)}")
-        released = options.fidelity == "released"
-        return cls(
-            output=options.output,
-            positions="released" if released else "counted",
-            average="sentence" if released else "token",
-            **{"width": 32, "feedforward": 64, "heads": 4, "length": shape[0], **sizes},
-        )
+        released = fidelity == "released"
+        return {
+            "output": output,
+            "positions": "released" if released else "counted",
+            "average": "sentence" if released else "token",
+            **{"width": 32, "feedforward": 64, "heads": 4, "length": shape[0]},
+        }
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that make a surrogate of this shape."""

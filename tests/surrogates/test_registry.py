@@ -1,0 +1,109 @@
+"""`build` returns a fresh surrogate of any kind, `load` a fitted one; neither needs the class."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.surrogates import KINDS, ClassificationReLoss, build, find_kind, load
+
+SHAPES = {"classification": (10,), "pose": (3, 12, 8), "reading": (2, 9), "set": (10,), "translation": (7,)}
+RELEASED = {
+    "classification": {"input": "probability", "output": "absolute"},
+    "pose": {"size": [12, 8], "monotone": False},
+    "reading": {"structure": "span", "input": "probability", "output": "absolute"},
+    "set": {"output": "absolute"},
+    "translation": {"output": "absolute", "positions": "released", "average": "sentence", "width": 32, "length": 7},
+}
+CORRECTED = {
+    "classification": {"input": "log_probability", "output": "monotone"},
+    "pose": {"size": [12, 8], "monotone": True},
+    "reading": {"structure": "span", "input": "log_probability", "output": "monotone"},
+    "set": {"output": "monotone"},
+    "translation": {"output": "monotone", "positions": "counted", "average": "token", "width": 32, "length": 7},
+}
+
+
+def test_every_kind_is_covered():
+    assert SHAPES.keys() == RELEASED.keys() == CORRECTED.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("fidelity", "expected"), [("released", RELEASED), ("corrected", CORRECTED)])
+def test_fidelity_chooses_the_options(kind, fidelity, expected):
+    surrogate = build(kind, SHAPES[kind], fidelity=fidelity)
+    assert type(surrogate) is find_kind(kind)
+    assert expected[kind].items() <= surrogate.options().items()
+    assert all(parameter.requires_grad for parameter in surrogate.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_come_before_the_fidelity(kind):
+    """Every kind accepts `input`, though only kinds whose features are probabilities use it."""
+    options = build(kind, SHAPES[kind], fidelity="released", input="log_probability", output="identity").options()
+    assert options.get("input", "log_probability") == "log_probability"
+    assert options.get("output", "identity") == "identity"
+
+
+def test_options_of_the_constructor():
+    assert build("reading", (2, 9), structure="points", width=8).options()["structure"] == "points"
+    assert build("translation", (7,), width=16).options()["width"] == 16
+    with pytest.raises(TypeError, match="structure"):
+        build("set", (10,), structure="points")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("pose", (5,), r"expected heatmaps \[K, H, W\] of an example, not \[5\]"),
+        ("reading", (3, 9), r"expected start and end logits \[2, T\] of an example, not \[3, 9\]"),
+        ("translation", (7, 50), r"expected log-probabilities \[T\] of a sentence's gold tokens, not \[7, 50\]"),
+    ],
+)
+def test_outputs_of_another_kind_are_refused(kind, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build(kind, shape)
+
+
+def test_unknown_names():
+    with pytest.raises(UsageError, match="did you mean classification"):
+        build("clasification", (10,))
+    with pytest.raises(UsageError, match="unknown fidelity 'release'; did you mean released"):
+        build("set", (10,), fidelity="release")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_reads_the_class_from_the_card(kind, tmp_path):
+    surrogate = build(kind, SHAPES[kind])
+    surrogate.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert type(loaded) is type(surrogate)
+    assert loaded.options() == surrogate.options()
+    for name, value in surrogate.state_dict().items():
+        assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_load_by_name():
+    assert type(load("classification/cifar10")) is ClassificationReLoss
+    with pytest.raises(UsageError, match=r"no surrogate at clasification/cifar10.*did you mean classification/cifar10"):
+        load("clasification/cifar10")
+
+
+def test_load_refuses_what_has_no_known_class(tmp_path):
+    torch.save(ClassificationReLoss().state_dict(), tmp_path / "reloss_cls.ckpt")
+    with pytest.raises(UsageError, match="holds weights without a card; load it with from_pretrained"):
+        load(tmp_path / "reloss_cls.ckpt")
+    with pytest.raises(RelossError, match=r"surrogate\.json does not exist"):
+        load(tmp_path)
+    cards = (
+        ({"options": {}}, "has no class and options"),
+        ({"class": "Mean", "options": {}}, "a Mean, not one of Class"),
+    )
+    for card, message in cards:
+        (tmp_path / "surrogate.json").write_text(json.dumps(card))
+        with pytest.raises(RelossError, match=message):
+            load(tmp_path)
