@@ -14,7 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, to look at beside their files."""
+    """The figures that were saved as files, for a look at their contents."""
     saved = []
     save = figures._save
     monkeypatch.setattr(figures, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))

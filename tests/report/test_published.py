@@ -15,7 +15,7 @@ def write(tmp_path, **changes):
 
 
 @pytest.mark.parametrize("task", tasks().values(), ids=lambda task: task.name)
-def test_every_task_states_numbers_of_its_own_experiments(task):
+def test_every_task_lists_numbers_of_its_own_experiments(task):
     entries = read_published(task.folder / "published.yaml")
     assert entries
     for entry in entries:
@@ -28,21 +28,21 @@ def test_every_task_states_numbers_of_its_own_experiments(task):
 
 def test_a_verified_value_is_shown_with_its_source(tmp_path):
     (entry,) = read_published(write(tmp_path))
-    assert entry.shown() == "98.5 (A. Author, 2020)"
+    assert str(entry) == "98.5 (A. Author, 2020)"
     (entry,) = read_published(write(tmp_path, table="table 2", page=7))
-    assert entry.shown() == "98.5 (A. Author, 2020, table 2, p. 7)"
+    assert str(entry) == "98.5 (A. Author, 2020, table 2, p. 7)"
 
 
-def test_a_value_that_was_not_recorded_says_so(tmp_path):
+def test_a_value_that_was_not_recorded_has_a_text(tmp_path):
     (entry,) = read_published(write(tmp_path, value=None, verified="value not recorded"))
-    assert entry.shown() == "unverified: value not recorded"
+    assert str(entry) == "unverified: value not recorded"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"verified": "value not recorded"}, "a value says how it was verified"),
-        ({"value": None}, "a value says how it was verified"),
+        ({"verified": "value not recorded"}, "a value needs the way it was verified"),
+        ({"value": None}, "a value needs the way it was verified"),
         ({"value": "high"}, "entry 1, value: .*valid number"),
         ({"value": float("nan")}, "entry 1, value: .*finite"),
         ({"page": "four"}, "entry 1, page: .*valid integer"),
@@ -51,7 +51,7 @@ def test_a_value_that_was_not_recorded_says_so(tmp_path):
         ({"vlaue": 3}, "vlaue"),
     ],
 )
-def test_a_wrong_entry_is_rejected_in_one_line(tmp_path, changes, message):
+def test_a_wrong_entry_is_refused_in_one_line(tmp_path, changes, message):
     path = write(tmp_path, **changes)
     with pytest.raises(RelossError, match=message) as caught:
         read_published(path)
@@ -60,22 +60,22 @@ def test_a_wrong_entry_is_rejected_in_one_line(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: 1\n", "not a list of entries"), ("- [\n", "cannot be read")])
-def test_a_file_that_is_no_list_is_rejected_in_one_line(tmp_path, text, message):
+def test_a_file_without_a_list_is_refused_in_one_line(tmp_path, text, message):
     (tmp_path / "published.yaml").write_text(text)
     with pytest.raises(RelossError, match=message) as caught:
         read_published(tmp_path / "published.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_that_is_stated_twice_is_rejected(tmp_path):
+def test_a_duplicate_number_is_refused(tmp_path):
     path = write(tmp_path)
     path.write_text(path.read_text() * 2)
-    with pytest.raises(RelossError, match="more than one number of classification/digits_cnn with ce"):
+    with pytest.raises(RelossError, match="more than one number for classification/digits_cnn with ce"):
         read_published(path)
 
 
 @pytest.mark.parametrize("missing", ["verified", "source", "metric"])
-def test_every_number_says_where_it_came_from(missing):
+def test_every_number_needs_its_source(missing):
     entry = {**ENTRY, "value": 98.5, "verified": "read in table 1"}
     del entry[missing]
     with pytest.raises(ValueError, match=missing):

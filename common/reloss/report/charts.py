@@ -1,4 +1,7 @@
-"""Charts as geometry: what a template needs to draw them as SVG, whatever the colours."""
+"""Charts as geometry: everything a template needs to draw them as SVG, except for the colours.
+
+A chart is computed here, in Python, so that the page needs no JavaScript library and no network to show it.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,29 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 420.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 10.0, 10.0, 40.0  # of the frame, within the picture
-POINTS = 200  # a series holds at most
-MARKED = 12  # a line of up to so many points shows them
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 10.0, 10.0, 40.0
+"""Margins around the frame of the plot."""
+MAX_POINTS = 200
+"""Points of a series; a longer series is thinned."""
+MAX_MARKED = 12
+"""Points of a line that shows each of them as a dot."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values to draw in one colour: a line, with a band from `low` to `high` where they are given, or single points."""
+    """Values to draw in one colour: a line, with a band from `low` to `high` if these are set, or single points.
+
+    Attributes:
+        name: label in the legend.
+        x: horizontal positions.
+        y: values, as many as `x`.
+        low: lower edge of the band.
+        high: upper edge of the band.
+        kind: a line or single points.
+        slot: number of the colour.
+    """
 
     name: str
     x: Sequence[float]
@@ -29,20 +45,19 @@ class Series:
     high: Sequence[float] | None = None
     kind: Literal["line", "points"] = "line"
     slot: int = 0
-    """The number of its colour."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A tick of an axis: where, and what stands there."""
+    """A tick of an axis: its position in the chart, and its label."""
 
     at: float
     text: str
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A series in the picture's coordinates: SVG paths of line and band, and centres of points."""
+class DrawnSeries:
+    """A series in the coordinates of the chart: SVG paths of line and band, and centres of points."""
 
     name: str
     slot: int
@@ -53,7 +68,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of several series, with its axes; `alt` says in words what it shows."""
+    """A chart of several series with its axes; `alt` describes it for readers who do not see it."""
 
     title: str
     xlabel: str
@@ -61,23 +76,25 @@ class Chart:
     alt: str
     xticks: list[Mark]
     yticks: list[Mark]
-    series: list[Drawn]
+    series: list[DrawnSeries]
 
 
 def chart(title: str, xlabel: str, ylabel: str, series: Sequence[Series], alt: str) -> Chart | None:
-    """Return the chart of the series' finite values, thinned to POINTS each; None if there are none."""
-    kept = [(each, *_finite(each)) for each in series]
-    kept = [(each, x, bands) for each, x, bands in kept if len(x)]
-    if not kept:
+    """Return the chart of the finite values of the series, thinned to MAX_POINTS each; None if there are none."""
+    drawable = [(single, *_finite(single)) for single in series]
+    drawable = [(single, x, bands) for single, x, bands in drawable if len(x)]
+    if not drawable:
         return None
-    xs = _axis(np.concatenate([x for _, x, _ in kept]), LEFT, WIDTH - RIGHT)
-    ys = _axis(np.concatenate([np.concatenate(bands) for _, _, bands in kept]), HEIGHT - BOTTOM, TOP)
-    drawn = [_draw(each, x, bands, xs, ys) for each, x, bands in kept]
-    return Chart(title, xlabel, ylabel, alt, xs.ticks, ys.ticks, drawn)
+    x_axis = _axis(np.concatenate([x for _, x, _ in drawable]), LEFT, WIDTH - RIGHT)
+    y_axis = _axis(np.concatenate([np.concatenate(bands) for _, _, bands in drawable]), HEIGHT - BOTTOM, TOP)
+    drawn = [_draw(single, x, bands, x_axis, y_axis) for single, x, bands in drawable]
+    return Chart(title, xlabel, ylabel, alt, x_axis.ticks, y_axis.ticks, drawn)
 
 
 @dataclass(frozen=True)
 class _Axis:
+    """Maps values from `low` to `high` to positions from `start` to `end`; `whole` if all values are integers."""
+
     low: float
     high: float
     start: float
@@ -89,8 +106,10 @@ class _Axis:
 
     @property
     def ticks(self) -> list[Mark]:
-        found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.whole).tick_values(self.low, self.high)
-        return [Mark(float(self(np.array(v))), f"{v:.6g}") for v in found if self.low <= v <= self.high]
+        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.whole).tick_values(self.low, self.high)
+        return [
+            Mark(float(self(np.array(value))), f"{value:.6g}") for value in values if self.low <= value <= self.high
+        ]
 
 
 def _axis(values: Floats, start: float, end: float) -> _Axis:
@@ -100,25 +119,25 @@ def _axis(values: Floats, start: float, end: float) -> _Axis:
 
 
 def _finite(series: Series) -> tuple[Floats, list[Floats]]:
-    """Return the positions, and values [, low, high], where all are finite."""
+    """Return the positions, and the list of values [, low, high], where all of these are finite."""
     band = [] if series.low is None or series.high is None else [series.low, series.high]
     values = np.array([series.x, series.y, *band], dtype=np.float64)
     values = values[:, np.isfinite(values).all(0)]
-    if values.shape[1] > POINTS:
-        values = values[:, np.linspace(0, values.shape[1] - 1, POINTS).round().astype(int)]
+    if values.shape[1] > MAX_POINTS:
+        values = values[:, np.linspace(0, values.shape[1] - 1, MAX_POINTS).round().astype(int)]
     return values[0], list(values[1:])
 
 
-def _draw(series: Series, x: Floats, bands: list[Floats], xs: _Axis, ys: _Axis) -> Drawn:
-    across, up = xs(x), ys(bands[0])
-    marked = series.kind == "points" or len(x) <= MARKED
+def _draw(series: Series, x: Floats, bands: list[Floats], x_axis: _Axis, y_axis: _Axis) -> DrawnSeries:
+    across, up = x_axis(x), y_axis(bands[0])
+    is_marked = series.kind == "points" or len(x) <= MAX_MARKED
     line = "" if series.kind == "points" else _path(across, up)
     band = ""
     if len(bands) == 3:
-        outline = np.concatenate([across, across[::-1]]), np.concatenate([ys(bands[1]), ys(bands[2])[::-1]])
-        band = _path(*outline) + "Z"
-    points = list(zip(across.tolist(), up.tolist(), strict=True)) if marked else []
-    return Drawn(series.name, series.slot, line, band, points)
+        low, high = y_axis(bands[1]), y_axis(bands[2])
+        band = _path(np.concatenate([across, across[::-1]]), np.concatenate([low, high[::-1]])) + "Z"
+    points = list(zip(across.tolist(), up.tolist(), strict=True)) if is_marked else []
+    return DrawnSeries(series.name, series.slot, line, band, points)
 
 
 def _path(x: Floats, y: Floats) -> str:

@@ -1,4 +1,4 @@
-"""Figures of records and surrogates, as PNG files."""
+"""Figures of records and surrogates, drawn with matplotlib as PNG files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COLORS = mpl.color_sequences["tab10"]
 
 
 def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) -> None:
-    """Draw `metric` against the epoch: a line (mean) and a band (least to largest) over the seeds of each loss.
+    """Draw `metric` against the epoch: for each loss, the mean over the seeds and a band from lowest to highest.
 
     Args:
-        records: (loss, folder of the record).
+        records: pairs of a loss and the folder of a record.
         metric: a key of `metrics.jsonl`, in [0, 1]; drawn in percent.
-        path: of the PNG file.
+        path: PNG file to write.
     """
     curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     for loss, folder in records:
@@ -49,10 +49,14 @@ def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) ->
 
 
 def loss_curves(surrogates: Mapping[str, SurrogateLoss], path: Path) -> None:
-    """Draw learned losses, and their slopes in the logit, against the target's probability, beside cross-entropy's.
+    """Draw learned losses and cross-entropy, and their slopes in the logit, against the target's probability p.
 
-    The slope is that for two classes, where dp/dz = p(1 - p) and cross-entropy's is p - 1. All losses are shown less
-    their value at p = 1, since a constant changes no ranking.
+    The slope is the one for two classes, where dp/dz = p(1 - p); cross-entropy has the slope p - 1. The value at p = 1
+    is subtracted from each loss, since a constant changes no ranking.
+
+    Args:
+        surrogates: learned losses by name.
+        path: PNG file to write.
     """
     logits = torch.linspace(-9, 9, 400)
     p = logits.sigmoid()
@@ -62,7 +66,7 @@ def loss_curves(surrogates: Mapping[str, SurrogateLoss], path: Path) -> None:
     for color, (name, (p, losses, slopes)) in zip(COLORS, curves.items(), strict=False):
         axes[0].plot(p, losses - losses[-1], color=color, label=name)
         axes[1].plot(p, slopes, color=color, label=name)
-    axes[0].set(xlabel="probability of the target", ylabel="loss, less its value at p = 1")
+    axes[0].set(xlabel="probability of the target", ylabel="loss - loss at p = 1")
     axes[1].set(xlabel="probability of the target", ylabel="slope in the target's logit (two classes)")
     axes[1].axhline(0, color="grey", linewidth=0.5)
     figure.set_label("Learned losses, and their slopes in the logit, against the target's probability")
@@ -76,46 +80,47 @@ def checkpoints(
     runs: Mapping[str, Checkpoints],
     path: Path,
 ) -> None:
-    """Draw each loss of the checkpoints of training runs against their metric, a panel a loss, a colour a kind of run.
+    """Draw each loss against the metric, over the checkpoints of training runs.
+
+    Each loss has a panel. The colour of a point shows the loss that the run was trained with.
 
     Args:
-        per_item: losses of N items, by name.
-        metric: of N items.
-        runs: predictions of the checkpoints, by the record's name `<loss>[@<variant>]/seed<N>`.
-        path: of the PNG file.
+        per_item: losses by name, (outputs [N, B, ...], targets [N, B, ...]) -> [N].
+        metric: the metric of N items.
+        runs: predictions of the checkpoints, by the name of the record, `<loss>[@<variant>]/seed<N>`.
+        path: PNG file to write.
     """
     figure, axes = _figure(len(per_item))
     values = {name: measure_checkpoints(metric, run) for name, run in runs.items()}
-    kinds = list(dict.fromkeys(name.partition("@")[0].partition("/")[0] for name in runs))
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in runs:
+        groups[name.partition("@")[0].partition("/")[0]].append(name)
     for axis, (loss, measure) in zip(axes, per_item.items(), strict=True):
-        for kind, color in zip(kinds, COLORS, strict=False):
-            mine = [name for name in runs if name.partition("@")[0].partition("/")[0] == kind]
-            losses = torch.cat([measure_checkpoints(measure, runs[name]) for name in mine])
-            axis.scatter(
-                torch.cat([values[name] for name in mine]), losses, s=10, alpha=0.6, color=color, linewidths=0,
-                label=f"trained with {kind} ({len(mine)} runs)",
-            )  # fmt: skip
-        every = torch.cat([measure_checkpoints(measure, run) for run in runs.values()])
-        correlation = float(spearman(-every, torch.cat(list(values.values()))))
+        losses = {name: measure_checkpoints(measure, run) for name, run in runs.items()}
+        for (trained_with, names), color in zip(groups.items(), COLORS, strict=False):
+            x, y = (torch.cat([measured[name] for name in names]) for measured in (values, losses))
+            label = f"trained with {trained_with} ({len(names)} runs)"
+            axis.scatter(x, y, s=10, alpha=0.6, color=color, linewidths=0, label=label)
+        correlation = float(spearman(-torch.cat(list(losses.values())), torch.cat(list(values.values()))))
         axis.set(xlabel=f"{getattr(metric, '__name__', 'metric')} of a checkpoint", ylabel=loss)
         axis.set_title(f"Spearman of minus the loss: {correlation:.3f}", fontsize=10)
     _legend_below(figure, axes[0])
-    figure.set_label("Each loss of the checkpoints of training runs against their metric")
+    figure.set_label("Each loss against the metric, over the checkpoints of training runs")
     _save(figure, path)
 
 
 def loss_against_metric(
     surrogate: SurrogateLoss, bank: PredictionBank, metric: Metric, options: LearnOptions, path: Path
 ) -> None:
-    """Draw ordinary and learned loss of held-out recorded items against their metric, with the rank correlations."""
-    found = measure_held_out(surrogate, bank, metric, options)
-    values, losses = found["metric"], {"ordinary loss": found["ordinary"], "surrogate": found["surrogate"]}
+    """Draw the ordinary and the learned loss of held-out recorded items against the metric, with rank correlations."""
+    measured = measure_held_out(surrogate, bank, metric, options)
+    values, losses = measured["metric"], {"ordinary loss": measured["ordinary"], "surrogate": measured["surrogate"]}
     figure, axes = _figure(2)
     for axis, color, (name, loss) in zip(axes, COLORS, losses.items(), strict=False):
         axis.scatter(values, loss, s=12, alpha=0.6, color=color, linewidths=0)
         axis.set(xlabel=getattr(metric, "__name__", "metric"), ylabel=name)
         axis.set_title(f"Spearman of minus the loss: {spearman(-loss, values):.3f}", fontsize=10)
-    figure.set_label("Ordinary and learned loss of held-out recorded items against their metric")
+    figure.set_label("Ordinary and learned loss of held-out recorded items against the metric")
     _save(figure, path)
 
 

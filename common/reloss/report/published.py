@@ -1,4 +1,4 @@
-"""Published numbers: each task's `published.yaml`, validated."""
+"""Published numbers: the validated entries of each task's `published.yaml`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Published(BaseModel):
     experiment: str
     loss: str
     metric: str
-    value: float | None = Field(allow_inf_nan=False, description="in percent; none where it was not recorded")
+    value: float | None = Field(allow_inf_nan=False, description="the number in percent; null if it was not recorded")
     source: str
     table: str | None = None
     page: int | None = Field(None, ge=1)
-    seeds: int = Field(1, ge=1, description="runs that the value is the mean of; 1 where the source names no number")
+    seeds: int = Field(1, ge=1, description="number of runs in the mean; 1 if the source names none")
     verified: str = Field(description="how the value was verified, or `value not recorded`")
-    needs: str | None = Field(None, description="what it takes to score a model of ours alike that no run here has")
+    needs: str | None = Field(None, description="what scoring our models in the same way needs and no run here has")
 
     @model_validator(mode="after")
     def _no_value_without_check(self) -> Published:
         if (self.value is None) != (self.verified == "value not recorded"):
-            raise ValueError("a value says how it was verified; without one, verified is `value not recorded`")
+            raise ValueError("a value needs the way it was verified; without a value, verified is `value not recorded`")
         return self
 
-    def shown(self) -> str:
-        """Return the text of a table's cell: the value with source, table and page."""
+    def __str__(self) -> str:
+        """Return the value with its source, table and page, for a cell of a table."""
         if self.value is None:
             return "unverified: value not recorded"
         place = [self.source, *([self.table] if self.table else []), *([f"p. {self.page}"] if self.page else [])]
@@ -45,23 +45,23 @@ def read_published(path: Path) -> list[Published]:
     """Return the entries of a `published.yaml`.
 
     Raises:
-        RelossError: the file is not of the schema, or states a number twice; the message names the entries.
+        RelossError: the file does not follow the schema, or holds a number twice; the message names the entries.
     """
     try:
         entries = TypeAdapter(list[Published]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")) or [])
     except ValidationError as error:
-        found = "; ".join(_at(tuple(each["loc"]), each["msg"]) for each in error.errors())
-        raise RelossError(f"{path}: {found}") from None
+        problems = "; ".join(_located(tuple(problem["loc"]), problem["msg"]) for problem in error.errors())
+        raise RelossError(f"{path}: {problems}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RelossError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    stated = Counter((entry.experiment, entry.loss) for entry in entries)
-    if twice := [f"{experiment} with {loss}" for (experiment, loss), count in stated.items() if count > 1]:
-        raise RelossError(f"{path} states more than one number of {', '.join(twice)}")
+    counts = Counter((entry.experiment, entry.loss) for entry in entries)
+    if duplicates := [f"{experiment} with {loss}" for (experiment, loss), count in counts.items() if count > 1]:
+        raise RelossError(f"{path} holds more than one number for {', '.join(duplicates)}; remove all but one")
     return entries
 
 
-def _at(location: tuple[int | str, ...], message: str) -> str:
-    """Return the message with the entry, counted from 1, and the key that it is about."""
+def _located(location: tuple[int | str, ...], message: str) -> str:
+    """Return the message with the number of the entry, counted from 1, and the key."""
     if not location:
         return f"not a list of entries ({message})"
     number, *keys = location
