@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from reloss.experiment.record_parts import LiveFolder
+from reloss.experiment.records import read_surrogate
 from reloss.experiment.task import Task, tasks
 from reloss.pipeline.checkpoint_ranking import read_picture, write_picture
 from reloss.report.ablation import ablation_rows, render_ablation
@@ -39,7 +41,8 @@ def add(runs: Path, into: Path) -> None:
             _copy(summary.parent, runs, into, KEPT)
     for card in runs.glob("*/*/surrogates/*/surrogate.json"):
         _copy(card.parent, runs, into, ("surrogate.json", "history.jsonl"))
-        drawn = read_picture(str(card.parents[2].relative_to(runs)), card.parent)
+        surrogate = read_surrogate(LiveFolder(card.parent.relative_to(runs).as_posix(), card.parent))
+        drawn = read_picture(surrogate) if surrogate else None
         if drawn is not None:
             write_picture(into / card.parent.relative_to(runs), drawn)
     for path in runs.glob("*/*/diagnostics/diagnostics.json"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reloss.experiment.config import override
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import RunRecord, read_runs
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import write_text
 from reloss.sweep.plan import phases
@@ -147,12 +147,12 @@ def cost_rows() -> list[list[str]]:
     return [*rows, ["all", "", "", "", "", f"{together:,.0f}", "", "", ""]]
 
 
-def speed(summary: dict[str, Any]) -> float:
-    """Return the operations a second that a run of SMALL reached, everything that it did included."""
-    name = summary["experiment"]
-    config = override(find_experiment(name)[1], summary["settings"])
+def speed(run: RunRecord, seconds: float) -> float:
+    """Return the operations a second that a run of SMALL reached in `seconds`, everything that it did included."""
+    name = run.experiment
+    config = override(find_experiment(name)[1], run.settings)
     count = TRAINING * operations(name, config, SMALL[name]) * forwards(name, config, SMALL[name])
-    return float(count / summary["wall_seconds"])
+    return float(count / seconds)
 
 
 def measured_rows() -> list[list[str]]:
@@ -160,13 +160,13 @@ def measured_rows() -> list[list[str]]:
     runs: dict[str, list[float]] = defaultdict(list)
     speeds: dict[str, list[float]] = defaultdict(list)
     fits: dict[str, set[float]] = defaultdict(set)
-    for summary in read_summaries(HERE / "runs"):
-        if summary["status"] == "finished":
-            runs[summary["experiment"]].append(summary["wall_seconds"])
-            if summary["experiment"] in SMALL:
-                speeds[summary["experiment"]].append(speed(summary))
-            if "seconds" in summary.get("surrogate", {}):  # older records do not say it
-                fits[summary["experiment"]].add(summary["surrogate"]["seconds"])
+    for run in read_runs(HERE / "runs"):
+        if run.status == "finished" and run.wall_seconds:
+            runs[run.experiment].append(run.wall_seconds)
+            if run.experiment in SMALL:
+                speeds[run.experiment].append(speed(run, run.wall_seconds))
+            if "seconds" in run.fit:  # older records lack it
+                fits[run.experiment].add(run.fit["seconds"])
     rows = []
     for name, seconds in sorted(runs.items()):
         fit = f"{statistics.median(fits[name]):,.0f}" if fits[name] else "not recorded"

@@ -77,7 +77,9 @@ def test_records_are_added_with_their_curves_and_without_data(tmp_path: Path) ->
         write_json(home / name / "summary.json", {"status": status})
         for other in (*kept, "examples.json", "persons.png", "checkpoint/weights.safetensors"):
             write_text(home / name / other, other)
-    write_json(home / "surrogates" / "a" / "surrogate.json", {})
+    write_json(
+        home / "surrogates" / "a" / "surrogate.json", {"metric": "accuracy", "learn": {}, "fit": {"spearman": 0.5}}
+    )
     write_json(home / "surrogates" / "a" / "picture.json", {"items": {"metric": [0.5]}})
     write_text(home / "surrogates" / "a" / "surrogate.safetensors", "weights")
     add(runs, into)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from reloss.experiment.config import override, to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
-from reloss.experiment.record import Record, read_summaries, read_summary
+from reloss.experiment.record import Record, read_summary
 from reloss.experiment.task import find_experiment
 from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
@@ -273,17 +273,3 @@ def test_a_config_that_is_cut_short_is_not_another_one(tmp_path):
     with pytest.raises(RelossError, match=r"config\.yaml is cut short; remove it") as error:
         open_record(tmp_path, DIGITS)
     assert error.value.exit_code == 1
-
-
-def test_read_summaries(tmp_path):
-    for seed in (1, 0):
-        folder = tmp_path / "classification" / "digits_cnn" / "ce" / f"seed{seed}"
-        Record(folder, DIGITS, facts={**FACTS, "seed": seed}).close("finished", {"accuracy": seed})
-    (folder.parent / "seeds.txt").write_text("no record")
-    found = read_summaries(tmp_path)
-    assert [entry["seed"] for entry in found] == [0, 1]
-    assert [entry["record"] for entry in found] == [f"classification/digits_cnn/ce/seed{seed}" for seed in (0, 1)]
-    assert all("commit" in entry["environment"] for entry in found)
-    (folder / "summary.json").write_text("{")
-    with pytest.raises(RelossError, match=r"summary\.json cannot be read as JSON"):
-        read_summaries(tmp_path)

@@ -5,7 +5,7 @@ import json
 import pytest
 from small import DIGITS
 
-from reloss.report.correlation import HEADERS, correlation_rows, render_correlation, rows_of
+from reloss.report.correlation import HEADERS, correlation_rows, render_correlation
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json
 
@@ -80,7 +80,7 @@ def test_a_damaged_card_is_named_or_left_out(runs):
     with pytest.raises(RelossError, match=r"one/surrogate\.json"):
         correlation_rows(runs)
     damaged = []
-    assert list(digits(rows_of(runs, [], damaged))) == ["none", "two penalty=off"]
+    assert list(digits(correlation_rows(runs, damaged))) == ["none", "two penalty=off"]
     assert len(damaged) == 1
     assert str(path) in damaged[0]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from records import HOSTILE, png, record
 from small import DIGITS
 
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import read_runs
 from reloss.experiment.task import tasks
 from reloss.report import sections
 from reloss.report.page import chip, forest, leading_number, page
@@ -179,7 +179,7 @@ def test_half_a_run_is_drawn_until_there_is_a_whole_one(tmp_path):
 def test_differences_share_a_scale_that_wide_intervals_leave(report_runs):
     (row,) = [
         row
-        for row in task_rows(tasks()["classification"], read_summaries(report_runs, []))
+        for row in task_rows(tasks()["classification"], read_runs(report_runs, []))
         if row.experiment == DIGITS and row.loss == "reloss" and not row.settings
     ]
 

@@ -71,7 +71,7 @@ def test_states_and_reasons(status, run_digits, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("summary.json", b"null", "summary.json is damaged (wrong: status, experiment, "),
+        ("summary.json", b"null", "summary.json is damaged (empty)"),
         ("summary.json", b"{", "summary.json cannot be read as JSON"),
         ("metrics.jsonl", b"\xff\xfe", "metrics.jsonl cannot be read as text"),
         ("metrics.jsonl", b"null\nnull\n", "metrics.jsonl, line 1 is damaged"),

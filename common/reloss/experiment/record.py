@@ -262,32 +262,6 @@ def read_summary(record: Path) -> dict[str, Any]:
     return summary
 
 
-def read_summaries(runs: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the summaries of all records below `runs`, with `folder`, `record` (relative to `runs`) and `environment`.
-
-    Args:
-        runs: the folder of the records.
-        damaged: takes what is wrong with records that cannot be read, which are then left out.
-
-    Raises:
-        RelossError: a summary or an environment is damaged, and there is no list to say so in.
-    """
-    found = []
-    for folder in sorted(runs.glob("*/*/*/seed*")):
-        try:
-            if summary := read_summary(folder):
-                more = {
-                    "record": str(folder.relative_to(runs)),
-                    "environment": read_object(folder / "environment.json"),
-                }
-                found.append({**summary, "folder": folder, **more})
-        except RelossError as error:
-            if damaged is None:
-                raise
-            damaged.append(str(error))
-    return found
-
-
 @contextmanager
 def leaving_out() -> Iterator[None]:
     """End the block where it reads a record that is damaged, which is said and no reason to stop."""

@@ -12,13 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reloss.experiment.record import leaving_out, read_summary
+from reloss.experiment.record import leaving_out
+from reloss.experiment.record_parts import LiveFolder
+from reloss.experiment.records import SurrogateRecord, read_run, read_surrogate
 from reloss.experiment.task import find_experiment
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
 from reloss.metrics import get_metric
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import read_json, read_object, write_json, write_text
+from reloss.runtime.files import write_json, write_text
 from reloss.runtime.progress import progress
 from reloss.surrogates import SurrogateLoss, load
 
@@ -53,15 +55,16 @@ def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | N
     own, equal those of `like` [E, ...], else of the first record. A damaged record is said and left out.
     """
     found: dict[str, Checkpoints] = {}
-    for record in sorted(home.glob("*/seed*")):
+    for folder in sorted(home.glob("*/seed*")):
         run = None
         with leaving_out():
-            run = read_predictions(record) if read_summary(record).get("status") == "finished" else None
+            record = read_run(LiveFolder("/".join(folder.resolve().parts[-4:]), folder))
+            run = read_predictions(folder) if record and record.status == "finished" else None
         if run is None:
             continue
         like = run[1][0] if like is None else like
         if torch.equal(gold(run[1][0]), gold(like)):
-            found[str(record.relative_to(home))] = run
+            found[str(folder.relative_to(home))] = run
     return found
 
 
@@ -102,13 +105,15 @@ def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[st
     with progress(len(cards), "surrogates") as advance:
         for path in cards:
             with leaving_out():
-                card = read_object(path, {"metric": str, "learn": dict, "fit": dict})
+                folder = path.parent.relative_to(home).as_posix()
+                record = read_surrogate(LiveFolder(f"{config.name}/{folder}", path.parent))
+                if record is None:
+                    continue
                 surrogate = type(fresh).from_pretrained(path.parent)
-                figures = diagnose_loss(surrogate, card["metric"], ranked)
+                figures = diagnose_loss(surrogate, record.metric, ranked)
                 write_json(path.parent / "diagnostics.json", figures)
-                folder = str(path.parent.relative_to(home))
-                name = "approx" if card["learn"].get("objective") == "value" else "reloss"
-                entries.append({"loss": name, "folder": folder, "metric": card["metric"], **card["fit"], **figures})
+                name = "approx" if record.objective == "value" else "reloss"
+                entries.append({"loss": name, "folder": folder, "metric": record.metric, **record.fit, **figures})
             advance()
     return entries, recorded
 
@@ -118,22 +123,22 @@ def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> Non
     write_text(folder / PICTURE, json.dumps(drawn) + "\n")
 
 
-def read_picture(experiment: str, folder: Path) -> dict[str, dict[str, list[float]]] | None:
-    """Return what there is to draw of the surrogate in `folder`: as it was kept, else measured on the bank beside it.
+def read_picture(surrogate: SurrogateRecord) -> dict[str, dict[str, list[float]]] | None:
+    """Return what there is to draw of a surrogate: as it was kept, else measured on the bank of its experiment.
 
     See `reloss.learning.diagnostics.picture`. None where neither the picture nor weights and bank are there.
 
     Raises:
         RelossError: a file is damaged, or weights and bank do not fit what is known here.
     """
-    if (folder / PICTURE).exists():
-        return dict(read_json(folder / PICTURE))
+    kept, folder = surrogate.picture(), surrogate.folder
+    if kept is not None or folder is None:
+        return kept
     bank = folder.parents[1] / "bank"
     if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
         return None
-    card = read_json(folder / "surrogate.json")
     try:
-        options = LearnOptions.model_validate(card["learn"])
-        return picture(load(folder), PredictionBank.open(bank), get_metric(card["metric"]), options)
+        options = LearnOptions.model_validate(surrogate.learn)
+        return picture(load(folder), PredictionBank.open(bank), get_metric(surrogate.metric), options)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error

@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import Records, RunRecord, read_records
 from reloss.experiment.task import ablations, find_experiment
-from reloss.report.groups import Summary, commits, group, key_of, scores, unfinished
+from reloss.report.groups import commits, group, key_of, scores, unfinished
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import existing, written
-from reloss.runtime.files import read_json
 from reloss.sweep.ablation import Variant
 
 RANKINGS = ("spearman_synthetic", "spearman", "spearman_checkpoints", "kendall_checkpoints", "spearman_late")
@@ -55,22 +53,17 @@ def ablation_rows(runs: Path, damaged: list[str] | None = None) -> list[Ablation
 
     Raises:
         UsageError: there is no folder `runs`.
-        RelossError: a diagnosis is damaged; or a record is, and there is no list to say so in.
+        RelossError: a record or a diagnosis is damaged, and there is no list to say so in.
     """
-    return rows_of(runs, read_summaries(existing(runs, "reloss sweep ablation"), damaged))
+    return rows_of(read_records(existing(runs, "reloss sweep ablation"), damaged))
 
 
-def rows_of(runs: Path, summaries: Sequence[Summary]) -> list[AblationRow]:
-    """Return the rows, given the summaries of the records below `runs`.
-
-    Raises:
-        RelossError: a diagnosis is damaged.
-    """
+def rows_of(records: Records) -> list[AblationRow]:
+    """Return the rows, given all records."""
     rows = []
     for ablation in ablations():
         for experiment in ablation.experiments:
-            mine = [summary for summary in summaries if summary["experiment"] == experiment]
-            rows += _rows(experiment, ablation.variants, mine, runs)
+            rows += _rows(experiment, ablation.variants, records)
     return rows
 
 
@@ -80,14 +73,12 @@ def best_variants(rows: Sequence[AblationRow]) -> dict[str, AblationRow]:
     return {row.experiment: row for _, row in compared}
 
 
-def _rows(experiment: str, variants: Sequence[Variant], summaries: Sequence[Summary], runs: Path) -> list[AblationRow]:
+def _rows(experiment: str, variants: Sequence[Variant], records: Records) -> list[AblationRow]:
     config = find_experiment(experiment)[1]
-    groups = group(summaries)
+    groups = group(run for run in records.runs if run.experiment == experiment)
     ordinary = [settings for loss, settings in groups if loss == config.ordinary_loss]
     common = min(ordinary, key=len, default=())  # what the sweep set for all, such as data.format=folder
     reference = scores(groups.get((config.ordinary_loss, common), []), f"validation_{config.score}")
-    path = runs / experiment / "diagnostics" / "diagnostics.json"
-    diagnosed = {entry.get("folder"): entry for entry in (read_json(path) if path.exists() else [])}
     return [
         _row(
             experiment,
@@ -95,7 +86,7 @@ def _rows(experiment: str, variants: Sequence[Variant], summaries: Sequence[Summ
             groups.get(key_of(variant.loss, (*common, *variant.settings)), []),
             config.score,
             reference,
-            diagnosed,
+            records,
         )
         for variant in variants
     ]
@@ -104,16 +95,16 @@ def _rows(experiment: str, variants: Sequence[Variant], summaries: Sequence[Summ
 def _row(
     experiment: str,
     variant: Variant,
-    mine: Sequence[Summary],
+    mine: Sequence[RunRecord],
     score: str,
     reference: dict[int, float],
-    diagnosed: dict[str | None, dict[str, Any]],
+    records: Records,
 ) -> AblationRow:
     validation, test = scores(mine, f"validation_{score}"), scores(mine, score)
-    fits = [summary["surrogate"] for summary in mine if "surrogate" in summary]
-    seconds = [fit["seconds"] for fit in fits if "seconds" in fit]
-    entry = diagnosed.get(fits[0]["folder"] if fits else None, {}) if mine else {}
-    found = {**(fits[0] if fits else {}), **entry}
+    fits = [(run.surrogate, run.fit) for run in mine if run.surrogate]
+    seconds = [fit["seconds"] for _, fit in fits if "seconds" in fit]
+    surrogate, fit = fits[0] if fits else ("", {})
+    found = {**fit, **records.rankings.get((experiment, surrogate), {})} if mine else {}
     return AblationRow(
         experiment=experiment,
         factor=variant.factor,

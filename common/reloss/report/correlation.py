@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, differing
-from reloss.experiment.record import read_summaries
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, differing, flat
+from reloss.experiment.records import Records, RunRecord, SurrogateRecord, read_records
 from reloss.experiment.task import tasks
-from reloss.report.groups import Summary, commits
+from reloss.report.groups import commits
 from reloss.report.tables import existing, written
-from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_json
 
 RANKINGS = {
     "spearman": "Spearman, recorded items",
@@ -67,118 +64,61 @@ def correlation_rows(runs: Path, damaged: list[str] | None = None) -> list[Corre
         UsageError: there is no folder `runs`.
         RelossError: a record, a surrogate's card or a diagnosis is damaged, and there is no list to say so in.
     """
-    return rows_of(runs, read_summaries(existing(runs), damaged), damaged)
+    return rows_of(read_records(existing(runs), damaged))
 
 
-def rows_of(runs: Path, summaries: Sequence[Summary], damaged: list[str] | None = None) -> list[CorrelationRow]:
-    """Return the rows, given the summaries of the records below `runs`.
-
-    Args:
-        runs: the folder of the records.
-        summaries: what `read_summaries` returns.
-        damaged: takes what is wrong with files that cannot be read, which are then left out.
-
-    Raises:
-        RelossError: a card or a diagnosis is damaged, and there is no list to say so in.
-    """
-    rows = []
-    for task in tasks().values():
-        for make in task.experiments.values():
-            config = make()
-            mine = [summary for summary in summaries if summary["experiment"] == config.name]
-            cards, diagnosed = _read(runs / config.name, damaged)
-            rows += _of_experiment(config, mine, cards, diagnosed)
-    return rows
+def rows_of(records: Records) -> list[CorrelationRow]:
+    """Return the rows, given all records."""
+    return [row for task in tasks().values() for make in task.experiments.values() for row in _rows(make(), records)]
 
 
-def _read(home: Path, damaged: list[str] | None) -> tuple[dict[str, Any], dict[str | None, Any]]:
-    """Return an experiment's cards of surrogates by folder, and figures of checkpoints by folder (None: ordinary)."""
-    cards: dict[str, Any] = {}
-    diagnosed: dict[str | None, Any] = {}
-
-    def read(path: Path, check: Callable[[Any, Path], None] = lambda value, path: None) -> Any:
-        try:
-            value = read_json(path)
-            check(value, path)
-            return value
-        except RelossError as error:
-            if damaged is None:
-                raise
-            damaged.append(str(error))
-            return None
-
-    for path in sorted(home.glob("surrogates/*/surrogate.json")):
-        folder = str(path.parent.relative_to(home))
-        card = read(path, _check_card)
-        if card is not None:
-            cards[folder] = card
-        if (path.parent / "diagnostics.json").exists():
-            diagnosed[folder] = read(path.parent / "diagnostics.json", _check_figures)
-    if (home / "diagnostics" / "diagnostics.json").exists():
-        for entry in read(home / "diagnostics" / "diagnostics.json", _check_diagnosis) or []:
-            diagnosed[entry.get("folder")] = entry
-    return cards, diagnosed
-
-
-def _check_card(card: Any, path: Path) -> None:
-    """Raise RelossError if it is no card of a surrogate."""
-    parts = [card.get(name) for name in ("fit", "learn")] if isinstance(card, dict) else [None]
-    if not all(isinstance(part, dict) for part in parts) or "spearman" not in card["fit"]:
-        raise RelossError(f"{path} is no card of a surrogate; restore it from a copy, or remove it and learn anew")
-
-
-def _check_figures(figures: Any, path: Path) -> None:
-    if not isinstance(figures, dict):
-        raise RelossError(f"{path} is no diagnosis; remove it, and write it anew with `reloss diagnose`")
-
-
-def _check_diagnosis(entries: Any, path: Path) -> None:
-    for entry in entries if isinstance(entries, list) else [None]:
-        _check_figures(entry, path)
-
-
-def _of_experiment(
-    config: Experiment,
-    summaries: Sequence[Summary],
-    cards: Mapping[str, Any],
-    diagnosed: Mapping[str | None, Any],
-) -> list[CorrelationRow]:
+def _rows(config: Experiment, records: Records) -> list[CorrelationRow]:
+    runs = [run for run in records.runs if run.experiment == config.name]
+    surrogates = records.surrogates_of(config.name)
     ordinary: dict[str, float] = {}
-    for fit in (card["fit"] for card in cards.values() if "spearman_ordinary" in card["fit"]):
-        ordinary = {"spearman": fit["spearman_ordinary"], "validation_items": fit["validation_items"]}
-    same = [summary for summary in summaries if summary["loss"] == config.ordinary_loss]
-    rows = [_row(config, config.ordinary_loss, ordinary, _figures(diagnosed.get(None), same), same)]
+    for fit in (surrogate.fit for surrogate in surrogates if "spearman_ordinary" in surrogate.fit):
+        ordinary = {"spearman": fit["spearman_ordinary"]}
+        ordinary |= {name: fit[name] for name in ("validation_items",) if name in fit}
+    same = [run for run in runs if run.loss == config.ordinary_loss]
+    figures = _figures(records.rankings.get((config.name, "")), same)
+    rows = [_row(config, config.ordinary_loss, ordinary, figures, same)]
     for loss, objective in (("approx", "value"), ("reloss", "rank")):
-        mine = {folder: card for folder, card in cards.items() if card["learn"].get("objective") == objective}
-        for folder, card in mine.items():
-            users = [summary for summary in summaries if summary.get("surrogate", {}).get("folder") == folder]
-            figures = _figures(diagnosed.get(folder), users)
-            rows.append(_row(config, loss, card["fit"], figures, users, folder, _changed(loss, card, config)))
-        if not mine and loss in config.losses:
+        learned = [surrogate for surrogate in surrogates if surrogate.objective == objective]
+        for surrogate in learned:
+            reference = surrogate.reference
+            users = [run for run in runs if run.surrogate == reference]
+            figures = _figures(records.rankings.get((config.name, reference)), users)
+            changed = _changed(loss, surrogate, config)
+            rows.append(_row(config, loss, surrogate.fit, figures, users, reference, changed))
+        if not learned and loss in config.losses:
             rows.append(_row(config, loss, {}, {}, []))
     return rows
 
 
-def _figures(entry: dict[str, Any] | None, users: Sequence[Summary]) -> dict[str, Any]:
+def _figures(measured: Mapping[str, float] | None, users: Sequence[RunRecord]) -> Mapping[str, float]:
     """Return what was measured of checkpoints: by `reloss diagnose`, else at the end of the last run with the loss."""
-    return entry or next((user["diagnostics"] for user in reversed(users) if user.get("diagnostics")), {})
+    return measured or next((run.diagnostics for run in reversed(users) if run.diagnostics), {})
 
 
-def _changed(loss: str, card: Mapping[str, Any], config: Experiment) -> list[str]:
+def _changed(loss: str, surrogate: SurrogateRecord, config: Experiment) -> list[str]:
     """Return the settings in which a surrogate and its fit differ from what the experiment says today."""
     usual = {f"learn.{name}": value for name, value in config.learn.model_dump(mode="json").items()}
-    own = {f"learn.{name}": value for name, value in card["learn"].items() if name not in LEARNED_LOSSES[loss]}
+    own = {name: value for name, value in flat(surrogate.config()).items() if name not in _implied(loss)}
     usual |= config.model_dump(mode="json", exclude={"learn"})  # such as the structure of a task's surrogate
-    own |= card.get("options", {})
+    own |= surrogate.options
     return differing(own, usual)
+
+
+def _implied(loss: str) -> set[str]:
+    return {f"learn.{name}" for name in LEARNED_LOSSES[loss]}
 
 
 def _row(
     config: Experiment,
     loss: str,
-    fit: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    users: Sequence[Summary],
+    fit: Mapping[str, float],
+    figures: Mapping[str, float],
+    users: Sequence[RunRecord],
     folder: str = "",
     changed: Sequence[str] = (),
 ) -> CorrelationRow:
@@ -199,13 +139,17 @@ def _row(
         published="none" if config.paper.startswith(("none", "reduced")) else UNPUBLISHED,
         rankings=found,
         difference=difference,
-        items=fit.get("validation_items"),
-        checkpoints=figures.get("checkpoints"),
+        items=_count(fit, "validation_items"),
+        checkpoints=_count(figures, "checkpoints"),
         status=_status(config, found),
-        command=users[0]["environment"].get("command", command) if users else command,
+        command=(users[0].command if users else "") or command,
         commits=commits(users),
-        records=(*([f"{config.name}/{folder}"] if folder else []), *(summary["record"] for summary in users)),
+        records=(*([f"{config.name}/{folder}"] if folder else []), *(run.name for run in users)),
     )
+
+
+def _count(figures: Mapping[str, float], name: str) -> int | None:
+    return int(figures[name]) if name in figures else None
 
 
 def _status(config: Experiment, found: Mapping[str, float]) -> str:

@@ -18,10 +18,9 @@ from markupsafe import Markup, escape
 
 from reloss.experiment.config import LEARNED_LOSSES
 from reloss.experiment.environment import commit, versions
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import Records, RunRecord, read_records
 from reloss.experiment.task import tasks
 from reloss.report import ablation, correlation
-from reloss.report.groups import Summary
 from reloss.report.sections import Reading, section
 from reloss.report.tables import Row, existing, shown_difference, task_rows
 from reloss.runtime.files import write_text
@@ -48,9 +47,11 @@ def page(runs: Path) -> str:
         UsageError: there is no folder `runs`.
     """
     damaged: list[str] = []
-    summaries = read_summaries(existing(runs), damaged)
+    records = read_records(existing(runs), damaged)
+    summaries = records.runs
     damaged += unknown_records(summaries)
-    reading = Reading(runs, summaries, damaged)
+    reading = Reading(records, damaged)
+    recorded = {run.experiment for run in records.runs} | {surrogate.experiment for surrogate in records.surrogates}
     rows = [(name, row) for name, task in tasks().items() for row in task_rows(task, summaries)]
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
     return _templates([row for _, row in rows]).get_template("report.html.j2").render(
@@ -61,19 +62,19 @@ def page(runs: Path) -> str:
         tasks=list(tasks()),
         rows=rows,
         forest=forest(rows),
-        correlation=correlation.rows_of(runs, summaries, damaged),
+        correlation=correlation.rows_of(records),
         measures=correlation.MEASURES,
-        ablation=reading.attempt("the ablation", ablation_run, runs, summaries) or [],
+        ablation=reading.attempt("the ablation", ablation_run, records) or [],
         ablation_headers=ablation.HEADERS,
         sections=[
             section(task.name, make(), inspect.getdoc(make) or "", reading)
             for task in tasks().values()
             for name, make in task.experiments.items()
-            if any((runs / name).glob("*/seed*/summary.json")) or any((runs / name).glob("surrogates/*"))
+            if name in recorded
         ],
         summaries=summaries,
         environments=environments(summaries),
-        statuses=Counter(summary["status"] for summary in summaries),
+        statuses=Counter(summary.status for summary in summaries),
         damaged=damaged,
         left_out=reading.left_out,
         commit=commit(),
@@ -135,19 +136,19 @@ def stands_for(paper: str) -> str:
     return f"{said}: {why}" if said else f"Stands for: {paper}"
 
 
-def unknown_records(summaries: Iterable[Summary]) -> list[str]:
+def unknown_records(summaries: Iterable[RunRecord]) -> list[str]:
     """Return what to say of records that no table holds: of experiments or losses that are not known here."""
     losses = {name: make().losses for task in tasks().values() for name, make in task.experiments.items()}
     return [
-        f"{summary['record']} is of an experiment or a loss that is not known here, and in no table"
+        f"{summary.name} is of an experiment or a loss that is not known here, and in no table"
         for summary in summaries
-        if summary["loss"] not in losses.get(summary["experiment"], ())
+        if summary.loss not in losses.get(summary.experiment, ())
     ]
 
 
-def ablation_run(runs: Path, summaries: Sequence[Summary]) -> list[ablation.AblationRow]:
+def ablation_run(records: Records) -> list[ablation.AblationRow]:
     """Return the ablation's rows of the experiments of which variants beyond baseline and centre were run."""
-    rows = ablation.rows_of(runs, summaries)
+    rows = ablation.rows_of(records)
     run = {row.experiment for row in rows if row.factor not in ("baseline", "centre") and not _absent(row.status)}
     return [row for row in rows if row.experiment in run]
 
@@ -156,14 +157,14 @@ def _absent(status: str) -> bool:
     return status.startswith("not run")
 
 
-def environments(summaries: Sequence[Summary]) -> dict[str, tuple[str, str]]:
+def environments(summaries: Sequence[RunRecord]) -> dict[str, tuple[str, str]]:
     """Return by record the number of its environment, counted from 1, and what that is."""
     numbers: dict[str, int] = {}
     found = {}
     for summary in summaries:
-        told = _environment(summary["environment"])
+        told = _environment(summary.environment)
         numbers.setdefault(told, len(numbers) + 1)
-        found[summary["record"]] = (str(numbers[told]), told)
+        found[summary.name] = (str(numbers[told]), told)
     return found
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from reloss.experiment.config import LEARNED_LOSSES, Experiment
-from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.records import Records, RunRecord, SurrogateRecord
 from reloss.pipeline.checkpoint_ranking import read_picture
 from reloss.report.charts import Chart, Series, chart
-from reloss.report.groups import Summary, group
+from reloss.report.groups import group
 from reloss.report.pictures import Picture, read_png
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
@@ -50,10 +50,9 @@ class Section:
 
 @dataclass
 class Reading:
-    """The folder of records that is read, what was wrong in it, and what was left out of the page."""
+    """The records that are read, what was wrong in them, and what was left out of the page."""
 
-    runs: Path
-    summaries: list[Summary]
+    records: Records
     damaged: list[str]
     left_out: list[str] = field(default_factory=list)
     bytes_left: int = field(default_factory=lambda: PICTURE_BYTES)
@@ -75,20 +74,20 @@ class Kind:
 
     label: str
     loss: str
-    summaries: list[Summary]
+    summaries: list[RunRecord]
 
 
 def section(task: str, config: Experiment, told: str, reading: Reading) -> Section:
     """Return what there is to show of an experiment."""
-    mine = [summary for summary in reading.summaries if summary["experiment"] == config.name]
+    mine = [summary for summary in reading.records.runs if summary.experiment == config.name]
     kinds, common = kinds_of(config, mine)
     shown = Section(config.name, task, told.partition("\n")[0], config.paper, common)
     shown.charts += _present([reading.attempt(config.name, training, config, kinds, reading)])
-    for loss, folder in surrogates_of(config, mine, reading.runs):
-        shown.charts += reading.attempt(folder, surrogate_charts, config, loss, folder) or []
+    for loss, surrogate in surrogates_of(config, mine, reading.records.surrogates_of(config.name)):
+        shown.charts += reading.attempt(surrogate.name, surrogate_charts, config, loss, surrogate) or []
     shown.pictures += pictures(f"{config.name}/diagnostics", reading)
     for kind in kinds[:LINES]:
-        shown.pictures += pictures(kind.summaries[0]["record"], reading)
+        shown.pictures += pictures(kind.summaries[0].name, reading)
         shown.examples += _present([examples(kind, reading)])
     return shown
 
@@ -97,13 +96,13 @@ def _present(values: Iterable[T | None]) -> list[T]:
     return [value for value in values if value is not None]
 
 
-def kinds_of(config: Experiment, summaries: Sequence[Summary]) -> tuple[list[Kind], tuple[str, ...]]:
+def kinds_of(config: Experiment, summaries: Sequence[RunRecord]) -> tuple[list[Kind], tuple[str, ...]]:
     """Return the kinds of records, the ordinary loss first, then by their mean score; and the settings all share."""
     groups = group(summaries)
     shared = set.intersection(*(set(settings) for _, settings in groups)) if len(groups) > 1 else set()
 
-    def order(item: tuple[tuple[str, tuple[str, ...]], list[Summary]]) -> tuple[bool, float]:
-        found = [summary["scores"][config.score] for summary in item[1] if config.score in summary["scores"]]
+    def order(item: tuple[tuple[str, tuple[str, ...]], list[RunRecord]]) -> tuple[bool, float]:
+        found = [summary.scores[config.score] for summary in item[1] if config.score in summary.scores]
         return item[0][0] != config.ordinary_loss, -float(np.mean(found)) if found else np.inf
 
     kinds = [
@@ -134,11 +133,10 @@ def training(config: Experiment, kinds: Sequence[Kind], reading: Reading) -> Cha
 
 def _logs(kind: Kind, metric: str, reading: Reading) -> list[dict[float, float]]:
     """Return by run the metric at each epoch: of finished runs, or of all where none has finished."""
-    finished = [summary for summary in kind.summaries if summary["status"] == "finished"]
+    finished = [summary for summary in kind.summaries if summary.status == "finished"]
     found = []
     for summary in finished or kind.summaries:
-        path = reading.runs / summary["record"] / "metrics.jsonl"
-        lines = reading.attempt(path, read_metrics, path) or []
+        lines = reading.attempt(summary.name, summary.metrics) or []
         values = {line["epoch"]: line[metric] for line in lines if _number(line, "epoch") and _number(line, metric)}
         found += [values] if values else []
     return found
@@ -148,41 +146,39 @@ def _number(line: Any, name: str) -> bool:
     return isinstance(line, dict) and isinstance(line.get(name), int | float)
 
 
-def surrogates_of(config: Experiment, summaries: Sequence[Summary], runs: Path) -> list[tuple[str, Path]]:
-    """Return of each learned loss the folder of the surrogate that most records were trained with, else the first."""
-    found = []
+def surrogates_of(
+    config: Experiment, summaries: Sequence[RunRecord], surrogates: Sequence[SurrogateRecord]
+) -> list[tuple[str, SurrogateRecord]]:
+    """Return of each learned loss the surrogate that most records were trained with; without records, the first."""
+    known = {surrogate.reference: surrogate for surrogate in surrogates}
     used = {loss: Counter[str]() for loss in LEARNED_LOSSES}
     for summary in summaries:
-        if summary["loss"] in used and "folder" in summary.get("surrogate", {}):
-            used[summary["loss"]][summary["surrogate"]["folder"]] += 1
-    for loss, counts in used.items():
-        if counts:
-            found.append((loss, runs / config.name / counts.most_common(1)[0][0]))
-    if not found:
-        learned = sorted((runs / config.name / "surrogates").glob("*/surrogate.json"))
-        found += [("reloss", path.parent) for path in learned[:1]]
-    return found
+        if summary.loss in used and summary.surrogate:
+            used[summary.loss][summary.surrogate] += 1
+    chosen = [(loss, counts.most_common(1)[0][0]) for loss, counts in used.items() if counts]
+    if not chosen:
+        return [("reloss", surrogate) for surrogate in surrogates[:1]]
+    return [(loss, known[reference]) for loss, reference in chosen if reference in known]
 
 
-def surrogate_charts(config: Experiment, loss: str, folder: Path) -> list[Chart]:
+def surrogate_charts(config: Experiment, loss: str, surrogate: SurrogateRecord) -> list[Chart]:
     """Return a surrogate's charts: both losses against the metric, what was learned, and how the learning went.
 
     Raises:
-        RelossError: its card, picture or history is damaged; also KeyError and the like where they lack something.
+        RelossError: its picture or history is damaged; also KeyError and the like where they lack something.
     """
-    card = read_json(folder / "surrogate.json")
-    drawn = read_picture(config.name, folder) or {}
-    name = f"{loss} {folder.name[:6]}"
+    drawn = read_picture(surrogate) or {}
+    name = f"{loss} {surrogate.name.rpartition('/')[2][:6]}"
     found: list[Chart | None] = []
     if "items" in drawn:
-        rho = {"ordinary": card["fit"]["spearman_ordinary"], "surrogate": card["fit"]["spearman"]}
+        rho = {"ordinary": surrogate.fit["spearman_ordinary"], "surrogate": surrogate.fit["spearman"]}
         for slot, (key, label) in enumerate((("ordinary", config.ordinary_loss), ("surrogate", name))):
-            found.append(_against_metric(drawn["items"], key, label, card["metric"], rho[key], slot))
+            found.append(_against_metric(drawn["items"], key, label, surrogate.metric, rho[key], slot))
     if "curve" in drawn:
         found.append(_curve(drawn["curve"], config.ordinary_loss, name))
     if "examples" in drawn:
         found.append(_examples_chart(drawn["examples"], config.ordinary_loss, name))
-    return _present([*found, _history(folder, name)])
+    return _present([*found, _history(surrogate, name)])
 
 
 Values = Mapping[str, Sequence[float]]
@@ -212,8 +208,8 @@ def _examples_chart(examples: Values, ordinary: str, name: str) -> Chart | None:
     return chart("The learned loss, example by example", f"{ordinary} of an example", name, points, alt)
 
 
-def _history(folder: Path, name: str) -> Chart | None:
-    lines = [line for line in read_metrics(folder / "history.jsonl") if _number(line, "step")]
+def _history(surrogate: SurrogateRecord, name: str) -> Chart | None:
+    lines = [line for line in surrogate.history() if _number(line, "step")]
     series = [
         Series(label, [line["step"] for line in kept], [line[key] for line in kept], slot=slot)
         for slot, (key, label) in enumerate((("spearman", "recorded items"), ("spearman_synthetic", "synthetic items")))
@@ -226,7 +222,7 @@ def _history(folder: Path, name: str) -> Chart | None:
 def pictures(folder: str, reading: Reading) -> list[Picture]:
     """Return the pictures in a folder below the records, as long as the page has room for them."""
     found = []
-    for path in sorted((reading.runs / folder).glob("*.png")):
+    for path in sorted((reading.records.folder / folder).glob("*.png")):
         picture = reading.attempt(path, read_png, path, f"{folder}/{path.name}")
         if picture is None:
             continue
@@ -240,8 +236,8 @@ def pictures(folder: str, reading: Reading) -> list[Picture]:
 
 def examples(kind: Kind, reading: Reading) -> Examples | None:
     """Return the first examples of each kind that the first record of a kind of run left, if it did."""
-    record = kind.summaries[0]["record"]
-    path = reading.runs / record / "examples.json"
+    record = kind.summaries[0].name
+    path = reading.records.folder / record / "examples.json"
     return reading.attempt(path, _read_examples, path, kind.label, record) if path.exists() else None
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differing, flat, override
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import RunRecord, read_runs
 from reloss.experiment.task import Task, tasks
-from reloss.report.groups import Key, Summary, baseline, commits, group, rate_of, scores, unfinished
+from reloss.report.groups import Key, baseline, commits, group, rate_of, scores, unfinished
 from reloss.report.published import Published, read_published
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.runtime.errors import RelossError, UsageError, unknown
-from reloss.runtime.files import read_object
 from reloss.sweep.plan import ABLATION
 
 CORRELATION = "correlation"  # the table of how well each loss ranks, of all tasks
@@ -63,7 +62,7 @@ def table(name: str, runs: Path, damaged: list[str] | None = None) -> list[Row]:
     """
     if name not in tasks():
         raise unknown("table", name, [*tasks(), ABLATION, CORRELATION])
-    return task_rows(tasks()[name], read_summaries(existing(runs), damaged))
+    return task_rows(tasks()[name], read_runs(existing(runs), damaged))
 
 
 def existing(runs: Path, begin: str = "reloss run") -> Path:
@@ -77,7 +76,7 @@ def existing(runs: Path, begin: str = "reloss run") -> Path:
     return runs
 
 
-def task_rows(task: Task, summaries: Sequence[Summary]) -> list[Row]:
+def task_rows(task: Task, summaries: Sequence[RunRecord]) -> list[Row]:
     """Return the rows of every experiment and loss of a task, run or not.
 
     Raises:
@@ -90,8 +89,8 @@ def task_rows(task: Task, summaries: Sequence[Summary]) -> list[Row]:
     return rows
 
 
-def _rows(config: Experiment, summaries: Sequence[Summary], published: dict[tuple[str, str], Published]) -> list[Row]:
-    groups = group([summary for summary in summaries if summary["experiment"] == config.name])
+def _rows(config: Experiment, summaries: Sequence[RunRecord], published: dict[tuple[str, str], Published]) -> list[Row]:
+    groups = group([summary for summary in summaries if summary.experiment == config.name])
     rows = []
     for loss in config.losses:
         entry = published.get((config.name, loss))
@@ -110,19 +109,19 @@ def _rows(config: Experiment, summaries: Sequence[Summary], published: dict[tupl
 def _row(
     config: Experiment,
     loss: str,
-    mine: list[Summary],
+    mine: list[RunRecord],
     published: Published | None,
-    groups: Mapping[Key, Sequence[Summary]],
+    groups: Mapping[Key, Sequence[RunRecord]],
 ) -> Row:
     ours, first = scores(mine, config.score), mine[0]
     sample = describe(list(ours.values())) if ours else None
     reference = baseline(groups, config.ordinary_loss, first, config.score)
     is_baseline = reference is mine
-    rates = [rate_of(config, runs[0]["settings"]) for runs in (mine, reference or mine)]
+    rates = [rate_of(config, runs[0].settings) for runs in (mine, reference or mine)]
     return Row(
         experiment=config.name,
         loss=loss,
-        settings=tuple(first["settings"]),
+        settings=first.settings,
         score=config.score,
         published=str(published) if published else "none",
         ours=sample,
@@ -131,9 +130,9 @@ def _row(
         baseline_rate=rates[1] if rates[0] != rates[1] else None,
         spearman=_spearman(config, loss, mine, groups),
         status=_status(config, mine, sample, published),
-        command=first["environment"].get("command", f"reloss run {config.name} --loss {loss}"),
+        command=first.command or f"reloss run {config.name} --loss {loss}",
         commits=commits(mine),
-        records=tuple(summary["record"] for summary in mine),
+        records=tuple(summary.name for summary in mine),
         missing="not finished",
     )
 
@@ -163,43 +162,43 @@ def _not_run(
 def _spearman(
     config: Experiment,
     loss: str,
-    mine: list[Summary],
-    groups: Mapping[Key, Sequence[Summary]],
+    mine: list[RunRecord],
+    groups: Mapping[Key, Sequence[RunRecord]],
 ) -> float | None:
     """Return how well the loss ranked held-out items; the ordinary loss's is measured beside each surrogate.
 
     Beside that of runs with the same settings, if there are any: these are held against each other.
     """
     if loss == config.ordinary_loss:
-        same = [s for others in groups.values() for s in others if s["protocol"] == mine[0]["protocol"]]
-        same.sort(key=lambda summary: summary["settings"] != mine[0]["settings"])
-        measured = [s["surrogate"]["spearman_ordinary"] for s in same if "surrogate" in s]
+        same = [s for others in groups.values() for s in others if s.protocol == mine[0].protocol]
+        same.sort(key=lambda summary: summary.settings != mine[0].settings)
+        measured = [s.fit["spearman_ordinary"] for s in same if "spearman_ordinary" in s.fit]
     else:
-        measured = [s["surrogate"]["spearman"] for s in mine if "surrogate" in s]
+        measured = [s.fit["spearman"] for s in mine if "spearman" in s.fit]
     return measured[0] if measured else None
 
 
-def _status(config: Experiment, mine: list[Summary], ours: Sample | None, published: Published | None) -> str:
+def _status(config: Experiment, mine: list[RunRecord], ours: Sample | None, published: Published | None) -> str:
     if ours is None:
         return f"not run ({'; '.join(unfinished(mine)) or f'finished without {config.score}'})"
     since = changed_since(config, mine[0])
     stale = [f"made with {' '.join(since)}, which the experiment no longer says"] if since else []
-    return "; ".join([_kind(config, mine[0]["settings"], ours, published), *stale, *unfinished(mine)])
+    return "; ".join([_kind(config, mine[0].settings, ours, published), *stale, *unfinished(mine)])
 
 
-def changed_since(config: Experiment, summary: Summary) -> list[str]:
+def changed_since(config: Experiment, summary: RunRecord) -> list[str]:
     """Return the settings of a record, beyond those it was given, that its experiment says otherwise today."""
     try:
-        own = flat(read_object(summary["folder"] / "config.yaml"))
+        own = flat(summary.config())
     except RelossError:
         return ["a config.yaml that cannot be read"]
     try:
-        today = flat(override(config, summary["settings"]).model_dump(mode="json"))
+        today = flat(override(config, summary.settings).model_dump(mode="json"))
     except UsageError:
         return ["settings that there are no longer"]
     if not own:
         return []
-    learned = summary["loss"] in LEARNED_LOSSES
+    learned = summary.loss in LEARNED_LOSSES
     own = {name: value for name, value in own.items() if learned or not name.startswith("learn.")}
     return [setting for setting in differing(own, today) if setting.partition("=")[0] not in FIXED]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean
 
 from reloss.experiment.config import Experiment
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import RunRecord, read_runs
 from reloss.experiment.task import tasks
-from reloss.report.groups import RATE, Key, Summary, baseline, group, key_of, rate_of, scores
+from reloss.report.groups import RATE, Key, baseline, group, key_of, rate_of, scores
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.tables import written
 from reloss.runtime.errors import UsageError, unknown
@@ -52,20 +52,20 @@ def tuned_rows(name: str, runs: Path, score: str, damaged: list[str] | None = No
         raise unknown("table", name, tasks())
     kept = [
         summary
-        for summary in read_summaries(runs, damaged)
-        if summary["status"] == "failed" or {score, f"validation_{score}"} <= summary.get("scores", {}).keys()
+        for summary in read_runs(runs, damaged)
+        if summary.status == "failed" or {score, f"validation_{score}"} <= summary.scores.keys()
     ]
     rows = []
     for make in tasks()[name].experiments.values():
         config = make()
-        rows += _rows(config, [summary for summary in kept if summary["experiment"] == config.name], score)
+        rows += _rows(config, [summary for summary in kept if summary.experiment == config.name], score)
     if not rows:
         raise UsageError(f"no finished record of {name} below {runs} has the scores {score} and validation_{score}")
     return rows
 
 
-def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[TunedRow]:
-    tried: dict[Key, dict[float, list[Summary]]] = defaultdict(lambda: defaultdict(list))
+def _rows(config: Experiment, summaries: list[RunRecord], score: str) -> list[TunedRow]:
+    tried: dict[Key, dict[float, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for (loss, settings), mine in group(summaries).items():
         others = [setting for setting in settings if not setting.startswith(RATE)]
         tried[key_of(loss, others)][rate_of(config, settings)] += mine
@@ -92,7 +92,7 @@ def _rows(config: Experiment, summaries: list[Summary], score: str) -> list[Tune
     return rows
 
 
-def _best(rates: Mapping[float, Sequence[Summary]], score: str) -> float:
+def _best(rates: Mapping[float, Sequence[RunRecord]], score: str) -> float:
     """Return the rate with the best mean on the validation split, if possible one with which no run failed."""
     means = {
         rate: mean(scores(mine, f"validation_{score}").values()) for rate, mine in rates.items() if _finished(mine)
@@ -100,11 +100,11 @@ def _best(rates: Mapping[float, Sequence[Summary]], score: str) -> float:
     return max(means, key=lambda rate: (len(_finished(rates[rate])) == len(rates[rate]), means[rate]))
 
 
-def _finished(mine: Sequence[Summary]) -> list[Summary]:
-    return [summary for summary in mine if summary["status"] == "finished"]
+def _finished(mine: Sequence[RunRecord]) -> list[RunRecord]:
+    return [summary for summary in mine if summary.status == "finished"]
 
 
-def _failed(rates: Mapping[float, Sequence[Summary]]) -> dict[float, str]:
+def _failed(rates: Mapping[float, Sequence[RunRecord]]) -> dict[float, str]:
     """Return how many runs of how many failed with each rate that has some."""
     counts = {rate: len(mine) - len(_finished(mine)) for rate, mine in rates.items()}
     return {rate: f"{count} of {len(rates[rate])} failed" for rate, count in counts.items() if count}

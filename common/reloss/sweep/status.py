@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.metrics_log import read_metrics
-from reloss.experiment.record import read_summary
+from reloss.experiment.record_parts import LiveFolder, PackedLine, damage, packed_runs
+from reloss.experiment.records import RunRecord, read_run
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_object
 from reloss.runtime.lock import is_locked
 from reloss.runtime.progress import say
 from reloss.sweep.local import is_running, note_of
@@ -55,11 +54,11 @@ class Row:
 
 def of_plan(plan: Plan, runs: Path) -> list[Row]:
     """Return the states of all cells of a plan, in its order."""
-    queued = _queued(plan, runs)
+    queued, packed = _queued(plan, runs), _packed(runs)
     rows: dict[Cell, Row] = {}
     for phase in plan:
         for cell in phase:
-            rows[cell] = _row(cell, plan, [rows[need] for need in needs(cell, plan)], runs, queued)
+            rows[cell] = _row(cell, plan, [rows[need] for need in needs(cell, plan)], runs, queued, packed)
     return list(rows.values())
 
 
@@ -73,12 +72,16 @@ def of_records(plan: Plan, losses: Sequence[str], runs: Path) -> list[Row]:
     """
     rows = []
     wanted = [cell for phase in plan for cell in phase if cell.stage == "all"]
+    packed = _packed(runs)
     for experiment in dict.fromkeys(cell.experiment for cell in wanted):
         found = []
-        for folder in sorted((runs / experiment).glob("*/seed*")):
-            loss, number = folder.parent.name, folder.name.removeprefix("seed")
+        names = {folder.relative_to(runs).as_posix() for folder in (runs / experiment).glob("*/seed*")}
+        names |= {name for name in packed if name.startswith(f"{experiment}/")}
+        for name in sorted(names, key=lambda name: name.split("/")):
+            *_, loss, number = name.split("/")
+            number = number.removeprefix("seed")
             if number.isdigit() and (not losses or loss.partition("@")[0] in losses):
-                found.append(_recorded(Row(experiment, loss, int(number)), folder, runs))
+                found.append(_recorded(Row(experiment, loss, int(number)), name, runs, packed))
         seen = {row.loss.partition("@")[0] for row in found}
         missing = [cell.loss for cell in wanted if cell.experiment == experiment and cell.loss not in seen]
         rows += found + [Row(experiment, loss, 0) for loss in dict.fromkeys(missing)]
@@ -96,11 +99,22 @@ def _queued(plan: Plan, runs: Path) -> set[str]:
         return set()
 
 
-def _row(cell: Cell, plan: Plan, needed: Sequence[Row], runs: Path, queued: set[str]) -> Row:
+def _packed(runs: Path) -> dict[str, PackedLine]:
+    """Return the packed records below `runs` by name; damaged ones are named."""
+    damaged: list[str] = []
+    packed = {line.name: line for line in packed_runs(runs, damaged)}
+    for message in damaged:
+        say(f"skipped: {message}")
+    return packed
+
+
+def _row(
+    cell: Cell, plan: Plan, needed: Sequence[Row], runs: Path, queued: set[str], packed: Mapping[str, PackedLine]
+) -> Row:
     row = Row(cell.experiment, cell.changed_loss, cell.seed, cell.stage)
     note = note_of(cell, runs)
     if cell.stage == "all":
-        row = _recorded(row, cell.record(runs), runs)
+        row = _recorded(row, cell.record(runs).relative_to(runs).as_posix(), runs, packed)
     elif is_done(cell, plan, runs) or note.get("state") == "finished":
         row = _with(row, state="finished")
     elif is_running(cell, runs):
@@ -131,36 +145,33 @@ def _bank(row: Row, cell: Cell, runs: Path) -> Row:
     return row
 
 
-def _recorded(row: Row, folder: Path, runs: Path) -> Row:
-    """Return the row with what its record says."""
+def _recorded(row: Row, name: str, runs: Path, packed: Mapping[str, PackedLine]) -> Row:
+    """Return the row with what the record called `name` holds, be it live or packed."""
     try:
-        summary = read_summary(folder)
-        if not summary:
+        record = read_run(packed.get(name) or LiveFolder(name, runs / name))
+        if record is None:
             return row
-        progress, updated = _progress(folder)
+        progress, updated = _progress(record)
     except RelossError as error:
-        return _with(row, state="damaged", reason=str(error), record=str(folder.relative_to(runs)))
-    state = summary["status"]
-    if state == "running" and not is_locked(folder):
+        return _with(row, state="damaged", reason=str(error), record=name)
+    state: str = record.status
+    if state == "running" and not (record.folder and is_locked(record.folder)):
         state = "killed"
-    return _with(
-        row,
-        state=state,
-        progress=progress,
-        updated=updated,
-        reason=str(summary.get("cause", "")),
-        record=str(folder.relative_to(runs)),
-    )
+    return _with(row, state=state, progress=progress, updated=updated, reason=record.cause, record=name)
 
 
-def _progress(folder: Path) -> tuple[str, str]:
-    """Return the last epoch or update and of how many, and when it was recorded."""
-    path = folder / "metrics.jsonl"
-    lines = read_metrics(path)
+def _progress(record: RunRecord) -> tuple[str, str]:
+    """Return the last epoch or update and of how many, and when it was recorded; a packed record has no time."""
+    lines = record.metrics()
     if not lines:
         return NO_PROGRESS
-    recipe = read_object(folder / "config.yaml", {"train": dict}).get("train", {})
-    updated = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
+    recipe = record.config().get("train", {})
+    if not isinstance(recipe, dict):
+        raise damage(record.source.where("config"), "wrong: train")
+    updated = ""
+    if record.folder is not None:
+        seconds = (record.folder / "metrics.jsonl").stat().st_mtime
+        updated = datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
     if "updates" in recipe:
         return f"update {lines[-1].get('step', 0)}/{recipe['updates']}", updated
     return f"epoch {lines[-1].get('epoch', 0):g}/{recipe.get('epochs', '?')}", updated

@@ -6,7 +6,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 from reloss.experiment.metrics_log import read_metrics
-from reloss.experiment.record import read_summaries
+from reloss.experiment.records import read_runs
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import tasks
 from reloss.pipeline.stages import Request, run
@@ -44,9 +44,9 @@ def test_one_real_training_step(images, tmp_path, name):
     rare = config.data.positive_class is not None
     settings = (*ONE_STEP, *(() if own else FOLDER), *(RARE if rare else ()))
     record = run(Request(name, "ce", 0, settings=settings, data=images, runs=tmp_path, track="off"))
-    (summary,) = read_summaries(tmp_path)
-    assert summary["status"] == "finished"
-    assert all(math.isfinite(value) for value in summary["scores"].values())
+    (summary,) = read_runs(tmp_path)
+    assert summary.status == "finished"
+    assert all(math.isfinite(value) for value in summary.scores.values())
     (metrics,) = read_metrics(record / "metrics.jsonl")
     assert metrics["step"] == STEPS[own, rare]
     assert all(math.isfinite(value) for value in metrics.values())

@@ -1,0 +1,231 @@
+"""Where the parts of a record lie: in the files of a live folder, or in one line of a packed file.
+
+A run writes a folder of small files (see `reloss.experiment.record`). Hundreds of such folders are slow to list and a
+burden to commit, so `reloss pack` writes the parts of each folder into one line of JSON. Both forms hold the same parts
+under the same names, and `reloss.experiment.records` makes the same objects of both.
+
+    RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/   one run
+    RUNS/<task>/<data>_<model>/surrogates/<hash>/            one surrogate
+    RUNS/<task>/<data>_<model>/diagnostics/                  how all losses of an experiment rank its checkpoints
+
+    PACKED/<task>/<data>_<model>.jsonl                       one line per run
+    PACKED/surrogates.jsonl                                  one line per surrogate or diagnostics folder
+    PACKED/configs.json, PACKED/environments.json            parts that many runs share, by their hash
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reloss.experiment.metrics_log import read_metrics
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import RESTORE, read_json, read_object, read_text
+
+FILES = {
+    "summary": "summary.json",
+    "environment": "environment.json",
+    "config": "config.yaml",
+    "metrics": "metrics.jsonl",
+    "card": "surrogate.json",
+    "history": "history.jsonl",
+    "picture": "picture.json",
+    "diagnostics": "diagnostics.json",
+}
+SURROGATES = "surrogates.jsonl"
+SHARED = {"config": "configs.json", "environment": "environments.json"}
+
+DEEPEST = 32  # levels of nesting in one part
+LARGEST = 1_000_000  # values in one part; a YAML alias counts as often as it is used
+
+
+@dataclass(frozen=True)
+class LiveFolder:
+    """The parts of a record in its live folder."""
+
+    name: str
+    folder: Path
+
+    def where(self, part: str) -> str:
+        """Return the path of a part, for messages."""
+        return str(self.folder / FILES[part])
+
+    def read(self, part: str) -> Any:
+        """Return a part as plain values, or None if it has no file.
+
+        Raises:
+            RelossError: the file cannot be read, or holds other values.
+        """
+        path = self.folder / FILES[part]
+        readers: dict[str, Callable[[Path], Any]] = {".jsonl": read_metrics, ".yaml": read_object}
+        try:
+            if not path.exists():
+                return None
+            value = readers.get(path.suffix, read_json)(path)
+        except RecursionError:
+            raise damage(path, "nested too deeply") from None
+        except OSError as error:
+            raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
+        check_plain(value, path)
+        if value is None:
+            raise damage(path, "empty")
+        return value
+
+
+@dataclass(frozen=True)
+class PackedLine:
+    """The parts of a record in its line of a packed file."""
+
+    name: str
+    parts: Mapping[str, Any]
+    origin: str
+    """File and line number, for messages."""
+
+    @property
+    def folder(self) -> None:
+        """A packed record has no folder."""
+        return None
+
+    def where(self, part: str) -> str:
+        """Return the file, the line and the part, for messages."""
+        return f"{self.origin}, part {part}"
+
+    def read(self, part: str) -> Any:
+        """Return a part as plain values, or None if the line lacks it."""
+        return self.parts.get(part)
+
+
+Source = LiveFolder | PackedLine
+
+
+def live_folders(runs: Path, pattern: str) -> list[LiveFolder]:
+    """Return the folders below `runs` that match the glob `pattern`; their names are relative to `runs`."""
+    return [LiveFolder(path.relative_to(runs).as_posix(), path) for path in runs.glob(pattern)]
+
+
+def packed_runs(packed: Path, damaged: list[str] | None = None) -> Iterator[PackedLine]:
+    """Yield the lines of all runs below `packed`, with the parts that they share.
+
+    Args:
+        packed: PACKED, see above.
+        damaged: receives one message for each damaged line or file, which is then skipped.
+
+    Raises:
+        RelossError: a line or a file is damaged, and `damaged` is None.
+    """
+    paths = sorted(packed.glob("*/*.jsonl"))
+    if not paths:
+        return
+    with skipping(damaged):
+        shared = {part: _shared(packed / file) for part, file in SHARED.items()}
+        for path in paths:
+            for line in _lines(path, damaged):
+                with skipping(damaged):
+                    yield _with_shared(line, shared)
+
+
+def packed_surrogates(packed: Path, damaged: list[str] | None = None) -> Iterator[PackedLine]:
+    """Yield the lines of all surrogates and diagnostics below `packed`; see `packed_runs`."""
+    if (packed / SURROGATES).exists():
+        yield from _lines(packed / SURROGATES, damaged)
+
+
+def _lines(path: Path, damaged: list[str] | None) -> Iterator[PackedLine]:
+    """Yield the lines of one packed file."""
+    with skipping(damaged):
+        for number, text in enumerate(read_text(path).splitlines(), start=1):
+            with skipping(damaged):
+                yield _parse(text, f"{path}, line {number}")
+
+
+def _parse(text: str, origin: str) -> PackedLine:
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damage(origin, f"not JSON: {error}") from None
+    if not isinstance(parts, dict) or not isinstance(parts.get("name"), str):
+        raise damage(origin, "without a name")
+    check_plain(parts, origin)
+    return PackedLine(parts.pop("name"), parts, origin)
+
+
+def _shared(path: Path) -> dict[str, Any]:
+    try:
+        values = read_object(path)
+    except RecursionError:
+        raise damage(path, "nested too deeply") from None
+    check_plain(values, path)
+    return values
+
+
+def _with_shared(line: PackedLine, shared: Mapping[str, Mapping[str, Any]]) -> PackedLine:
+    """Return the line with its shared parts in the place of their hashes, and its command in the environment."""
+    parts = dict(line.parts)
+    for part, values in shared.items():
+        if part in parts:
+            value = values.get(parts[part]) if isinstance(parts[part], str) else None
+            if not isinstance(value, dict):
+                raise damage(line.origin, f"its {part} is not in {SHARED[part]}")
+            parts[part] = value
+    if "command" in parts:
+        parts["environment"] = {**parts.get("environment", {}), "command": parts.pop("command")}
+    return PackedLine(line.name, parts, line.origin)
+
+
+def check_plain(value: Any, where: object) -> None:
+    """Check that `value` can be walked, shown and written as JSON, whatever file it comes from.
+
+    Raises:
+        RelossError: `value` holds something other than dictionaries with text keys, lists, text, numbers, booleans and
+            None; is nested deeper than DEEPEST levels; or has more than LARGEST values.
+    """
+    rest, count = [(value, 0)], 0
+    while rest:
+        item, depth = rest.pop()
+        count += 1
+        if depth > DEEPEST or count > LARGEST:
+            raise damage(where, "nested too deeply" if depth > DEEPEST else "too large")
+        if isinstance(item, dict):
+            rest += ((part, depth + 1) for pair in item.items() for part in pair)
+            plain = all(isinstance(key, str) for key in item)
+        elif isinstance(item, list):
+            rest += ((part, depth + 1) for part in item)
+            plain = True
+        else:
+            plain = _is_text(item) if isinstance(item, str) else item is None or isinstance(item, int | float)
+        if not plain:
+            raise damage(where, "values that are not JSON")
+
+
+def _is_text(text: str) -> bool:
+    """Return whether the text can be written as UTF-8: JSON can hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def damage(where: object, reason: str) -> RelossError:
+    """Return the error for a damaged record."""
+    return RelossError(f"{where} is damaged ({reason}); {RESTORE}")
+
+
+@contextmanager
+def skipping(damaged: list[str] | None) -> Iterator[None]:
+    """Add the message of a RelossError to `damaged`, and end the block; raise it again if `damaged` is None."""
+    try:
+        yield
+    except RelossError as error:
+        if damaged is None:
+            raise
+        damaged.append(str(error))
+
+
+def by_name(sources: Iterable[Source]) -> list[Source]:
+    """Return the sources ordered by the parts of their names."""
+    return sorted(sources, key=lambda source: source.name.split("/"))

@@ -1,0 +1,284 @@
+import json
+from pathlib import Path
+
+import pytest
+from small import DIGITS
+
+from reloss.experiment import records
+from reloss.experiment.record_parts import LARGEST, LiveFolder, check_plain
+from reloss.experiment.records import read_records, read_run, read_runs
+from reloss.runtime.errors import RelossError
+from reloss.runtime.files import write_json, write_text
+
+SUMMARY = {
+    **{"status": "finished", "experiment": DIGITS, "loss": "ce", "settings": ["train.lr=0.1"], "seed": 0},
+    **{"protocol": "p", "scores": {"accuracy": 0.5}, "score": "accuracy", "wall_seconds": 3},
+}
+ENVIRONMENT = {"commit": "abc", "versions": {"python": "3.11"}}
+CONFIG = {"name": DIGITS, "learn": {"input": "probability"}}
+METRICS = [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": 2}]
+CARD = {"metric": "accuracy", "learn": {"objective": "rank", "input": "logit"}, "fit": {"spearman": 0.9, "items": 8}}
+NAMES = [f"{DIGITS}/ce/seed{seed}" for seed in range(3)]
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def jsonl(lines):
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def live(runs):
+    """Three runs and a surrogate in live folders."""
+    for seed, name in enumerate(NAMES):
+        write_json(runs / name / "summary.json", {**SUMMARY, "seed": seed})
+        write_json(runs / name / "environment.json", {**ENVIRONMENT, "command": f"reloss run --seed {seed}"})
+        write_text(runs / name / "config.yaml", json.dumps(CONFIG))
+        write_text(runs / name / "metrics.jsonl", jsonl(METRICS))
+    home = runs / DIGITS / "surrogates" / "one"
+    write_json(home / "surrogate.json", CARD)
+    write_text(home / "history.jsonl", jsonl(METRICS))
+    write_json(home / "picture.json", {"items": {"metric": [0.5, 1]}})
+    write_json(home / "diagnostics.json", {"spearman_checkpoints": 0.1})
+    figures = {"metric": "accuracy", "spearman_checkpoints": 0.2}
+    entries = [{"loss": "ce", **figures}, {"loss": "reloss", "folder": "surrogates/one", **figures}]
+    write_json(runs / DIGITS / "diagnostics" / "diagnostics.json", entries)
+
+
+def packed(runs):
+    """The same in packed files."""
+    shared = {"config": "c", "environment": "e", "metrics": METRICS}
+    lines = [
+        {"name": name, "summary": {**SUMMARY, "seed": seed}, "command": f"reloss run --seed {seed}", **shared}
+        for seed, name in enumerate(NAMES)
+    ]
+    write_text(runs / f"{DIGITS}.jsonl", jsonl(lines))
+    write_json(runs / "configs.json", {"c": CONFIG})
+    write_json(runs / "environments.json", {"e": ENVIRONMENT})
+    figures = {"metric": "accuracy", "spearman_checkpoints": 0.2}
+    entries = [{"loss": "ce", **figures}, {"loss": "reloss", "folder": "surrogates/one", **figures}]
+    surrogate = {"name": f"{DIGITS}/surrogates/one", "card": CARD, "history": METRICS}
+    surrogate |= {"picture": {"items": {"metric": [0.5, 1]}}, "diagnostics": {"spearman_checkpoints": 0.1}}
+    lines = [surrogate, {"name": f"{DIGITS}/diagnostics", "diagnostics": entries}]
+    write_text(runs / "surrogates.jsonl", jsonl(lines))
+
+
+@pytest.mark.parametrize("write", [live, packed])
+def test_live_and_packed_records_read_alike(tmp_path, write):
+    write(tmp_path)
+    found = read_records(tmp_path)
+    assert [run.name for run in found.runs] == NAMES
+    run = found.runs[1]
+    assert (run.seed, run.settings, run.scores, run.wall_seconds) == (1, ("train.lr=0.1",), {"accuracy": 0.5}, 3)
+    assert (run.commit, run.command) == ("abc", "reloss run --seed 1")
+    assert run.environment["versions"] == {"python": "3.11"}
+    assert (run.surrogate, run.fit, run.cause) == ("", {}, "")
+    assert (run.config(), run.metrics()) == (CONFIG, METRICS)
+    assert run.folder == (tmp_path / NAMES[1] if write is live else None)
+    (surrogate,) = found.surrogates_of(DIGITS)
+    assert (surrogate.reference, surrogate.metric, surrogate.objective) == ("surrogates/one", "accuracy", "rank")
+    assert (surrogate.fit, surrogate.history()) == ({"spearman": 0.9, "items": 8}, METRICS)
+    assert surrogate.picture() == {"items": {"metric": [0.5, 1]}}
+    ranking = {"spearman_checkpoints": 0.2}  # of the last `reloss diagnose`
+    assert found.rankings == {(DIGITS, ""): ranking, (DIGITS, "surrogates/one"): ranking}
+
+
+def test_a_run_and_its_surrogate(tmp_path):
+    used = {"folder": "surrogates/one", "spearman": 0.9, "validation_items": 7}
+    write_json(tmp_path / NAMES[0] / "summary.json", {**SUMMARY, "surrogate": used, "diagnostics": {"runs": 2}})
+    (run,) = read_runs(tmp_path)
+    assert (run.surrogate, run.fit, run.diagnostics) == (
+        "surrogates/one",
+        {"spearman": 0.9, "validation_items": 7},
+        {"runs": 2},
+    )
+    assert (run.commit, run.command, run.config(), run.metrics()) == ("unknown", "", {}, [])
+
+
+def test_a_record_cannot_be_changed(tmp_path):
+    live(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        read_runs(tmp_path)[0].seed = 1
+
+
+def test_a_folder_without_a_summary_is_no_record_yet(tmp_path):
+    (tmp_path / NAMES[0]).mkdir(parents=True)
+    write_text(tmp_path / DIGITS / "ce" / "seeds.txt", "no record")
+    assert read_runs(tmp_path) == []
+    assert read_run(LiveFolder(NAMES[0], tmp_path / NAMES[0])) is None
+
+
+WRONG = {
+    "null": "null", "list": "[]", "cut": '{"status": "fin', "deep": DEEP, "empty": "",
+    "status": json.dumps({**SUMMARY, "status": "great"}),
+    "seed": json.dumps({**SUMMARY, "seed": "1"}),
+    "negative seed": json.dumps({**SUMMARY, "seed": -1}),
+    "nan": json.dumps({**SUMMARY, "scores": {"accuracy": float("nan")}}),
+    "infinite": json.dumps({**SUMMARY, "scores": {"accuracy": float("inf")}}),
+    "huge": json.dumps({**SUMMARY, "scores": {"accuracy": 10**400}}),
+    "true": json.dumps({**SUMMARY, "scores": {"accuracy": True}}),
+    "settings": json.dumps({**SUMMARY, "settings": "train.lr=1"}),
+    "setting": json.dumps({**SUMMARY, "settings": [1]}),
+    "cause": json.dumps({**SUMMARY, "cause": ["no", "disk"]}),
+    "surrogate": json.dumps({**SUMMARY, "surrogate": "one"}),
+    "figures": json.dumps({**SUMMARY, "surrogate": {"folder": "one", "spearman": None}}),
+    "diagnostics": json.dumps({**SUMMARY, "diagnostics": {"spearman_checkpoints": "0.5"}}),
+    "seconds": json.dumps({**SUMMARY, "wall_seconds": -1}),
+    "half a character": json.dumps({**SUMMARY, "loss": "\ud800"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("write", [live, packed])
+def test_a_damaged_summary_is_named_and_skipped(tmp_path, write, text):
+    write(tmp_path)
+    path = tmp_path / NAMES[1] / "summary.json"
+    if write is packed:
+        path = tmp_path / f"{DIGITS}.jsonl"
+        lines = path.read_text().splitlines()
+        lines[1] = lines[1].replace(json.dumps({**SUMMARY, "seed": 1}), text)
+        text = "\n".join(lines)
+    write_text(path, text)
+    damaged = []
+    assert [run.seed for run in read_runs(tmp_path, damaged)] == [0, 2]
+    (message,) = damaged
+    assert str(path) in message
+    assert "remove it or restore it from a copy" in message
+    assert len(message) < 500
+    with pytest.raises(RelossError, match=r"damaged|cannot be read"):
+        read_runs(tmp_path)
+
+
+def test_a_summary_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / NAMES[0] / "summary.json").mkdir(parents=True)
+    with pytest.raises(RelossError, match=r"summary\.json cannot be read \(Is a directory\); make it readable"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["null", "[1]", "{", DEEP, '{"versions": "\\ud800"}', '{"commit": 1}'])
+def test_a_damaged_environment_is_named_and_its_record_skipped(tmp_path, text):
+    live(tmp_path)
+    write_text(tmp_path / NAMES[1] / "environment.json", text)
+    damaged = []
+    assert [run.seed for run in read_runs(tmp_path, damaged)] == [0, 2]
+    assert len(damaged) == 1
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]" for n in range(1, 12))])
+
+
+@pytest.mark.parametrize("text", ["[1]", "learn: [", BOMB, "a: &a [*a]", DEEP, "a: 2001-01-01", "1: 2", "a: !!set {b}"])
+def test_a_damaged_config_is_named(tmp_path, text):
+    live(tmp_path)
+    path = tmp_path / NAMES[1] / "config.yaml"
+    write_text(path, text)
+    with pytest.raises(RelossError, match=r"config\.yaml (is damaged|cannot be read)"):
+        read_runs(tmp_path)[1].config()
+
+
+def test_a_config_may_repeat_a_part_with_an_alias(tmp_path):
+    live(tmp_path)
+    write_text(tmp_path / NAMES[0] / "config.yaml", "a: &a [1, 2]\nb: *a\n")
+    assert read_runs(tmp_path)[0].config() == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_what_is_too_large_is_damaged():
+    check_plain([0] * (LARGEST - 1), "it")
+    with pytest.raises(RelossError, match=r"it is damaged \(too large\)"):
+        check_plain([0] * LARGEST, "it")
+
+
+def test_metrics_that_are_not_finite_are_dropped(tmp_path):
+    live(tmp_path)
+    write_text(
+        tmp_path / NAMES[0] / "metrics.jsonl", '{"step": 1, "loss": NaN, "other": 1e999}\n{"step": 2, "loss": 3}\n'
+    )
+    assert read_runs(tmp_path)[0].metrics() == [{"step": 1}, {"step": 2, "loss": 3}]
+
+
+@pytest.mark.parametrize("metrics", [{}, 1, "text", [1], [{"step": "1"}], [{"step": None}]])
+def test_damaged_metrics_of_a_packed_record_are_named(tmp_path, metrics):
+    packed(tmp_path)
+    path = tmp_path / f"{DIGITS}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    write_text(path, jsonl([{**lines[0], "metrics": metrics}]))
+    (run,) = read_runs(tmp_path)
+    with pytest.raises(RelossError, match=r"digits_cnn\.jsonl, line 1, part metrics is damaged"):
+        run.metrics()
+
+
+@pytest.mark.parametrize(
+    "changes", [None, {"fit": {}}, {"fit": {"spearman": "1"}}, {"learn": 1}, {"metric": 1}, {"options": []}]
+)
+def test_a_damaged_card_is_named_and_skipped(tmp_path, changes):
+    live(tmp_path)
+    write_json(tmp_path / DIGITS / "surrogates" / "one" / "surrogate.json", {**CARD, **changes} if changes else changes)
+    damaged = []
+    assert read_records(tmp_path, damaged).surrogates == []
+    assert len(damaged) == 1
+    with pytest.raises(RelossError, match=r"one/surrogate\.json is damaged"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("entries", [{}, [1], None, [{"spearman_checkpoints": "1"}], [{"runs": float("nan")}]])
+def test_a_damaged_diagnosis_is_named_and_skipped(tmp_path, entries):
+    live(tmp_path)
+    write_json(tmp_path / DIGITS / "diagnostics" / "diagnostics.json", entries)
+    damaged = []
+    assert read_records(tmp_path, damaged).rankings == {(DIGITS, "surrogates/one"): {"spearman_checkpoints": 0.1}}
+    assert len(damaged) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "seeds"),
+    [
+        ("configs.json", "{", []),
+        ("environments.json", DEEP, []),
+        ("environments.json", "{}", []),
+        ("configs.json", '{"c": 1}', []),
+        (f"{DIGITS}.jsonl", "\xff\n", []),
+    ],
+)
+def test_damaged_packed_files_are_named(tmp_path, file, text, seeds):
+    packed(tmp_path)
+    (tmp_path / file).write_bytes(text.encode("latin-1"))
+    damaged = []
+    assert [run.seed for run in read_runs(tmp_path, damaged)] == seeds
+    assert damaged
+
+
+@pytest.mark.parametrize("line", ["{}", '{"name": 1}', '{"name": "no/name"}', '{"name": "a/b/c"}', DEEP])
+def test_a_packed_line_without_a_record_is_named(tmp_path, line):
+    packed(tmp_path)
+    path = tmp_path / f"{DIGITS}.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    damaged = []
+    assert len(read_runs(tmp_path, damaged)) == 3
+    (message,) = damaged
+    assert f"{path}, line 1" in message
+
+
+def test_a_record_that_is_there_twice_counts_once(tmp_path):
+    live(tmp_path)
+    packed(tmp_path)
+    damaged = []
+    assert [run.name for run in read_runs(tmp_path, damaged)] == NAMES
+    assert [message.partition(" ")[0] for message in damaged] == NAMES
+
+
+def test_old_keys_are_read_under_their_new_names(tmp_path, monkeypatch):
+    moved = {"learn.input": "surrogate.input", "train.lr": "optimiser.rate", "structure": "surrogate.structure"}
+    monkeypatch.setattr(records, "MOVED_KEYS", moved)
+    live(tmp_path)
+    write_text(tmp_path / NAMES[0] / "config.yaml", json.dumps({**CONFIG, "structure": "span", "surrogate": None}))
+    found = read_records(tmp_path)
+    run, (surrogate,) = found.runs[0], found.surrogates
+    assert run.settings == ("optimiser.rate=0.1",)
+    changed = {"input": "probability", "structure": "span"}
+    assert run.config() == {"name": DIGITS, "learn": {}, "surrogate": changed}
+    assert surrogate.config() == {"learn": {"objective": "rank"}, "surrogate": {"input": "logit"}}
+
+
+def test_every_committed_record_is_whole():
+    root = Path(__file__).parents[2] / "results"
+    for folder in (root / "runs", *root.glob("*/runs")):
+        for run in read_records(folder).runs:
+            run.config(), run.metrics()
