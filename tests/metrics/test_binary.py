@@ -1,3 +1,5 @@
+"""Binary metrics equal scikit-learn and torchmetrics, and define every edge case."""
+
 import warnings
 
 import pytest
@@ -14,7 +16,7 @@ METRICS = [binary_f1, average_precision, auroc]
 
 
 def scores(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores, of a few levels if given, that know something of the targets; the share of positives varies."""
+    """Return scores that correlate with the targets, rounded to `levels`. The share of positives varies."""
     generator = torch.Generator().manual_seed(seed)
     targets = (torch.rand(n, b, generator=generator) < torch.rand(n, 1, generator=generator)).long()
     outputs = torch.randn(n, b, generator=generator) + targets
@@ -23,11 +25,11 @@ def scores(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tensor
 
 @pytest.mark.parametrize("b", [1, 2, 7, 64])
 @pytest.mark.parametrize("levels", [None, 1, 2, 5])
-def test_equal_scikit_learns(b, levels):
+def test_equal_scikit_learn(b, levels):
     outputs, targets = scores(b, 60, b, levels)
     one_class = (targets == targets[:, :1]).all(1)
     expected_auroc = [
-        0.5 if one else roc_auc_score(t, o) for t, o, one in zip(targets, outputs, one_class, strict=True)
+        0.5 if single else roc_auc_score(t, o) for t, o, single in zip(targets, outputs, one_class, strict=True)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no positive class
@@ -42,9 +44,9 @@ def test_equal_scikit_learns(b, levels):
 @pytest.mark.parametrize("levels", [None, 3])
 def test_equal_torchmetrics(levels):
     outputs, targets = scores(0, 20, 40, levels)
-    both = (targets != targets[:, :1]).any(1)  # torchmetrics gives 0 to items of one class
-    assert both.sum() > 10
-    outputs, targets = outputs[both], targets[both]
+    two_classes = (targets != targets[:, :1]).any(1)  # torchmetrics gives 0 for items of one class
+    assert two_classes.sum() > 10
+    outputs, targets = outputs[two_classes], targets[two_classes]
     probabilities = outputs.sigmoid()
     pairs = list(zip(probabilities, targets, strict=True))
     assert auroc(outputs, targets).tolist() == pytest.approx([float(binary_auroc(*p)) for p in pairs], abs=1e-6)
@@ -74,7 +76,7 @@ def test_one_class_only(target, expected, b):
     assert binary_f1(-outputs, targets).item() == 0
 
 
-def test_constant_scores_say_nothing():
+def test_constant_scores_are_uninformative():
     targets = torch.tensor([[1, 0, 0, 0]])
     constant = torch.full((1, 4), 2.5)
     assert auroc(constant, targets).item() == 0.5
@@ -83,7 +85,7 @@ def test_constant_scores_say_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
-def test_any_type_of_scores_and_targets(dtype):
+def test_any_dtype_of_scores_and_targets(dtype):
     outputs, targets = scores(3, 10, 20, 3)
     for metric in METRICS:
         values = metric(outputs.to(dtype), targets.bool())
@@ -91,7 +93,7 @@ def test_any_type_of_scores_and_targets(dtype):
         assert torch.equal(values, metric(outputs, targets))
 
 
-def test_scores_that_only_float64_tells_apart():
+def test_scores_that_differ_only_in_float64():
     outputs = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)
     assert auroc(outputs, torch.tensor([[0, 1]])).item() == 1
     assert average_precision(outputs, torch.tensor([[1, 0]])).item() == 0.5
@@ -106,7 +108,7 @@ def test_scores_in_any_memory_layout():
 @pytest.mark.parametrize("metric", METRICS)
 @given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([None, 1, 4]))
 @settings(max_examples=25, deadline=None)
-def test_in_range_and_blind_to_the_order_of_examples(metric, seed, b, levels):
+def test_values_are_in_range_and_ignore_the_order_of_examples(metric, seed, b, levels):
     outputs, targets = scores(seed, 3, b, levels)
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
     values = metric(outputs, targets)
@@ -118,7 +120,7 @@ def test_in_range_and_blind_to_the_order_of_examples(metric, seed, b, levels):
 @pytest.mark.parametrize("metric", [average_precision, auroc])
 @given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([1, 4, 16]))
 @settings(max_examples=25, deadline=None)
-def test_only_the_order_of_scores_counts(metric, seed, b, levels):
+def test_monotone_transforms_of_the_scores_change_nothing(metric, seed, b, levels):
     outputs, targets = scores(seed, 3, b, levels)
     assert torch.equal(metric(outputs**3 - 7, targets), metric(outputs, targets))
     assert torch.equal(metric((outputs.double() / 10).exp(), targets), metric(outputs, targets))
@@ -126,14 +128,14 @@ def test_only_the_order_of_scores_counts(metric, seed, b, levels):
 
 @given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([None, 1, 4]))
 @settings(max_examples=25, deadline=None)
-def test_auroc_of_swapped_scores_or_classes_is_the_rest_to_one(seed, b, levels):
+def test_auroc_of_negated_scores_or_swapped_classes_is_one_minus_auroc(seed, b, levels):
     outputs, targets = scores(seed, 3, b, levels)
     assert (auroc(outputs, targets) + auroc(-outputs, targets)).tolist() == pytest.approx([1, 1, 1])
     assert (auroc(outputs, targets) + auroc(outputs, 1 - targets)).tolist() == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize("metric", METRICS)
-class TestWrongInput:
+class TestInvalidInput:
     @pytest.mark.parametrize(
         ("outputs", "targets"), [((4,), (4,)), ((2, 4), (2, 5)), ((2, 4, 1), (2, 4)), ((2, 0), (2, 0))]
     )
@@ -151,5 +153,5 @@ class TestWrongInput:
         with pytest.raises(ValueError, match="targets must be 0 or 1"):
             metric(torch.zeros(1, 2), torch.tensor([[0, value]]))
 
-    def test_no_items_have_no_values(self, metric):
+    def test_no_items_give_no_values(self, metric):
         assert metric(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)

@@ -1,3 +1,5 @@
+"""Classification metrics equal scikit-learn and torchmetrics, and define every edge case."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,22 +17,22 @@ def predictions(seed: int, n: int = 4, b: int = 50, c: int = 8) -> tuple[torch.T
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=50, deadline=None)
-def test_accuracy_equals_scikit_learns(seed):
+def test_accuracy_equals_scikit_learn(seed):
     outputs, targets = predictions(seed)
     expected = [accuracy_score(t, o.argmax(-1)) for o, t in zip(outputs, targets, strict=True)]
     assert accuracy(outputs, targets).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 7])
-def test_topk_accuracy_equals_scikit_learns_and_torchmetrics(k):
+def test_topk_accuracy_equals_scikit_learn_and_torchmetrics(k):
     outputs, targets = predictions(k)
-    ours = topk_accuracy(outputs, targets, k).tolist()
+    values = topk_accuracy(outputs, targets, k).tolist()
     sklearn = [top_k_accuracy_score(t, o, k=k, labels=range(8)) for o, t in zip(outputs, targets, strict=True)]
     micro = {"num_classes": 8, "average": "micro", "top_k": k}
     torchmetrics = [float(multiclass_accuracy(o, t, **micro)) for o, t in zip(outputs, targets, strict=True)]
-    assert ours == pytest.approx(sklearn, abs=1e-6)
-    assert ours == pytest.approx(torchmetrics, abs=1e-6)
-    assert 0 < min(ours) <= max(ours) < 1
+    assert values == pytest.approx(sklearn, abs=1e-6)
+    assert values == pytest.approx(torchmetrics, abs=1e-6)
+    assert 0 < min(values) <= max(values) < 1
 
 
 def test_top5_accuracy():
@@ -40,14 +42,14 @@ def test_top5_accuracy():
 
 
 @pytest.mark.parametrize("k", [0, -1, 9])
-def test_k_is_between_one_and_the_classes(k):
+def test_k_outside_the_classes_raises(k):
     with pytest.raises(ValueError, match=f"k must be from 1 to the 8 classes, not {k}"):
         topk_accuracy(*predictions(0), k)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
 @pytest.mark.parametrize("shape", [(150, 50, 8), (150, 3, 8), (50, 1, 4), (50, 20, 2), (4, 20, 1)])
-def test_balanced_accuracy_and_macro_f1_equal_scikit_learns(shape):
+def test_balanced_accuracy_and_macro_f1_equal_scikit_learn(shape):
     outputs, targets = predictions(0, *shape)
     outputs += torch.nn.functional.one_hot(targets, shape[-1]) * torch.linspace(0, 2, shape[0])[:, None, None]
     pairs = list(zip(targets, outputs.argmax(-1), strict=True))
@@ -67,9 +69,12 @@ def test_balanced_accuracy_and_macro_f1_by_hand():
     assert macro_f1(outputs, targets).tolist() == pytest.approx([(4 / 5 + 2 / 3) / 2, 1, 0])
 
 
-def test_balanced_accuracy_is_accuracy_on_one_class_and_constant_scores_choose_the_first_class():
+def test_balanced_accuracy_is_accuracy_on_one_class():
     outputs, targets = predictions(0)
     assert balanced_accuracy(outputs, targets * 0).tolist() == accuracy(outputs, targets * 0).tolist()
+
+
+def test_constant_scores_predict_the_first_class():
     constant = torch.zeros(1, 4, 3)
     assert balanced_accuracy(constant, torch.tensor([[0, 1, 2, 2]])).item() == pytest.approx(1 / 3)
     assert macro_f1(constant, torch.tensor([[0, 1, 2, 2]])).item() == pytest.approx(2 / 5 / 3)
@@ -81,7 +86,7 @@ METRICS = [accuracy, balanced_accuracy, macro_f1]
 @pytest.mark.parametrize("metric", METRICS)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 5))
 @settings(max_examples=25, deadline=None)
-def test_in_range_and_blind_to_the_order_of_examples(metric, seed, b, c):
+def test_values_are_in_range_and_ignore_the_order_of_examples(metric, seed, b, c):
     outputs, targets = predictions(seed, 3, b, c)
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
     values = metric(outputs, targets)
@@ -103,12 +108,12 @@ def test_shapes_must_agree(metric, outputs, targets):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_no_items_have_no_values(metric):
+def test_no_items_give_no_values(metric):
     assert metric(torch.zeros(0, 4, 3), torch.zeros(0, 4, dtype=torch.long)).shape == (0,)
 
 
 @pytest.mark.parametrize("metric", [balanced_accuracy, macro_f1])
 @pytest.mark.parametrize("target", [-1, 8])
-def test_targets_are_classes(metric, target):
+def test_targets_that_are_not_classes_raise(metric, target):
     with pytest.raises(ValueError, match="targets must be classes from 0 to 7"):
         metric(torch.zeros(1, 1, 8), torch.tensor([[target]]))

@@ -1,3 +1,5 @@
+"""Keypoint metrics equal mmpose, xtcocotools and their definitions, and define every edge case."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,21 +12,21 @@ from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pc
 
 
 def heatmaps(seed: int, *shape: int, levels: int = 5) -> Tensor:
-    """Heatmaps with many equal values, hence ties, and some without a positive value."""
+    """Return heatmaps with many ties. Some have no positive value."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(levels, shape, generator=generator) / levels
     return values * (torch.rand(shape[:-2], generator=generator) < 0.8)[..., None, None]
 
 
 def bumps(points: Tensor, height: int, width: int, sigma: float = 1.5) -> Tensor:
-    """A Gaussian bump around each point [..., 2], in heatmaps [..., H, W]."""
+    """Return heatmaps [..., H, W] with a Gaussian bump around each point [..., 2]."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     squares = (x - points[..., 0, None, None]).square() + (y - points[..., 1, None, None]).square()
     return (-squares / (2 * sigma**2)).exp()
 
 
 def decode_one(heatmap: np.ndarray) -> tuple[float, float]:
-    """The rule, pixel by pixel."""
+    """Decode one heatmap by the definition."""
     height, width = heatmap.shape
     if heatmap.max() <= 0:
         return -1, -1
@@ -39,6 +41,7 @@ def uniform(*shape: int) -> Tensor:
 
 
 def joints(seed: int, n: int, b: int, k: int = 17) -> tuple[Tensor, Tensor]:
+    """Return coordinates near their targets. The share of visible joints varies."""
     generator = torch.Generator().manual_seed(seed)
     targets = 200 * torch.rand(n, b, k, 3, generator=generator)
     shares = torch.rand(n, b, 1, generator=generator)
@@ -51,16 +54,16 @@ def joints(seed: int, n: int, b: int, k: int = 17) -> tuple[Tensor, Tensor]:
 class TestDecodeHeatmaps:
     @pytest.mark.parametrize("shape", [(4, 64, 12, 9), (300, 5, 4), (100, 3, 3), (50, 1, 1), (50, 2, 6), (50, 6, 1)])
     @pytest.mark.parametrize("levels", [2, 4, 1000])
-    def test_equals_the_rule_pixel_by_pixel(self, shape, levels):
+    def test_equals_its_definition(self, shape, levels):
         maps = heatmaps(0, *shape, levels=levels)
-        expected = [decode_one(one) for one in maps.flatten(0, -3).numpy()]
+        expected = [decode_one(heatmap) for heatmap in maps.flatten(0, -3).numpy()]
         points = decode_heatmaps(maps)
         assert points.dtype == torch.float32
         assert points.shape == (*shape[:-2], 2)
         assert points.flatten(0, -2).tolist() == [list(point) for point in expected]
 
     @pytest.mark.parametrize("shape", [(64, 12, 9), (300, 5, 4), (17, 64, 48)])
-    def test_equals_mmposes(self, shape):
+    def test_equals_mmpose(self, shape):
         codec = pytest.importorskip("mmpose.codecs", reason="mmpose is not installed").MSRAHeatmap
         height, width = shape[-2:]
         codec = codec(input_size=(width, height), heatmap_size=(width, height), sigma=2)
@@ -71,23 +74,23 @@ class TestDecodeHeatmaps:
             expected, _ = codec.decode(maps.numpy())
             assert decode_heatmaps(maps).tolist() == expected.reshape(-1, 2).tolist()
 
-    def test_finds_the_middle_of_a_bump_to_a_quarter_pixel(self):
+    def test_refinement_locates_a_bump_to_a_quarter_pixel(self):
         points = 3 + torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([10, 14])
         maps = bumps(points, 20, 16)
-        refined = (decode_heatmaps(maps) - points).abs()
-        raw = (decode_heatmaps(maps, refine=False) - points).abs()
-        assert refined.max() <= 0.25 + 1e-5
-        assert 0.4 < raw.max() <= 0.5 + 1e-5
-        assert refined.mean() < 0.6 * raw.mean()
+        refined_error = (decode_heatmaps(maps) - points).abs()
+        error = (decode_heatmaps(maps, refine=False) - points).abs()
+        assert refined_error.max() <= 0.25 + 1e-5
+        assert 0.4 < error.max() <= 0.5 + 1e-5
+        assert refined_error.mean() < 0.6 * error.mean()
 
-    def test_nothing_to_find(self):
+    def test_heatmaps_without_a_peak(self):
         assert decode_heatmaps(torch.zeros(2, 5, 5)).tolist() == [[-1, -1], [-1, -1]]
         assert decode_heatmaps(-uniform(5, 5)).tolist() == [-1, -1]
         assert decode_heatmaps(torch.full((5, 5), torch.nan)).tolist() == [-1, -1]
         assert decode_heatmaps(torch.ones(5, 5)).tolist() == [0, 0]
 
     @pytest.mark.parametrize("shape", [(), (5,), (2, 0, 5), (2, 5, 0)])
-    def test_shape(self, shape):
+    def test_shapes_must_agree(self, shape):
         with pytest.raises(ValueError, match=r"expected heatmaps \[\.\.\., H, W\].*not \["):
             decode_heatmaps(torch.zeros(shape))
 
@@ -104,7 +107,7 @@ class TestPck:
         assert 0 < min(expected) < max(expected) < 1
         assert pck(outputs, targets, threshold=threshold, norm=norm).tolist() == pytest.approx(expected, abs=1e-6)
 
-    def test_equals_mmposes(self):
+    def test_equals_mmpose(self):
         functional = pytest.importorskip("mmpose.evaluation.functional", reason="mmpose is not installed")
         outputs, targets = joints(0, 20, 8)
         norm = (60 + 100 * uniform(20, 8, 2)) * (uniform(20, 8, 1) < 0.9)
@@ -112,7 +115,9 @@ class TestPck:
         for o, t, scale in zip(outputs.numpy(), targets.numpy(), norm.numpy(), strict=True):
             visible = t[..., 2] > 0
             per_joint, _, _ = functional.keypoint_pck_accuracy(o, t[..., :2], visible, 0.1, scale.copy())
-            counts = (visible & (scale > 0).all(-1, keepdims=True)).sum(0)  # ours weighs joints by how often they occur
+            counts = (visible & (scale > 0).all(-1, keepdims=True)).sum(
+                0
+            )  # joints weighted by how often they are visible
             expected.append((per_joint * counts).sum() / counts.sum())
         assert pck(outputs, targets, threshold=0.1, norm=norm).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -124,23 +129,23 @@ class TestPck:
         wide = torch.tensor([[[1e6, 10.0]]])  # only y counts: 4, 4.9, 9
         assert pck(outputs, targets, threshold=0.5, norm=wide).item() == pytest.approx(2 / 3)
 
-    def test_nothing_visible_scores_zero_and_an_example_without_a_norm_is_left_out(self):
+    def test_no_visible_joint_scores_zero_and_an_example_without_a_norm_is_skipped(self):
         outputs, targets = joints(0, 1, 4)
         hidden = targets * torch.tensor([1, 1, 0])
         norm = torch.full((1, 4), 100.0)
         assert pck(outputs, hidden, threshold=1, norm=norm).item() == 0
         norm[0, :2] = torch.tensor([0.0, -1])
-        kept = pck(outputs[:, 2:], targets[:, 2:], threshold=0.1, norm=norm[:, 2:])
-        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), kept)
-        targets[..., :2] = targets[..., :2].where(targets[..., 2:] > 0, torch.nan)  # as data sets mark what is unknown
-        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), kept)
+        expected = pck(outputs[:, 2:], targets[:, 2:], threshold=0.1, norm=norm[:, 2:])
+        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), expected)
+        targets[..., :2] = targets[..., :2].where(targets[..., 2:] > 0, torch.nan)  # data sets mark unknown joints so
+        assert torch.equal(pck(outputs, targets, threshold=0.1, norm=norm), expected)
 
     @pytest.mark.parametrize("norm", [(2,), (2, 3), (2, 4, 3), (2, 4, 5, 2)])
-    def test_shape_of_norm(self, norm):
+    def test_the_shape_of_norm_must_agree(self, norm):
         with pytest.raises(ValueError, match=r"norm \[N, B, 2\]"):
             pck(torch.zeros(2, 4, 5, 2), torch.zeros(2, 4, 5, 3), threshold=0.1, norm=torch.ones(norm))
 
-    def test_shapes(self):
+    def test_shapes_must_agree(self):
         for targets in ((2, 4, 5, 2), (2, 4, 6, 3), (2, 5, 3)):
             with pytest.raises(ValueError, match=r"expected outputs \[N, B, K, 2\] and targets \[N, B, K, 3\]"):
                 pck(torch.zeros(2, 4, 5, 2), torch.zeros(targets), threshold=0.1, norm=torch.ones(2, 4))
@@ -148,29 +153,29 @@ class TestPck:
 
 class TestHeatmapPck:
     def maps(self, seed: int = 0, n: int = 10, b: int = 6, k: int = 5) -> tuple[Tensor, Tensor]:
-        """Heatmaps 24 high and 16 wide; the outputs' bumps are a little off, some maps are empty on either side."""
+        """Return heatmaps 24 high and 16 wide. The outputs are slightly shifted; some outputs and targets are empty."""
         generator = torch.Generator().manual_seed(seed)
         points = torch.rand(n, b, k, 2, generator=generator) * torch.tensor([16, 24])
-        off = 1.5 * torch.randn(n, b, k, 2, generator=generator)
-        keep = (torch.rand(2, n, b, k, 1, 1, generator=generator) < 0.85).float()
-        return bumps(points + off, 24, 16) * keep[0], bumps(points, 24, 16) * keep[1]
+        offsets = 1.5 * torch.randn(n, b, k, 2, generator=generator)
+        filled = (torch.rand(2, n, b, k, 1, 1, generator=generator) < 0.85).float()
+        return bumps(points + offsets, 24, 16) * filled[0], bumps(points, 24, 16) * filled[1]
 
     @pytest.mark.parametrize("threshold", [0.05, 0.1])
     def test_equals_its_definition(self, threshold):
         outputs, targets = self.maps()
         expected = []
         for item in zip(outputs.flatten(1, 2).numpy(), targets.flatten(1, 2).numpy(), strict=True):
-            right = []
+            correct = []
             for output, target in zip(*item, strict=True):
                 if target.max() > 0:
                     y, x = np.unravel_index(output.argmax(), output.shape) if output.max() > 0 else (-1, -1)
                     gold_y, gold_x = np.unravel_index(target.argmax(), target.shape)
-                    right.append(np.hypot((x - gold_x) / 16, (y - gold_y) / 24) < threshold)
-            expected.append(np.mean(right))
+                    correct.append(np.hypot((x - gold_x) / 16, (y - gold_y) / 24) < threshold)
+            expected.append(np.mean(correct))
         assert 0 < min(expected) < max(expected) < 1
         assert heatmap_pck(outputs, targets, threshold=threshold).tolist() == pytest.approx(expected, abs=1e-6)
 
-    def test_equals_mmposes(self):
+    def test_equals_mmpose(self):
         functional = pytest.importorskip("mmpose.evaluation.functional", reason="mmpose is not installed")
         outputs, targets = self.maps()
         expected = []
@@ -181,28 +186,28 @@ class TestHeatmapPck:
             expected.append((per_joint * visible.sum(0)).sum() / visible.sum())
         assert heatmap_pck(outputs, targets).tolist() == pytest.approx(expected, abs=1e-6)
 
-    def test_edges(self):
+    def test_edge_cases(self):
         outputs, targets = self.maps()
         assert heatmap_pck(targets, targets).tolist() == [1] * 10
         assert heatmap_pck(outputs, targets * 0).tolist() == [0] * 10
-        assert heatmap_pck(outputs * 0, targets).max() < 0.1  # (-1, -1) is near to the corner alone
+        assert heatmap_pck(outputs * 0, targets).max() < 0.1  # (-1, -1) is close to the corner only
         assert heatmap_pck(outputs[:0], targets[:0]).shape == (0,)
 
     @given(st.integers(0, 10_000))
     @settings(max_examples=25, deadline=None)
-    def test_in_range_growing_with_the_threshold_and_blind_to_the_order_of_examples(self, seed):
+    def test_values_are_in_range_rise_with_the_threshold_and_ignore_the_order_of_examples(self, seed):
         outputs, targets = self.maps(seed, 2, 4, 3)
         order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-        strict, loose = heatmap_pck(outputs, targets), heatmap_pck(outputs, targets, threshold=0.2)
-        assert strict.dtype == torch.float32
-        assert strict.min() >= 0
-        assert (strict <= loose).all()
-        assert loose.max() <= 1
-        assert torch.equal(heatmap_pck(outputs[:, order], targets[:, order]), strict)
-        assert torch.equal(heatmap_pck(3 * outputs.double(), targets), strict)
+        values, larger_values = heatmap_pck(outputs, targets), heatmap_pck(outputs, targets, threshold=0.2)
+        assert values.dtype == torch.float32
+        assert values.min() >= 0
+        assert (values <= larger_values).all()
+        assert larger_values.max() <= 1
+        assert torch.equal(heatmap_pck(outputs[:, order], targets[:, order]), values)
+        assert torch.equal(heatmap_pck(3 * outputs.double(), targets), values)
 
     @pytest.mark.parametrize("targets", [(2, 3, 4, 8, 5), (2, 3, 4, 5), (2, 3, 5, 8, 6), (3, 3, 4, 8, 6)])
-    def test_shapes(self, targets):
+    def test_shapes_must_agree(self, targets):
         with pytest.raises(ValueError, match=r"expected outputs \[N, B, K, H, W\]"):
             heatmap_pck(torch.zeros(2, 3, 4, 8, 6), torch.zeros(targets))
 
@@ -222,13 +227,13 @@ class TestOks:
                 scored = torch.cat([output, torch.ones(17, 1)], -1).flatten().numpy()
                 gold = {"keypoints": target.flatten().numpy(), "bbox": [0, 0, 1, 1], "area": area.item()}
                 coco._gts, coco._dts = {(0, 0): [gold]}, {(0, 0): [{"keypoints": scored, "score": 1.0}]}
-                if (target[:, 2] > 0).any():  # COCO's rule for the others measures the distance to the box
+                if (target[:, 2] > 0).any():  # without a visible joint, COCO measures the distance to the box
                     values.append(coco.computeOks(0, 0).item())
             expected.append(np.mean(values))
         assert 0.05 < min(expected) < max(expected) < 0.95
         assert oks(outputs, targets, areas).tolist() == pytest.approx(expected, abs=1e-6)
 
-    def test_sigmas_are_cocos(self):
+    def test_sigmas_equal_xtcocotools(self):
         cocoeval = pytest.importorskip("xtcocotools.cocoeval", reason="xtcocotools is not installed")
         assert cocoeval.COCOeval(iouType="keypoints").sigmas.tolist() == pytest.approx(list(COCO_SIGMAS))
 
@@ -240,11 +245,11 @@ class TestOks:
         areas = torch.tensor([[50.0]])
         assert oks(outputs, targets, areas, sigmas=[0.1, 0.25, 0.1]).item() == pytest.approx(expected)
         assert oks(outputs, targets, areas, torch.tensor([0.1, 0.25, 0.1])).item() == pytest.approx(expected)
-        unseen = torch.cat([targets, targets * torch.tensor([torch.nan, 1, 0])], 1)
-        twice = oks(outputs.repeat(1, 2, 1, 1), unseen, areas.repeat(1, 2), [0.1, 0.25, 0.1])
-        assert twice.item() == pytest.approx(expected)  # an example without a visible joint is left out
+        with_hidden = torch.cat([targets, targets * torch.tensor([torch.nan, 1, 0])], 1)
+        values = oks(outputs.repeat(1, 2, 1, 1), with_hidden, areas.repeat(1, 2), [0.1, 0.25, 0.1])
+        assert values.item() == pytest.approx(expected)  # an example without a visible joint is skipped
 
-    def test_edges(self):
+    def test_edge_cases(self):
         outputs, targets = joints(1, 3, 4)
         areas = torch.full((3, 4), 100.0)
         assert oks(outputs, targets * torch.tensor([1, 1, 0]), areas).tolist() == [0, 0, 0]
@@ -256,7 +261,7 @@ class TestOks:
 
     @given(st.integers(0, 10_000))
     @settings(max_examples=25, deadline=None)
-    def test_in_range_growing_with_the_area_and_blind_to_the_order_of_examples(self, seed):
+    def test_values_are_in_range_rise_with_the_area_and_ignore_the_order_of_examples(self, seed):
         outputs, targets = joints(seed, 2, 5)
         areas = 5_000 * uniform(2, 5)
         order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
@@ -267,20 +272,20 @@ class TestOks:
         shuffled = oks(outputs[:, order], targets[:, order], areas[:, order])
         assert shuffled.tolist() == pytest.approx(values.tolist(), abs=1e-6)
 
-    def test_shapes(self):
+    def test_shapes_must_agree(self):
         outputs, targets, areas = torch.zeros(2, 4, 17, 2), torch.zeros(2, 4, 17, 3), torch.ones(2, 4)
-        for wrong in (
+        for arguments in (
             (outputs[:, :, :5], targets, areas),
             (outputs, targets[..., :2], areas),
             (outputs, targets, areas[0]),
         ):
             with pytest.raises(ValueError, match=r"areas \[N, B\] and sigmas \[K\]"):
-                oks(*wrong)
+                oks(*arguments)
         with pytest.raises(ValueError, match=r"\[2, 4, 17, 2\], \[2, 4, 17, 3\], \[2, 4\], \[3\]"):
             oks(outputs, targets, areas, [0.1, 0.1, 0.1])
 
 
-def test_heatmap_oks_is_that_of_the_decoded_joints():
+def test_heatmap_oks_equals_oks_of_the_decoded_joints():
     points = uniform(2, 3, 17, 2) * torch.tensor([44.0, 60.0]) + 2
     outputs, targets = bumps(points + 2 * uniform(2, 3, 17, 2), 64, 48), bumps(points, 64, 48)
     targets[0, 1, 4] = 0

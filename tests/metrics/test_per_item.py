@@ -1,3 +1,5 @@
+"""PerItem: values, worker processes, failures, torchmetrics objects; and the identity of a metric."""
+
 import functools
 import os
 import subprocess
@@ -17,28 +19,28 @@ from reloss.metrics import PerItem, accuracy, as_metric, average_precision, macr
 from reloss.metrics.identity import identity
 from reloss.runtime.errors import RelossError, UsageError
 
-HERE = os.getpid()
+MAIN_PROCESS = os.getpid()
 
 
-def classes(n: int = 20, b: int = 32, c: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+def predictions(n: int = 20, b: int = 32, c: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, b, c, generator=generator), torch.randint(c, (n, b), generator=generator)
 
 
 @pytest.fixture(scope="module")
 def shared_workers() -> Iterator[None]:
-    """Workers stay after `values`, for the next test: that saves their start."""
+    """Workers keep running after `values`, so the next test does not have to start them."""
     yield
     get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 @pytest.fixture
 def workers(shared_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers from the second item on."""
+    """Start workers after the first item."""
     monkeypatch.setattr(per_item, "PATIENCE", 0.0)
 
 
-def numbered(outputs, targets):
+def total(outputs, targets):
     return float(outputs.sum())
 
 
@@ -47,21 +49,21 @@ def count_to(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_function_of_one_item_equals_the_vectorised_metric():
-    outputs, targets = classes()
+    outputs, targets = predictions()
     metric = PerItem(lambda o, t: sklearn.metrics.f1_score(t, o.argmax(-1), average="macro", zero_division=0))
     assert_close(metric(outputs, targets), macro_f1(outputs, targets))
     assert metric.__name__ == "<lambda>"
     assert metric.higher_is_better is None
 
 
-def test_quick_metrics_and_single_workers_stay_in_this_process(monkeypatch):
-    assert set(PerItem(lambda o, t: os.getpid()).values(*count_to(50))) == {HERE}
+def test_fast_metrics_and_single_workers_stay_in_this_process(monkeypatch):
+    assert set(PerItem(lambda o, t: os.getpid()).values(*count_to(50))) == {MAIN_PROCESS}
     monkeypatch.setattr(per_item, "PATIENCE", 0.0)
-    assert set(PerItem(lambda o, t: os.getpid(), workers=1).values(*count_to(50))) == {HERE}
-    assert set(PerItem(lambda o, t: os.getpid(), workers=2).values(*count_to(8))) == {HERE}
+    assert set(PerItem(lambda o, t: os.getpid(), workers=1).values(*count_to(50))) == {MAIN_PROCESS}
+    assert set(PerItem(lambda o, t: os.getpid(), workers=2).values(*count_to(8))) == {MAIN_PROCESS}
 
 
-def test_workers_keep_the_order_and_take_closures(workers):
+def test_workers_keep_the_order_and_accept_closures(workers):
     shift = torch.tensor(0.5)
     values = list(PerItem(lambda o, t: o.sum() + shift, workers=2).values(*count_to(300)))
     assert values == [number + 0.5 for number in range(300)]
@@ -69,24 +71,24 @@ def test_workers_keep_the_order_and_take_closures(workers):
     assert list(PerItem(partial, workers=2).values(*count_to(40))) == [3.0 * number for number in range(40)]
 
 
-def test_workers_are_other_processes_of_one_thread_each(workers):
+def test_workers_are_other_processes_with_one_thread_each(workers):
     pids = list(PerItem(lambda o, t: os.getpid(), workers=2).values(*count_to(200)))
-    assert pids[0] == HERE
-    assert HERE not in pids[1:]
+    assert pids[0] == MAIN_PROCESS
+    assert MAIN_PROCESS not in pids[1:]
     assert 1 <= len(set(pids[1:])) <= 2
     threads = list(PerItem(lambda o, t: torch.get_num_threads(), workers=2).values(*count_to(40)))
     assert set(threads[1:]) == {1}
 
 
 def test_workers_compute_torchmetrics_objects(workers):
-    outputs, targets = classes(40)
+    outputs, targets = predictions(40)
     metric = PerItem(MulticlassF1Score(num_classes=5, average="macro"), workers=2)
     assert_close(torch.tensor(list(metric.values(outputs, targets))), macro_f1(outputs, targets))
 
 
-def test_a_failure_in_a_worker_is_named(workers):
-    class Odd(Exception):  # which cannot be unpickled: its constructor wants two arguments
-        def __init__(self, number, more):
+def test_a_failure_in_a_worker_names_item_and_cause(workers):
+    class Odd(Exception):  # cannot be unpickled, because its constructor needs two arguments
+        def __init__(self, number, unused):
             super().__init__(f"odd {number}")
 
     def fails(outputs, targets):
@@ -101,7 +103,7 @@ def test_a_failure_in_a_worker_is_named(workers):
 
 def test_a_worker_that_dies_is_reported(workers):
     def dies(outputs, targets):
-        if os.getpid() != HERE:
+        if os.getpid() != MAIN_PROCESS:
             os._exit(1)
         return 0
 
@@ -109,7 +111,7 @@ def test_a_worker_that_dies_is_reported(workers):
         list(PerItem(dies, workers=2).values(*count_to(60)))
 
 
-def test_what_cannot_be_sent_to_a_worker_is_named(workers):
+def test_a_function_that_cannot_be_sent_to_a_worker_raises(workers):
     lock = threading.Lock()
 
     def locked(outputs, targets):
@@ -121,7 +123,7 @@ def test_what_cannot_be_sent_to_a_worker_is_named(workers):
     assert PerItem(locked, workers=1)(*count_to(60)).sum() == 60
 
 
-def test_functions_of_main(tmp_path):
+def test_functions_defined_in_main_run_in_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, torch\n"
@@ -132,10 +134,10 @@ def test_functions_of_main(tmp_path):
         "HERE = os.getpid()\n"
         "print(PerItem(metric, workers=2)(torch.arange(30)[:, None].float(), torch.zeros(30, 1)).tolist())\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([-1.0, *(number / 2 for number in range(1, 30))])
-    assert done.stderr == ""
+    process = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == str([-1.0, *(number / 2 for number in range(1, 30))])
+    assert process.stderr == ""
 
 
 def fails_at_three(outputs, targets):
@@ -150,51 +152,51 @@ def fails_at_three(outputs, targets):
         (lambda o, t: torch.zeros(3), "metric <lambda> failed for item 0: ValueError: only one element tensors"),
     ],
 )
-def test_a_failure_is_named(function, message):
+def test_a_failure_names_item_and_cause(function, message):
     with pytest.raises(RelossError, match=message):
         PerItem(function)(*count_to(6))
 
 
-def test_names_and_labels():
-    metric = PerItem(fails_at_three, name="mine")
-    with pytest.raises(RelossError, match="metric mine failed for the fourth"):
+def test_messages_use_the_name_and_the_labels():
+    metric = PerItem(fails_at_three, name="shares")
+    with pytest.raises(RelossError, match="metric shares failed for the fourth"):
         list(metric.values(*count_to(5), labels=["the first", "the second", "the third", "the fourth", "the fifth"]))
 
 
-def test_what_a_function_changes_stays_with_it():
+def test_a_function_may_modify_its_arguments():
     outputs, targets = count_to(5)
     PerItem(lambda o, t: float(o.zero_().sum()))(outputs, targets)
     assert outputs.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("wrong", [3, "accuracy", None])
-def test_what_is_no_metric(wrong):
-    with pytest.raises(UsageError, match=f"{wrong!r} is not a metric"):
-        as_metric(wrong)
-    with pytest.raises(UsageError, match=f"{wrong!r} is not a metric"):
-        PerItem(wrong)
+@pytest.mark.parametrize("value", [3, "accuracy", None])
+def test_a_value_that_is_not_callable_is_not_a_metric(value):
+    with pytest.raises(UsageError, match=f"{value!r} is not a metric"):
+        as_metric(value)
+    with pytest.raises(UsageError, match=f"{value!r} is not a metric"):
+        PerItem(value)
 
 
-def test_a_class_is_no_metric():
+def test_a_class_is_not_a_metric():
     with pytest.raises(UsageError, match=r"MulticlassF1Score is a class.*MulticlassF1Score\(\.\.\.\)"):
         as_metric(MulticlassF1Score)
 
 
-def test_wrong_arguments():
+def test_invalid_arguments_raise():
     with pytest.raises(UsageError, match="workers must be at least 1, not 0"):
-        PerItem(numbered, workers=0)
+        PerItem(total, workers=0)
     with pytest.raises(ValueError, match="5 outputs, but 1 targets"):
-        PerItem(numbered)(count_to(5)[0], count_to(1)[1])
+        PerItem(total)(count_to(5)[0], count_to(1)[1])
 
 
-def test_as_metric_leaves_other_metrics_alone():
-    made = PerItem(numbered)
+def test_as_metric_returns_other_metrics_unchanged():
+    metric = PerItem(total)
     assert as_metric(accuracy) is accuracy
-    assert as_metric(made) is made
+    assert as_metric(metric) is metric
 
 
-def test_torchmetrics_f1_equals_ours_and_scikit_learns():
-    outputs, targets = classes()
+def test_torchmetrics_f1_equals_macro_f1_and_scikit_learn():
+    outputs, targets = predictions()
     values = as_metric(MulticlassF1Score(num_classes=5, average="macro"))(outputs, targets)
     expected = [
         sklearn.metrics.f1_score(t, o.argmax(-1), average="macro", zero_division=0)
@@ -204,8 +206,8 @@ def test_torchmetrics_f1_equals_ours_and_scikit_learns():
     assert_close(values, macro_f1(outputs, targets))
 
 
-def test_torchmetrics_average_precision_equals_ours_and_scikit_learns():
-    outputs, _ = classes(c=1)
+def test_torchmetrics_average_precision_equals_average_precision_and_scikit_learn():
+    outputs, _ = predictions(c=1)
     targets = (torch.rand(20, 32, generator=torch.Generator().manual_seed(1)) < 0.3).long()
     outputs = outputs[..., 0]
     values = as_metric(BinaryAveragePrecision())(outputs, targets)
@@ -215,13 +217,13 @@ def test_torchmetrics_average_precision_equals_ours_and_scikit_learns():
 
 
 def test_a_torchmetrics_object_is_copied_and_reset_for_each_item():
-    own = MeanSquaredError()
-    own.update(torch.tensor([2.0]), torch.tensor([0.0]))
-    metric = as_metric(own)
+    error = MeanSquaredError()
+    error.update(torch.tensor([2.0]), torch.tensor([0.0]))
+    metric = as_metric(error)
     assert metric.__name__ == "MeanSquaredError"
     assert metric.higher_is_better is False
     assert metric(torch.tensor([[1.0, 3], [2, 2]]), torch.zeros(2, 2)).tolist() == [5, 4]
-    assert own.compute() == 4
+    assert error.compute() == 4
 
 
 WEIGHT = 2.0
@@ -231,39 +233,54 @@ def helper(value):
     return WEIGHT * value
 
 
-def code(text: str, **names: object) -> object:
-    space = {"__name__": "made", **names}
-    exec(text, space)
-    return space["f"]
+def define(text: str, **names: object) -> object:
+    """Return the function f that `text` defines in a module with the given names."""
+    namespace = {"__name__": "module", **names}
+    exec(text, namespace)
+    return namespace["f"]
 
 
-def test_identity_follows_the_code():
+def test_identity_changes_with_the_code():
     text = "def g(x): return x + 1\ndef f(o, t, k=1): return (lambda v: g(v) * LIMIT)(o)\n"
-    same = identity(code(text, LIMIT=3))
-    assert same == identity(code(text, LIMIT=3))
+    original = identity(define(text, LIMIT=3))
+    assert original == identity(define(text, LIMIT=3))
     changed = [
-        identity(code(text, LIMIT=4)),
-        identity(code(text.replace("x + 1", "x + 2"), LIMIT=3)),
-        identity(code(text.replace("k=1", "k=2"), LIMIT=3)),
-        identity(code(text.replace("g(v) *", "g(v) -"), LIMIT=3)),
-        identity(code(text + "f.__qualname__ = 'other'", LIMIT=3)),
+        identity(define(text, LIMIT=4)),
+        identity(define(text.replace("x + 1", "x + 2"), LIMIT=3)),
+        identity(define(text.replace("k=1", "k=2"), LIMIT=3)),
+        identity(define(text.replace("g(v) *", "g(v) -"), LIMIT=3)),
+        identity(define(text + "f.__qualname__ = 'other'", LIMIT=3)),
     ]
-    assert len({same, *changed}) == 6
+    assert len({original, *changed}) == 6
 
 
-def test_identity_follows_closures_and_objects():
-    def made(value):
+def test_identity_changes_with_closures_and_objects():
+    def constant(value):
         return lambda o, t: value
 
-    values = [1, 2, 1.0, "1", [1], (1,), {1: 2}, torch.ones(2), torch.zeros(2), helper, made(1), made(2), functools]
-    assert len({identity(made(value)) for value in values}) == len(values)
-    assert identity(made(torch.ones(2))) == identity(made(torch.ones(2)))
+    values = [
+        1,
+        2,
+        1.0,
+        "1",
+        [1],
+        (1,),
+        {1: 2},
+        torch.ones(2),
+        torch.zeros(2),
+        helper,
+        constant(1),
+        constant(2),
+        functools,
+    ]
+    assert len({identity(constant(value)) for value in values}) == len(values)
+    assert identity(constant(torch.ones(2))) == identity(constant(torch.ones(2)))
     scores = [MulticlassF1Score(5, average=average) for average in ("macro", "micro", "macro")]
-    first, other, again = (identity(PerItem(score).function) for score in scores)
-    assert first == again != other
+    macro, micro, macro_again = (identity(PerItem(score).function) for score in scores)
+    assert macro == macro_again != micro
     cyclic: list = []
     cyclic.append(cyclic)
-    assert identity(made(cyclic)) == identity(made(cyclic))
+    assert identity(constant(cyclic)) == identity(constant(cyclic))
 
 
 def test_identity_is_the_same_in_another_process():
@@ -274,5 +291,7 @@ def test_identity_is_the_same_in_another_process():
         "print(identity(f), identity(PerItem(MulticlassF1Score(5)).function))\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [identity(code(text)), identity(PerItem(MulticlassF1Score(5)).function)]
+    process = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == [identity(define(text)), identity(PerItem(MulticlassF1Score(5)).function)]

@@ -1,3 +1,5 @@
+"""nDCG equals scikit-learn and torchmetrics, and defines every edge case."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from reloss.metrics import ndcg, ndcg10
 
 
 def rankings(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return scores that correlate with the gains, rounded to a few levels if given. In some items all gains are 0."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(4, (n, b), generator=generator) * torch.randint(2, (n, 1), generator=generator)
     outputs = torch.randn(n, b, generator=generator) + targets
@@ -19,7 +22,7 @@ def rankings(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tens
 @pytest.mark.parametrize("b", [2, 7, 60])
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize("k", [None, 1, 5, 10, 100])
-def test_equals_scikit_learns(b, levels, k):
+def test_equals_scikit_learn(b, levels, k):
     outputs, targets = rankings(b, 40, b, levels)
     expected = [ndcg_score(t[None], o[None], k=k) for t, o in zip(targets, outputs, strict=True)]
     assert (targets == 0).all(1).any()
@@ -28,7 +31,7 @@ def test_equals_scikit_learns(b, levels, k):
         assert torch.equal(ndcg10(outputs, targets), ndcg(outputs, targets, 10))
 
 
-def test_equals_scikit_learns_for_real_gains():
+def test_equals_scikit_learn_for_real_gains():
     outputs, _ = rankings(0, 50, 30, 2)
     targets = torch.rand(50, 30, generator=torch.Generator().manual_seed(1)) ** 4
     expected = [ndcg_score(t[None], o[None]) for t, o in zip(targets, outputs, strict=True)]
@@ -48,7 +51,7 @@ def test_by_hand():
     expected = (2 * discount[1] + discount[2]) / (2 * discount[0] + discount[1])
     assert ndcg(outputs, targets).item() == pytest.approx(expected.item())
     assert ndcg(outputs, targets, 1).item() == 0
-    assert ndcg(outputs * 0, targets, 1).item() == pytest.approx(1 / 2)  # the mean gain, 1, of the best, 2
+    assert ndcg(outputs * 0, targets, 1).item() == pytest.approx(1 / 2)  # the mean gain is 1, the largest 2
 
 
 def test_one_example_and_no_gains():
@@ -59,7 +62,7 @@ def test_one_example_and_no_gains():
 
 @given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([1, 4, 16]), st.sampled_from([None, 1, 3]))
 @settings(max_examples=40, deadline=None)
-def test_in_range_and_blind_to_the_order_of_examples_and_the_scale_of_scores(seed, b, levels, k):
+def test_values_are_in_range_and_ignore_the_order_of_examples_and_the_scale_of_scores(seed, b, levels, k):
     outputs, targets = rankings(seed, 3, b, levels)
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
     values = ndcg(outputs, targets, k)
@@ -79,7 +82,7 @@ def test_shapes_must_agree(outputs, targets):
         ndcg(torch.zeros(outputs), torch.zeros(targets))
 
 
-def test_values_must_make_sense():
+def test_invalid_values_raise():
     zero, one, nan = torch.zeros(1, 1), torch.ones(1, 1), torch.full((1, 1), torch.nan)
     with pytest.raises(ValueError, match="targets must be gains of at least 0"):
         ndcg(zero, -one)
@@ -90,5 +93,5 @@ def test_values_must_make_sense():
             ndcg(outputs, targets)
 
 
-def test_no_items_have_no_values():
+def test_no_items_give_no_values():
     assert ndcg(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)

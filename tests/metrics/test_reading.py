@@ -1,3 +1,5 @@
+"""Span decoding equals an exhaustive search; item sources keep masked positions."""
+
 import itertools
 
 import pytest
@@ -10,50 +12,50 @@ from reloss.runtime.errors import UsageError
 
 
 def logits(seed: int, *shape: int, t: int = 12) -> Tensor:
-    """Logits of readers; of each example a part of the positions, but never 0, is masked, of some all."""
+    """Return start and end logits. In each example some or all positions except 0 are masked."""
     generator = torch.Generator().manual_seed(seed)
     outputs = 3 * torch.randn(*shape, 2, t, generator=generator)
-    begin = torch.randint(1, t, (*shape, 1), generator=generator)
+    start = torch.randint(1, t, (*shape, 1), generator=generator)
     end = torch.randint(1, t + 1, (*shape, 1), generator=generator)
     position = torch.arange(t)
-    passage = (position == 0) | ((position >= begin) & (position < end))
+    passage = (position == 0) | ((position >= start) & (position < end))
     return outputs.where(passage[..., None, :], MASKED)
 
 
-def brute_force(outputs: Tensor, max_length: int) -> tuple[list[int], float]:
-    """The best span by trying all, and its lead over position 0."""
+def best_span(outputs: Tensor, max_length: int) -> tuple[list[int], float]:
+    """Return the best span by exhaustive search, and its lead over position 0."""
     start, end = outputs.double()
     spans = [
         (i, j) for i, j in itertools.product(range(1, outputs.shape[-1]), repeat=2) if i <= j <= i + max_length - 1
     ]
-    best = max(spans, key=lambda span: float(start[span[0]] + end[span[1]]))
-    return list(best), float(start[best[0]] + end[best[1]] - start[0] - end[0])
+    first, last = max(spans, key=lambda span: float(start[span[0]] + end[span[1]]))
+    return [first, last], float(start[first] + end[last] - start[0] - end[0])
 
 
 @pytest.mark.parametrize("max_length", [1, 3, 11, 30])
 @pytest.mark.parametrize("t", [2, 5, 12])
-def test_decoding_equals_trying_every_span(max_length, t):
+def test_decoding_equals_an_exhaustive_search(max_length, t):
     outputs = logits(max_length + t, 60, t=t)
-    spans, lead = decode_spans(outputs, max_length)
-    for example, span, ahead in zip(outputs, spans.tolist(), lead.tolist(), strict=True):
-        expected, expected_ahead = brute_force(example, max_length)
+    spans, leads = decode_spans(outputs, max_length)
+    for example, span, lead in zip(outputs, spans.tolist(), leads.tolist(), strict=True):
+        expected_span, expected_lead = best_span(example, max_length)
         if is_open(example[:, 1:]).any():
-            assert span == expected
-        assert ahead == pytest.approx(expected_ahead, abs=2e-3)
+            assert span == expected_span
+        assert lead == pytest.approx(expected_lead, abs=2e-3)
 
 
 @pytest.mark.parametrize("max_length", [2, 30])
-def test_metrics_equal_those_of_spans_found_by_brute_force(max_length):
+def test_metrics_equal_the_metrics_of_an_exhaustive_search(max_length):
     n, b = 20, 8
     outputs = logits(0, n, b)
     generator = torch.Generator().manual_seed(1)
     targets = torch.randint(1, 12, (n, b, 3, 2), generator=generator).sort(-1).values
     targets[torch.rand(n, b, 3, generator=generator) < 0.3] = -1
     targets[torch.rand(n, b, 3, generator=generator) < 0.3] = -2
-    targets[:, :4, 0] = decode_spans(outputs[:, :4])[0]  # some are right
+    targets[:, :4, 0] = decode_spans(outputs[:, :4])[0]  # some predictions are correct
     spans = torch.full((n, b, 2), -1)
     for i, j in itertools.product(range(n), range(b)):
-        span, lead = brute_force(outputs[i, j], max_length)
+        span, lead = best_span(outputs[i, j], max_length)
         if lead > 0:
             spans[i, j] = torch.tensor(span)
     f1 = reading_f1(outputs, targets, max_length=max_length)
@@ -66,16 +68,16 @@ def test_metrics_equal_those_of_spans_found_by_brute_force(max_length):
 
 def test_no_answer():
     outputs = torch.zeros(1, 1, 2, 6)
-    none, some = torch.tensor([[[[-1, -1]]]]), torch.tensor([[[[2, 3]]]])
+    no_answer, answer = torch.tensor([[[[-1, -1]]]]), torch.tensor([[[[2, 3]]]])
     outputs[..., 0] = 1.0
-    assert reading_f1(outputs, none).item() == reading_exact_match(outputs, none).item() == 1
-    assert reading_f1(outputs, some).item() == 0
+    assert reading_f1(outputs, no_answer).item() == reading_exact_match(outputs, no_answer).item() == 1
+    assert reading_f1(outputs, answer).item() == 0
     outputs[0, 0, 0, 2] = outputs[0, 0, 1, 3] = 1.5
-    assert reading_f1(outputs, none).item() == 0
-    assert reading_exact_match(outputs, some).item() == 1
+    assert reading_f1(outputs, no_answer).item() == 0
+    assert reading_exact_match(outputs, answer).item() == 1
 
 
-def test_a_text_of_nothing_but_no_answer():
+def test_a_text_without_open_positions_has_no_answer():
     outputs = torch.full((1, 2, 2, 5), MASKED)
     outputs[..., 0] = -3.0
     targets = torch.tensor([[[[-1, -1]], [[2, 3]]]])
@@ -84,10 +86,10 @@ def test_a_text_of_nothing_but_no_answer():
     assert reading_f1(torch.zeros(1, 2, 2, 1), targets).item() == 0.5
 
 
-def test_constant_outputs_are_no_answer_and_ties_go_to_the_first():
-    spans, lead = decode_spans(torch.zeros(3, 2, 7))
+def test_constant_outputs_predict_no_answer_and_ties_go_to_the_first_span():
+    spans, leads = decode_spans(torch.zeros(3, 2, 7))
     assert spans.tolist() == [[1, 1]] * 3
-    assert lead.tolist() == [0, 0, 0]
+    assert leads.tolist() == [0, 0, 0]
 
 
 def test_half_precision_and_one_example():
@@ -99,7 +101,7 @@ def test_half_precision_and_one_example():
     assert reading_f1(outputs[:0], targets[:0]).shape == (0,)
 
 
-def test_wrong_arguments_are_named():
+def test_invalid_arguments_raise():
     outputs = torch.zeros(2, 3, 2, 5)
     with pytest.raises(ValueError, match=r"expected outputs \[N, B, 2, T\] and targets \[N, B, G, 2\]"):
         reading_f1(outputs, torch.zeros(2, 3, 2))
@@ -109,20 +111,20 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize("name", ["recorded", "shuffled", "blended", "noisy", "tempered"])
-def test_sources_leave_masked_positions_masked(name):
+def test_sources_keep_masked_positions_masked(name):
     outputs = logits(5, 6, 8)
     targets = decode_spans(outputs)[0][:, :, None]
     generator = torch.Generator().manual_seed(0)
-    made = SOURCES[name](Items(outputs, targets), generator)
-    assert made.outputs.shape == outputs.shape
-    real = is_open(made.outputs)
-    assert torch.equal(real.sum((1, 2, 3)), is_open(outputs).sum((1, 2, 3))) or name == "blended"
-    assert made.outputs[real].abs().max() < 100
-    assert 0 < reading_f1(made.outputs, made.targets).mean() <= 1
+    items = SOURCES[name](Items(outputs, targets), generator)
+    assert items.outputs.shape == outputs.shape
+    unmasked = is_open(items.outputs)
+    assert torch.equal(unmasked.sum((1, 2, 3)), is_open(outputs).sum((1, 2, 3))) or name == "blended"
+    assert items.outputs[unmasked].abs().max() < 100
+    assert 0 < reading_f1(items.outputs, items.targets).mean() <= 1
 
 
 @pytest.mark.parametrize("name", ["relabelled", "random"])
-def test_sources_that_draw_classes_refuse_spans(name):
+def test_sources_that_draw_classes_reject_spans(name):
     outputs = logits(5, 6, 8)
     with pytest.raises(UsageError, match="mixture=shuffled"):
         SOURCES[name](Items(outputs, decode_spans(outputs)[0][:, :, None]), torch.Generator())

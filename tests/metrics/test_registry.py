@@ -1,3 +1,5 @@
+"""Metrics are available by name and by import path, and importing them stays light."""
+
 import inspect
 import subprocess
 import sys
@@ -19,7 +21,7 @@ def test_metrics_by_name():
 
 @pytest.fixture
 def my_metrics(tmp_path, monkeypatch):
-    """Writes a module into the current folder, and forgets it after the test."""
+    """Write a module into the current folder; remove it from `sys.modules` after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_metrics", raising=False)
@@ -54,26 +56,29 @@ def test_metrics_by_import_path(my_metrics):
             "module 'no_metrics' of metric 'no_metrics:kappa' cannot be imported: ModuleNotFoundError",
         ),
         (":kappa", "module '' of metric ':kappa' cannot be imported"),
-        ("my_metrics", "unknown metric 'my_metrics'; .*; one of your own is named .* as in my_metrics:NAME"),
-        ("my_metrics.kappa", "one of your own is named by its module, as in my_metrics:kappa"),
+        (
+            "my_metrics",
+            "unknown metric 'my_metrics'; .*; name your own metric with its module, such as my_metrics:NAME",
+        ),
+        ("my_metrics.kappa", "name your own metric with its module, such as my_metrics:kappa"),
         ("my_metrics:kapa", "unknown metric of my_metrics 'kapa'; did you mean kappa"),
         ("my_metrics:", "unknown metric of my_metrics ''"),
         ("my_metrics:number", "3 is not a metric"),
         ("my_metrics:MulticlassAccuracy", "MulticlassAccuracy is a class, not a metric"),
     ],
 )
-def test_import_paths_of_no_metric(my_metrics, name, message):
+def test_invalid_import_paths_raise(my_metrics, name, message):
     with pytest.raises(UsageError, match=message):
         get_metric(name)
 
 
-def test_a_module_that_fails_is_named(my_metrics, tmp_path):
+def test_the_error_names_a_module_that_fails(my_metrics, tmp_path):
     (tmp_path / "my_metrics.py").write_text("1 / 0")
     with pytest.raises(UsageError, match=r"'my_metrics' .* cannot be imported: ZeroDivisionError: division by zero"):
         get_metric("my_metrics:kappa")
 
 
-def test_names():
+def test_names_and_their_order():
     assert list(METRICS) == [
         *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1"),
         *("binary_f1", "average_precision", "auroc"),
@@ -94,7 +99,7 @@ def test_a_metric_is_documented_and_takes_outputs_and_targets(name):
     assert METRICS[name].__doc__.startswith("Return ")
 
 
-def test_importing_the_metrics_imports_no_library_that_only_some_of_them_need():
+def test_importing_the_metrics_does_not_import_optional_libraries():
     heavy = {
         "sacrebleu",
         "joblib",
@@ -107,5 +112,5 @@ def test_importing_the_metrics_imports_no_library_that_only_some_of_them_need():
         "torchvision",
     }
     code = f"import sys, reloss.metrics; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -1,4 +1,9 @@
-"""Evaluation metrics, vectorised over items: (outputs [N, B, ...], targets [N, B, ...]) -> [N], higher is better."""
+"""Evaluation metrics, vectorised over items: (outputs [N, B, ...], targets [N, B, ...]) -> [N], higher is better.
+
+An item is a batch of B examples that gets one metric value. Learning a surrogate measures thousands of items, so every
+metric here computes all N at once. A metric that exists only as a function of one item becomes one by `PerItem`. Each
+metric equals a well-known implementation, which its docstring names and its tests compare with.
+"""
 
 import importlib
 import os
@@ -38,35 +43,36 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-    """Return the metric called `name`, or the one at the import path `name`, such as "my_metrics:kappa".
+    """Return the metric called `name`, or the one at an import path such as "my_metrics:kappa".
 
-    A module is looked for in the current folder too, as `python -m` does.
+    Modules are also searched in the current folder, as `python -m` does.
 
     Raises:
-        UsageError: there is none of that name, or what is there is not a metric.
+        UsageError: there is no metric of that name, the module cannot be imported, or the object is not a metric.
     """
     if ":" in name:
-        return as_metric(_imported(*name.split(":", 1)))
+        return as_metric(_import(*name.split(":", 1)))
     if name not in METRICS:
-        module, _, own = name.rpartition(".")
-        own = f"{module or name}:{own if module else 'NAME'}"
-        raise UsageError(f"{unknown('metric', name, METRICS)}; one of your own is named by its module, as in {own}")
+        module, _, attribute = name.rpartition(".")
+        path = f"{module or name}:{attribute if module else 'NAME'}"
+        raise UsageError(f"{unknown('metric', name, METRICS)}; name your own metric with its module, such as {path}")
     return METRICS[name]
 
 
-def _imported(module: str, attribute: str) -> Any:
+def _import(module: str, attribute: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()  # the file may be newer than the folder's listing
+    importlib.invalidate_caches()  # the file may be newer than the cached listing of its folder
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:
         raise UsageError(
             f"module '{module}' of metric '{module}:{attribute}' cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not hasattr(found, attribute):
-        raise unknown(f"metric of {module}", attribute, (name for name in vars(found) if callable(vars(found)[name])))
-    return getattr(found, attribute)
+    if not hasattr(imported, attribute):
+        functions = (name for name, value in vars(imported).items() if callable(value))
+        raise unknown(f"metric of {module}", attribute, functions)
+    return getattr(imported, attribute)
 
 
 __all__ = [

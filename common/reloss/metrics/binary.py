@@ -1,4 +1,8 @@
-"""Metrics of one score per example for two classes."""
+"""Metrics of one score per example, for two classes.
+
+F1 compares the predictions at one threshold with the targets. Average precision and AUROC summarise all thresholds, so
+they depend only on the order of the scores.
+"""
 
 from torch import Tensor
 
@@ -8,30 +12,32 @@ from reloss.ranking.hard import check_values, hard_rank
 
 
 def binary_f1(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
-    """Return the F1 of the positive class, as scikit-learn's `f1_score(zero_division=0)`.
+    """Return the F1 of the positive class; equal to scikit-learn's `f1_score(zero_division=0)`.
 
     Args:
-        outputs: [N, B] finite scores; above the threshold, not at it, an example is predicted positive.
+        outputs: [N, B] finite scores. A score above the threshold, not equal to it, predicts the positive class.
         targets: [N, B] in {0, 1}.
         threshold: 0 for logits, 0.5 for probabilities.
 
     Returns:
-        [N] in [0, 1]; 0 where an item has no positive, neither predicted nor real.
+        [N] in [0, 1]; 0 for an item without a positive target or prediction.
 
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive(outputs, targets)
+    positive = _positive_targets(outputs, targets)
     predicted = outputs > threshold
-    either = predicted.sum(-1) + positive.sum(-1)
-    return 2 * (predicted & positive).sum(-1) / either.clamp(min=1)
+    total = predicted.sum(-1) + positive.sum(-1)
+    return 2 * (predicted & positive).sum(-1) / total.clamp(min=1)
 
 
 def average_precision(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the precision at the score of each positive, averaged: scikit-learn's `average_precision_score`.
+    """Return the mean, over the positives, of the precision at their score.
+
+    Equal to scikit-learn's `average_precision_score`.
 
     Args:
-        outputs: [N, B] finite scores; equal scores are one threshold and count all together.
+        outputs: [N, B] finite scores. Equal scores form one threshold.
         targets: [N, B] in {0, 1}.
 
     Returns:
@@ -40,15 +46,17 @@ def average_precision(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive(outputs, targets)
-    order, _, after = descending(outputs)
+    positive = _positive_targets(outputs, targets)
+    order, _, end = descending(outputs)
     positive = positive.gather(-1, order)
-    precision = positive.cumsum(-1).gather(-1, after - 1) / after
+    precision = positive.cumsum(-1).gather(-1, end - 1) / end
     return (precision * positive).sum(-1) / positive.sum(-1).clamp(min=1)
 
 
 def auroc(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the chance that a positive scores above a negative, ties counting half: scikit-learn's `roc_auc_score`.
+    """Return the probability that a positive scores above a negative; a tie counts one half.
+
+    Equal to scikit-learn's `roc_auc_score`. Computed from ranks (Mann and Whitney, 1947).
 
     Args:
         outputs: [N, B] finite scores.
@@ -60,16 +68,16 @@ def auroc(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive(outputs, targets)
+    positive = _positive_targets(outputs, targets)
     positives, negatives = positive.sum(-1), (~positive).sum(-1)
-    # Mann-Whitney: what the positives' ranks exceed those that they would have if they were the lowest scores.
-    above = (hard_rank(outputs).double() * positive).sum(-1) - positives * (positives - 1) / 2
+    # The rank sum of the positives, minus the smallest possible one, counts the pairs in the right order.
+    ordered_pairs = (hard_rank(outputs).double() * positive).sum(-1) - positives * (positives - 1) / 2
     pairs = positives * negatives
-    return (above / pairs.clamp(min=1)).where(pairs > 0, 0.5).float()
+    return (ordered_pairs / pairs.clamp(min=1)).where(pairs > 0, 0.5).float()
 
 
-def _positive(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Check both and return which targets are 1, [N, B]."""
+def _positive_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Check outputs and targets, and return which targets are 1, [N, B]."""
     check_shapes({"outputs [N, B]": outputs, "targets [N, B]": targets})
     check_values(outputs)
     positive = targets == 1

@@ -1,4 +1,8 @@
-"""Metrics of class scores."""
+"""Metrics of class scores.
+
+The accuracies look at single examples. Balanced accuracy and macro F1 average over classes, so that rare classes count
+as much as frequent ones; they are computed from three counts per class.
+"""
 
 import torch
 from torch import Tensor
@@ -23,8 +27,8 @@ def topk_accuracy(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
     check_shapes({"outputs [N, B, C]": outputs, "targets [N, B]": targets})
     if not 1 <= k <= outputs.shape[-1]:
         raise ValueError(f"k must be from 1 to the {outputs.shape[-1]} classes, not {k}")
-    best = outputs.topk(k, dim=-1).indices
-    return (best == targets[..., None]).any(-1).float().mean(-1)
+    predictions = outputs.topk(k, dim=-1).indices
+    return (predictions == targets[..., None]).any(-1).float().mean(-1)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -33,34 +37,36 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def top5_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of examples whose target is among the five largest outputs (of at least five classes)."""
+    """Return the share of examples whose target is among the five largest outputs. Needs at least five classes."""
     return topk_accuracy(outputs, targets, 5)
 
 
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean recall of the classes that occur among an item's targets, as scikit-learn does.
+    """Return the mean recall over the classes among an item's targets.
+
+    Equal to scikit-learn's `balanced_accuracy_score`.
 
     Args:
-        outputs: [N, B, C] scores; the first of equal largest scores is the prediction.
+        outputs: [N, B, C] scores; of equal largest scores, the first is the prediction.
         targets: [N, B] classes.
 
     Returns:
-        [N] in [0, 1]; the accuracy where all targets are of one class.
+        [N] in [0, 1]; the accuracy for an item whose targets are all of one class.
 
     Raises:
         ValueError: the shapes do not agree, or a target is not in 0..C-1.
     """
-    hits, _, present = _class_counts(outputs, targets)
-    return (hits / present.clamp(min=1)).sum(-1) / (present > 0).sum(-1)
+    hits, _, target_counts = _class_counts(outputs, targets)
+    return (hits / target_counts.clamp(min=1)).sum(-1) / (target_counts > 0).sum(-1)
 
 
 def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean F1 of the classes that occur among an item's targets or predictions.
+    """Return the mean F1 over the classes among an item's targets or predictions.
 
     Equal to scikit-learn's `f1_score(average="macro", zero_division=0)`.
 
     Args:
-        outputs: [N, B, C] scores; the first of equal largest scores is the prediction.
+        outputs: [N, B, C] scores; of equal largest scores, the first is the prediction.
         targets: [N, B] classes.
 
     Returns:
@@ -69,13 +75,13 @@ def macro_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, or a target is not in 0..C-1.
     """
-    hits, predicted, present = _class_counts(outputs, targets)
-    either = predicted + present
-    return (2 * hits / either.clamp(min=1)).sum(-1) / (either > 0).sum(-1)
+    hits, prediction_counts, target_counts = _class_counts(outputs, targets)
+    total = prediction_counts + target_counts
+    return (2 * hits / total.clamp(min=1)).sum(-1) / (total > 0).sum(-1)
 
 
 def _class_counts(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how often each class is predicted rightly, is predicted, and is the target: three of [N, C]."""
+    """Return for each class the number of correct predictions, of predictions, and of targets: each [N, C]."""
     check_shapes({"outputs [N, B, C]": outputs, "targets [N, B]": targets})
     items, _, classes = outputs.shape
     if ((targets < 0) | (targets >= classes)).any():

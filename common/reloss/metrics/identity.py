@@ -1,4 +1,8 @@
-"""What a function computes, as a hash of its code: to tell what it computed before from what it would now."""
+"""A hash of what a function computes, to detect that a stored value was computed by other code.
+
+Metric values are cached between runs. A cached value is valid only as long as the metric still computes the same, so
+the cache is named after a hash of the function's code and of everything it refers to in its own module.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,27 @@ import torch
 
 from reloss.runtime.files import short_hash
 
-DEPTH = 24
+MAX_DEPTH = 24
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, np.generic)
 
 
 def identity(function: Any) -> str:
-    """Return a hash of what `function` computes, as far as it can be seen; the same in every process.
+    """Return a hash of what `function` computes, the same in every process.
 
-    Seen are a function's name, code, defaults and closure, and what it names of its own module: functions, classes and
-    data. Of an object, its class and its attributes. What is called in other modules is not seen.
+    Covered are the function's name, code, defaults and closure, and the functions, classes and data of its own module
+    that it refers to; for an object, its class and attributes. Code of other modules is not covered.
     """
-    return short_hash(_describe(function, {}, DEPTH))
+    return short_hash(_describe(function, {}, MAX_DEPTH))
 
 
-def _describe(value: Any, seen: dict[int, Any], depth: int) -> Any:
-    """Return `value` as JSON; `seen` are the functions, classes and objects described already, kept alive."""
+def _describe(value: Any, visited: dict[int, Any], depth: int) -> Any:
+    """Return `value` as JSON.
+
+    Args:
+        value: any object.
+        visited: the functions, classes and objects described so far, by id. It keeps them alive, so ids stay unique.
+        depth: levels of nesting to descend; below them, only the type is described.
+    """
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, PLAIN):
         return [kind, repr(value)]
@@ -34,7 +44,7 @@ def _describe(value: Any, seen: dict[int, Any], depth: int) -> Any:
         return kind
 
     def describe(part: Any) -> Any:
-        return _describe(part, seen, depth - 1)
+        return _describe(part, visited, depth - 1)
 
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -49,15 +59,15 @@ def _describe(value: Any, seen: dict[int, Any], depth: int) -> Any:
         return [kind, value.co_code.hex(), value.co_names, value.co_varnames, describe(value.co_consts)]
     if isinstance(value, ModuleType):
         return [kind, value.__name__]
-    if id(value) in seen:
-        return [kind, list(seen).index(id(value))]
-    seen[id(value)] = value
+    if id(value) in visited:
+        return [kind, list(visited).index(id(value))]
+    visited[id(value)] = value
     if isinstance(value, list | set | dict):
         parts = value.items() if isinstance(value, dict) else value
         return [kind, *(map(describe, parts) if isinstance(value, list) else sorted(map(describe, parts), key=repr))]
     if isinstance(value, FunctionType):
-        inside = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        code = (value.__code__, value.__defaults__, value.__kwdefaults__, inside, _named(value))
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        code = (value.__code__, value.__defaults__, value.__kwdefaults__, cells, _module_references(value))
         return [kind, value.__qualname__, *map(describe, code)]
     if isinstance(value, MethodType):
         return [kind, describe(value.__func__), describe(value.__self__)]
@@ -66,7 +76,7 @@ def _describe(value: Any, seen: dict[int, Any], depth: int) -> Any:
     if isinstance(value, type):
         methods = {name: part for name, part in vars(value).items() if isinstance(part, FunctionType)}
         return [kind, value.__module__, value.__qualname__, describe(methods)]
-    name = getattr(value, "__qualname__", "")  # of a builtin function
+    name = getattr(value, "__qualname__", "")  # for built-in functions
     return [kind, name, describe(type(value)), describe(getattr(value, "__dict__", None))]
 
 
@@ -78,18 +88,18 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def _named(function: FunctionType) -> dict[str, Any]:
+def _module_references(function: FunctionType) -> dict[str, Any]:
     """Return the functions, classes and data of the function's own module that its code names."""
-    found = {}
+    references = {}
     for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
-        own = isinstance(value, FunctionType | type) and value.__module__ == function.__module__
-        if own or isinstance(value, (*PLAIN, tuple, frozenset, list, set, dict, torch.Tensor, np.ndarray)):
-            found[name] = value
-    return found
+        same_module = isinstance(value, FunctionType | type) and value.__module__ == function.__module__
+        if same_module or isinstance(value, (*PLAIN, tuple, frozenset, list, set, dict, torch.Tensor, np.ndarray)):
+            references[name] = value
+    return references
 
 
 def _names(code: CodeType) -> set[str]:
-    """Return the names that the code and the code inside it use."""
-    inside = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
-    return set(code.co_names).union(*inside)
+    """Return the names that the code uses, including nested functions."""
+    nested = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*nested)

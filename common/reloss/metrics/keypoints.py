@@ -1,4 +1,9 @@
-"""Metrics of joints in an image. Coordinates are (x, y); a joint counts where its third target number is above 0."""
+"""Metrics of joints in an image.
+
+Both metrics turn the distance of a joint to its target into a score. PCK counts the joints nearer than a threshold; OKS
+lets the score fall off smoothly with the distance, relative to the size of the person and the precision of human
+annotators. Coordinates are (x, y), and a joint counts if its third target number, its visibility, is above 0.
+"""
 
 from collections.abc import Sequence
 
@@ -7,8 +12,8 @@ from torch import Tensor
 
 from reloss.metrics.shapes import check_shapes
 
-# From nose to ankles, the standard deviations of annotators on each joint of COCO relative to the size of the person:
-# https://cocodataset.org/#keypoints-eval, and `kpt_oks_sigmas` in cocoapi's pycocotools/cocoeval.py.
+# For each joint of COCO, from nose to ankles: the standard deviation of annotators relative to the size of the person.
+# Source: https://cocodataset.org/#keypoints-eval, and `kpt_oks_sigmas` in pycocotools/cocoeval.py of cocoapi.
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035),
     *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),
@@ -17,12 +22,12 @@ COCO_SIGMAS = (
 
 
 def decode_heatmaps(heatmaps: Tensor, *, refine: bool = True) -> Tensor:
-    """Return the coordinates of the largest value of each heatmap, as mmpose 1.1's `MSRAHeatmap.decode` does.
+    """Return the coordinates of the largest value of each heatmap; equal to `MSRAHeatmap.decode` of mmpose 1.1.
 
     Args:
-        heatmaps: [..., H, W]; the first of equal largest values is taken.
-        refine: move by 0.25 towards the larger neighbour in x and in y (mmpose's `refine_keypoints`). A coordinate
-            stays where it is in the first two or the last row of its direction, or where the other one is 0.
+        heatmaps: [..., H, W]; of equal largest values, the first is taken.
+        refine: shift by 0.25 towards the larger neighbour in x and in y (`refine_keypoints` of mmpose). A coordinate is
+            not shifted if it is 0, 1 or the last one, or if the other coordinate is 0.
 
     Returns:
         [..., 2] float32 (x, y) in pixels of the heatmap; (-1, -1) for a heatmap without a positive value.
@@ -49,18 +54,20 @@ def decode_heatmaps(heatmaps: Tensor, *, refine: bool = True) -> Tensor:
 
 
 def pck(outputs: Tensor, targets: Tensor, *, threshold: float, norm: Tensor) -> Tensor:
-    """Return the share of visible joints nearer to their target than the threshold (percentage of correct keypoints).
+    """Return the percentage of correct keypoints: the share of visible joints nearer to their target than a threshold.
+
+    Source: Yang and Ramanan, "Articulated human detection with flexible mixtures of parts", PAMI 2013.
 
     Args:
         outputs: [N, B, K, 2] coordinates.
         targets: [N, B, K, 3] coordinates and visibility.
-        threshold: the distance, after division by `norm`, below which a joint is right.
-        norm: [N, B] lengths, such as those of a head or torso, or [N, B, 2] widths and heights, such as those of a box;
-            an example whose norm is not positive is left out.
+        threshold: a joint is correct if its distance, divided by `norm`, is smaller.
+        norm: [N, B] lengths, for example of a head or torso, or [N, B, 2] widths and heights, for example of a box. An
+            example whose norm is not positive is skipped.
 
     Returns:
-        [N] in [0, 1], the mean over all visible joints of an item; 0 for an item without any. (mmpose's
-        `keypoint_pck_accuracy` takes the mean for each of the K joints first, then the mean of those.)
+        [N] in [0, 1], the mean over all visible joints of an item; 0 for an item without visible joints. mmpose's
+        `keypoint_pck_accuracy` averages over each of the K joints first, then over the joints.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -69,23 +76,23 @@ def pck(outputs: Tensor, targets: Tensor, *, threshold: float, norm: Tensor) -> 
     check_shapes({"outputs [N, B, K, 2]": outputs, "targets [N, B, K, 3]": targets, "norm [N, B, 2]": norm})
     distances = ((outputs - targets[..., :2]) / norm[..., None, :]).norm(dim=-1)
     visible = (targets[..., 2] > 0) & (norm > 0).all(-1, keepdim=True)
-    right = visible & (distances < threshold)
-    return right.sum((1, 2)) / visible.sum((1, 2)).clamp(min=1)
+    correct = visible & (distances < threshold)
+    return correct.sum((1, 2)) / visible.sum((1, 2)).clamp(min=1)
 
 
 def heatmap_pck(outputs: Tensor, targets: Tensor, *, threshold: float = 0.05) -> Tensor:
-    """Return `pck` of the heatmaps' largest values, unrefined, with distances relative to the heatmap's size.
+    """Return `pck` of the largest value of each heatmap, unrefined, with distances relative to the heatmap's size.
 
-    It is mmpose's `pose_pck_accuracy` with `normalize=[[W, H]]`, but for the mean (see `pck`). mmpose's own default is
-    [[H, W]], which divides x by the height and y by the width.
+    Equal to mmpose's `pose_pck_accuracy` with `normalize=[[W, H]]`, except for the mean (see `pck`). mmpose's default
+    is [[H, W]], which divides x by the height and y by the width.
 
     Args:
         outputs: [N, B, K, H, W] heatmaps; one without a positive value is decoded to (-1, -1).
         targets: [N, B, K, H, W] heatmaps; a joint without a positive value is not visible.
-        threshold: the distance, as a fraction of width and height, below which a joint is right.
+        threshold: the distance below which a joint is correct, as a fraction of width and height.
 
     Returns:
-        [N] in [0, 1], the mean over all visible joints of an item; 0 for an item without any.
+        [N] in [0, 1], the mean over all visible joints of an item; 0 for an item without visible joints.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -99,17 +106,18 @@ def heatmap_pck(outputs: Tensor, targets: Tensor, *, threshold: float = 0.05) ->
 
 
 def heatmap_oks(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return `oks` of the heatmaps' largest values, of COCO's joints, refined as mmpose decodes them.
+    """Return `oks` of the largest value of each heatmap, for COCO's joints, refined as mmpose does.
 
-    The person's area is not in a heatmap. It is taken as 0.53 of its box, as mmpose's `CocoMetric` does where a data
-    set has none, and the box as the heatmap less the margin of a quarter with which mmpose crops.
+    A heatmap does not contain the person's area. It is estimated as 0.53 of the person's box, as mmpose's `CocoMetric`
+    does for data without areas. The box is the heatmap without mmpose's crop margin, a factor of 1.25 in each
+    direction.
 
     Args:
         outputs: [N, B, 17, H, W] heatmaps.
         targets: [N, B, 17, H, W] heatmaps; a joint without a positive value is not visible.
 
     Returns:
-        [N] in [0, 1]; 0 for an item without any visible joint.
+        [N] in [0, 1]; 0 for an item without visible joints.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -123,18 +131,19 @@ def heatmap_oks(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def oks(outputs: Tensor, targets: Tensor, areas: Tensor, sigmas: Sequence[float] | Tensor = COCO_SIGMAS) -> Tensor:
-    """Return the mean object keypoint similarity of the examples with a visible joint, as COCO's `computeOks`.
+    """Return the mean object keypoint similarity of the examples with a visible joint, as `computeOks` of COCO.
 
-    The similarity of an example is the mean over its visible joints of exp(-d^2 / (2 area (2 sigma)^2)).
+    The similarity of an example is the mean of exp(-d^2 / (2 area (2 sigma)^2)) over its visible joints, where d is the
+    distance of a joint to its target.
 
     Args:
         outputs: [N, B, K, 2] coordinates.
         targets: [N, B, K, 3] coordinates and visibility.
-        areas: [N, B] areas of the persons, in squares of the coordinates' unit, at least 0.
-        sigmas: [K], one for each joint.
+        areas: [N, B] areas of the persons in squared units of the coordinates, at least 0.
+        sigmas: [K], the tolerance of each joint relative to the size of the person.
 
     Returns:
-        [N] in [0, 1]; 0 for an item without any visible joint.
+        [N] in [0, 1]; 0 for an item without visible joints.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -143,8 +152,8 @@ def oks(outputs: Tensor, targets: Tensor, areas: Tensor, sigmas: Sequence[float]
     shapes = {"outputs [N, B, K, 2]": outputs, "targets [N, B, K, 3]": targets, "areas [N, B]": areas}
     check_shapes({**shapes, "sigmas [K]": sigmas})
     visible = targets[..., 2] > 0
-    squares = (outputs.double() - targets[..., :2].double()).square().sum(-1)
-    # The smallest spacing at 1, as COCO adds it, keeps an area of 0 from making 0 / 0 of a perfect joint.
+    squared_distances = (outputs.double() - targets[..., :2].double()).square().sum(-1)
+    # COCO adds the machine epsilon, so that an exact joint of a person of area 0 does not give 0 / 0.
     spread = 2 * (areas.double()[..., None] + torch.finfo(torch.float64).eps) * (2 * sigmas).square()
-    similarity = (-squares / spread).exp().where(visible, 0).sum(-1) / visible.sum(-1).clamp(min=1)
+    similarity = (-squared_distances / spread).exp().where(visible, 0).sum(-1) / visible.sum(-1).clamp(min=1)
     return (similarity.sum(-1) / visible.any(-1).sum(-1).clamp(min=1)).float()

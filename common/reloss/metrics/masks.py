@@ -1,10 +1,10 @@
-"""Outputs that are no choice of a model, such as padding: one value for all kinds of predictions."""
+"""One value for outputs that are not a choice of the model, such as padding, for all kinds of outputs."""
 
 from torch import Tensor
 
-MASKED = -1e4  # fits float16; its probability is 0 beside any logit of a model
+MASKED = -1e4  # fits float16; the probability is 0 next to any logit of a model
 
 
 def is_open(outputs: Tensor) -> Tensor:
-    """Return which outputs are a model's own, not `MASKED`, also after a temperature up to 8."""
+    """Return which outputs are choices of the model, not `MASKED`. Holds after division by a temperature up to 8."""
     return outputs > MASKED / 10

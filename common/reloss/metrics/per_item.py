@@ -1,4 +1,9 @@
-"""A vectorised metric out of a Python function of one item, which runs in worker processes where it takes long."""
+"""A vectorised metric from a function of one item.
+
+Many metrics exist only as a Python function or a torchmetrics object for one batch. `PerItem` turns such a function
+into a metric of N items by calling it N times. It measures the first calls: a fast function stays in this process, and
+a slow one moves to worker processes, which take seconds to start but then use all cores.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +24,28 @@ from torch import Tensor
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import progress
 
-Metric = Callable[[Any, Any], Tensor]  # of two tensors; bleu alone takes lists of strings
+Metric = Callable[[Any, Any], Tensor]  # outputs and targets are tensors; only for bleu they are lists of strings
 
-HANDFUL = 8  # items, for which there is neither a progress bar nor a worker
-PATIENCE = 2.0  # seconds of computing in this process before workers, which take as long to start
-TASK_SECONDS = 0.2  # of computing, handed to a worker at a time
+FEW_ITEMS = 8  # up to this number, there is no progress bar and no worker
+PATIENCE = 2.0  # seconds of work in this process before workers start, about the time that they take to start
+TASK_SECONDS = 0.2  # seconds of work that a worker gets at a time
 
 
 class PerItem:
     """A metric (outputs [N, B, ...], targets [N, B, ...]) -> [N] that calls a function for each item.
 
-    The first items are computed in this process. If that takes longer than a worker takes to start, the others are
-    computed in worker processes of one thread each. The function may be a lambda, a closure or one of `__main__`.
+    The first items are computed in this process. If they take longer than starting workers would, the remaining items
+    are computed in worker processes with one thread each. The function can be a lambda, a closure, or defined in
+    `__main__`.
 
     Args:
-        function: (outputs [B, ...], targets [B, ...]) -> a number, of tensors on the CPU that it may change; or a
-            torchmetrics object, of which a copy is reset for each item.
-        name: for messages; the function's own by default.
-        workers: processes; by default as many as there are cores. With 1, all is computed in this process.
+        function: (outputs [B, ...], targets [B, ...]) -> a number. Both tensors are on the CPU, and the function may
+            modify them. Or a torchmetrics object: a copy of it is reset for each item.
+        name: the name in messages; by default that of the function.
+        workers: number of worker processes; by default the number of cores. With 1, everything runs in this process.
 
     Attributes:
-        higher_is_better: what a torchmetrics object says of itself, else None.
+        higher_is_better: the attribute of that name of a torchmetrics object, otherwise None.
 
     Raises:
         UsageError: the function cannot be called, or `workers` is not positive.
@@ -52,18 +58,19 @@ class PerItem:
         if workers is not None and workers < 1:
             raise UsageError(f"workers must be at least 1, not {workers}")
         self.__name__ = name or str(getattr(function, "__name__", type(function).__name__))
-        self.function = _OfTorchmetrics(function) if is_torchmetrics(function) else function
+        self.function = _TorchmetricsFunction(function) if is_torchmetrics(function) else function
         self.higher_is_better: bool | None = getattr(function, "higher_is_better", None)
         self.workers = workers
         self._started = False
-        self._computed, self._seconds = 0, 0.0  # items in this process, and what they took
+        self._computed, self._seconds = 0, 0.0  # number of items computed in this process, and their total time
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the metric of each item: outputs [N, B, ...], targets [N, B, ...] -> [N] in float32.
 
         Raises:
-            RelossError: the function failed for an item or gave no number; the message names metric, item and cause.
-            ValueError: there are not as many outputs as targets.
+            RelossError: the function failed for an item or did not return a number. The message names the metric, the
+                item and the cause.
+            ValueError: the numbers of outputs and targets differ.
         """
         try:
             return torch.tensor(list(self.values(outputs, targets)), dtype=torch.float32, device=outputs.device)
@@ -73,22 +80,22 @@ class PerItem:
     def values(
         self, outputs: Tensor, targets: Tensor, labels: Sequence[str] | None = None
     ) -> Generator[float, None, None]:
-        """Yield the metric of each item, in their order; workers stay for another call, until `close`.
+        """Yield the metric of each item, in order. Workers keep running for the next call, until `close`.
 
         Args:
             outputs: [N, B, ...].
             targets: [N, B, ...].
-            labels: what messages call the N items; "item 0" and so on by default.
+            labels: names of the N items in messages; by default "item 0" and so on.
 
         Raises:
             RelossError: see `__call__`.
-            ValueError: there are not as many outputs as targets.
+            ValueError: the numbers of outputs and targets differ.
         """
         count = len(targets)
         if len(outputs) != count:
             raise ValueError(f"{len(outputs)} outputs, but {count} targets")
         outputs, targets = outputs.detach().cpu(), targets.detach().cpu()
-        bar = progress(count, f"metric {self.__name__}") if count > HANDFUL else nullcontext(lambda: None)
+        bar = progress(count, f"metric {self.__name__}") if count > FEW_ITEMS else nullcontext(lambda: None)
         with bar as advance:
             for number, value in enumerate(self._outcomes(outputs, targets)):
                 if isinstance(value, _Failure):
@@ -98,7 +105,7 @@ class PerItem:
                 yield value
 
     def close(self) -> None:
-        """End the worker processes; the next ones see the code as it is then."""
+        """Stop the worker processes. A later call starts new ones, which see the code of that time."""
         if self._started:
             from joblib.externals.loky import get_reusable_executor
 
@@ -109,7 +116,7 @@ class PerItem:
     def _outcomes(self, outputs: Tensor, targets: Tensor) -> Iterator[float | _Failure]:
         count = len(targets)
         for number in range(count):
-            if self.workers != 1 and self._seconds > PATIENCE and count - number > HANDFUL:
+            if self.workers != 1 and self._seconds > PATIENCE and count - number > FEW_ITEMS:
                 size = max(1, int(TASK_SECONDS * self._computed / self._seconds))
                 yield from self._in_workers(outputs[number:].split(size), targets[number:].split(size))
                 return
@@ -123,15 +130,15 @@ class PerItem:
         import cloudpickle
         from joblib import Parallel, cpu_count, delayed, parallel_config
 
-        way_out = "PerItem(function, workers=1) computes it in this process"
+        remedy = "use PerItem(function, workers=1) to compute it in this process"
         try:
             function = cloudpickle.dumps(self.function)
         except Exception as error:
             raise RelossError(
-                f"metric {self.__name__} cannot be sent to worker processes ({error}); {way_out}"
+                f"metric {self.__name__} cannot be sent to worker processes ({error}); {remedy}"
             ) from error
         self._started = True
-        # A clone, for the pickle of a view holds all that it is a view of.
+        # Cloned, because the pickle of a view contains the whole tensor.
         tasks = (
             delayed(_evaluate_all)(function, tuple(sys.path), part.clone(), target.clone())
             for part, target in zip(outputs, targets, strict=True)
@@ -144,45 +151,45 @@ class PerItem:
                 yield from values
         except BrokenProcessPool as error:
             raise RelossError(
-                f"metric {self.__name__}: a worker process died, out of memory or in compiled code; {way_out}"
+                f"metric {self.__name__}: a worker process died, probably out of memory or in compiled code; {remedy}"
             ) from error
         finally:
-            with warnings.catch_warnings():  # of results that are no longer wanted
+            with warnings.catch_warnings():  # about results that are no longer needed
                 warnings.simplefilter("ignore")
                 results.close()
 
 
 def as_metric(metric: Metric) -> Metric:
-    """Return `metric`, or `PerItem(metric)` of a torchmetrics object.
+    """Return `metric`, or `PerItem(metric)` for a torchmetrics object.
 
     Raises:
-        UsageError: it is a class, or cannot be called.
+        UsageError: the metric is a class, or cannot be called.
     """
     _check_callable(metric)
     return PerItem(metric) if is_torchmetrics(metric) else metric
 
 
 def is_torchmetrics(value: Any) -> bool:
-    """Return whether `value` is an object of torchmetrics.Metric, without importing torchmetrics."""
+    """Return whether `value` is an instance of torchmetrics.Metric, without importing torchmetrics."""
     torchmetrics = sys.modules.get("torchmetrics")
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
 
 
 def _check_callable(metric: Any) -> None:
     if isinstance(metric, type):
-        raise UsageError(f"{metric.__name__} is a class, not a metric; make an object of it: {metric.__name__}(...)")
+        raise UsageError(f"{metric.__name__} is a class, not a metric; pass an instance: {metric.__name__}(...)")
     if not callable(metric):
         raise UsageError(f"{metric!r} is not a metric: it cannot be called with outputs and targets")
 
 
-class _OfTorchmetrics:
-    """A function of one item out of a copy of a torchmetrics object."""
+class _TorchmetricsFunction:
+    """A function of one item, made from a copy of a torchmetrics object."""
 
     def __init__(self, metric: Any) -> None:
         self.metric = metric.clone().cpu()
         self.metric.reset()
         for part in self.metric.modules():
-            part.distributed_available_fn = _not_distributed  # one process alone learns; no other would answer
+            part.distributed_available_fn = _not_distributed  # only one process measures; the others would not answer
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
         self.metric.reset()
@@ -195,13 +202,13 @@ def _not_distributed() -> bool:
 
 
 class _Failure(NamedTuple):
-    """An exception, in words: not every exception can be sent from one process to another."""
+    """An exception as text, because not every exception can be sent from one process to another."""
 
     cause: str
     trace: str
 
     def error(self) -> Exception:
-        """Return an exception to show as the cause of another."""
+        """Return an exception with the traceback as its message, to raise another one from."""
         return RuntimeError(self.trace)
 
 
@@ -216,12 +223,20 @@ def _evaluate(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, target
 def _evaluate_all(
     function: bytes, search_path: tuple[str, ...], outputs: Tensor, targets: Tensor
 ) -> list[float | _Failure]:
-    """Return the values of the items [n, B, ...], in a worker."""
+    """Return the values of the items [n, B, ...]. Runs in a worker.
+
+    Args:
+        function: the pickled function.
+        search_path: `sys.path` of the main process.
+        outputs: [n, B, ...].
+        targets: [n, B, ...].
+    """
     try:
-        load = _load(function, search_path)
+        loaded = _load(function, search_path)
     except Exception as error:
-        return [_Failure(f"not found in a worker process: {type(error).__name__}: {error}", traceback.format_exc())]
-    return [_evaluate(load, *item) for item in zip(outputs, targets, strict=True)]
+        cause = f"it cannot be loaded in a worker process: {type(error).__name__}: {error}"
+        return [_Failure(cause, traceback.format_exc())]
+    return [_evaluate(loaded, *item) for item in zip(outputs, targets, strict=True)]
 
 
 @lru_cache(maxsize=1)

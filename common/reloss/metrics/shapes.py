@@ -1,4 +1,4 @@
-"""One check of shapes for all metrics."""
+"""One check of shapes, whose argument is documentation and error message at the same time."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,12 @@ from torch import Tensor
 def check_shapes(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless every tensor has the shape in its name, such as "outputs [N, B, 2]".
 
-    A letter stands for the same size wherever it occurs; every size but N must be at least 1.
+    A letter stands for the same size everywhere. Every size except N must be at least 1.
     """
     sizes: dict[str, int] = {}
     if not all(_fits(tensor, name[name.index("[") + 1 : -1].split(", "), sizes) for name, tensor in tensors.items()):
-        found = ", ".join(str(list(tensor.shape)) for tensor in tensors.values())
-        raise ValueError(f"expected {' and '.join(tensors)}, at least 1 in all sizes but N, not {found}")
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors.values())
+        raise ValueError(f"expected {' and '.join(tensors)}, every size except N at least 1, not {shapes}")
 
 
 def _fits(tensor: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:

@@ -1,15 +1,16 @@
-"""Where equal scores begin and end in an order."""
+"""The bounds of equal scores in an order, for metrics that treat ties as one place."""
 
 import torch
 from torch import Tensor
 
 
 def descending(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the order [..., B] of scores [..., B] from the highest, and the bounds of each place's tie in it.
+    """Return the order of scores [..., B] from the highest, and the bounds of the tie at each place.
 
     Returns:
-        order, first, after: the scores at the places first <= place < after are equal.
+        order, start, end, each [..., B]: for each place, the scores at the places start .. end - 1 are equal.
     """
     negative = -outputs.detach().double().contiguous()
-    ordered, order = negative.sort(dim=-1)
-    return order, torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
+    sorted_scores, order = negative.sort(dim=-1)
+    end = torch.searchsorted(sorted_scores, sorted_scores, right=True)
+    return order, torch.searchsorted(sorted_scores, sorted_scores), end

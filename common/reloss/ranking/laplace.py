@@ -5,7 +5,7 @@ distribution function (CDF) of the standard Laplace distribution: rank_i = sum o
 tails are exponentials, which factor along the sorted values, so that all n^2 terms collapse into two running sums.
 
 Source: the operator F-Rank of Struski, Bednarczyk, Podolak and Tabor, "LapSum - One Method to Differentiate Them All:
-Ranking, Sorting and Top-k Selection", ICML 2025. This implementation is independent of theirs.
+Ranking, Sorting and Top-k Selection", ICML 2025.
 """
 
 from __future__ import annotations
