@@ -77,12 +77,12 @@ def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list
     fit = Fit(ClassificationReLoss(options.input, options.output), bank, Measure(accuracy, True), options, device)
 
     def loop_step() -> None:
-        items, _ = fit.sample()
+        items, _ = fit.sampler.draw()
         fit.optimizer.zero_grad(set_to_none=True)
         loop_objective(fit.surrogate, items, options).backward()
         fit.optimizer.step()
 
-    items, metric = fit.sample()
+    items, metric = fit.sampler.draw()
     ours = rank_objective(fit.surrogate, items, metric, options).total
     reference = loop_objective(fit.surrogate, items, options)
     gradients = [_gradient(value, fit.surrogate) for value in (ours, reference)]

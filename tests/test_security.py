@@ -1,4 +1,4 @@
-"""No file that comes from elsewhere can execute code, and no archive can write where it likes."""
+"""No file from elsewhere can execute code, and no archive can write outside its folder."""
 
 import ast
 import pickle
@@ -19,12 +19,12 @@ FORBIDDEN = {
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load", "pandas.read_pickle"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system", "shutil.unpack_archive"),
 }
-# Worker processes of one metric are handed the function by their own parent, through memory.
+# The worker processes of a metric receive its function from their parent, through memory.
 ALLOWED = {("common/reloss/metrics/per_item.py", "pickle.loads")}
 
 
 def calls(path):
-    """The calls in a file: (the name as written, with modules' full names; the call)."""
+    """The calls in a file, as (name with the full module name, call)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     full = {"np": "numpy"}
     for node in ast.walk(tree):
@@ -37,27 +37,27 @@ def calls(path):
 
 
 def keyword(call, name):
-    return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
+    return next((ast.unparse(argument.value) for argument in call.keywords if argument.arg == name), None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_that_is_read_can_execute_code(path):
+def test_no_reader_can_execute_code(path):
     for name, call in calls(path):
-        where = f"{path.relative_to(ROOT)}:{call.lineno} {name}"
+        location = f"{path.relative_to(ROOT)}:{call.lineno} {name}"
         if name not in {allowed for file, allowed in ALLOWED if file == str(path.relative_to(ROOT))}:
-            assert name not in FORBIDDEN, where
+            assert name not in FORBIDDEN, location
         if name == "torch.load":
-            assert keyword(call, "weights_only") == "True", where
+            assert keyword(call, "weights_only") == "True", location
         if name == "numpy.load":
-            assert keyword(call, "allow_pickle") in (None, "False"), where
-        assert keyword(call, "shell") != "True", where
-        assert keyword(call, "trust_remote_code") != "True", where
+            assert keyword(call, "allow_pickle") in (None, "False"), location
+        assert keyword(call, "shell") != "True", location
+        assert keyword(call, "trust_remote_code") != "True", location
         if name.endswith(".extractall"):
-            assert keyword(call, "filter") == "'data'", where
+            assert keyword(call, "filter") == "'data'", location
 
 
 class Bomb:
-    """What a pickle of it executes makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -66,7 +66,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_bomb_goes_off_where_it_is_unpickled(tmp_path):
+def test_unpickling_a_bomb_creates_the_file(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
 
@@ -90,17 +90,17 @@ def test_a_checkpoint_cannot_execute_code(run_digits, tmp_path, file):
 def test_a_bank_and_a_fit_cannot_execute_code(run_digits, tmp_path):
     run_digits()
     (shard,) = (tmp_path / "runs").rglob("shards/*.safetensors")
-    whole = shard.read_bytes()
+    content = shard.read_bytes()
     torch.save(Bomb(tmp_path / "executed"), shard)
     with pytest.raises(RelossError, match=r"bank shard .* cannot be read"):
         run_digits("reloss")
-    shard.write_bytes(whole)
+    shard.write_bytes(content)
     record = run_digits("reloss", settings=SMALL)
     (surrogate,) = (tmp_path / "runs").rglob("surrogate.json")
     surrogate.unlink()
     (record / "summary.json").unlink()
     torch.save(Bomb(tmp_path / "executed"), surrogate.with_name("fit.pt"))
-    with pytest.raises(RelossError, match=r"fit\.pt is damaged; remove fit\.pt to learn anew"):
+    with pytest.raises(RelossError, match=r"fit\.pt is damaged; remove fit\.pt to learn from scratch"):
         run_digits("reloss", settings=SMALL)
     assert not (tmp_path / "executed").exists()
 

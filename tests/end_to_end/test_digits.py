@@ -175,7 +175,7 @@ def test_sigterm_while_learning_is_said(start, finish, tmp_path):
     said, _ = process.communicate()
     assert process.returncode == 143, said
     assert "terminated; the same command goes on from the last checkpoint" in said
-    assert "learning goes on from step" in finish(*words(tmp_path), "--stage", "learn")
+    assert "resuming the fit at step" in finish(*words(tmp_path), "--stage", "learn")
 
 
 @pytest.mark.slow

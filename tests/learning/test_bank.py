@@ -13,13 +13,14 @@ from torch.testing import assert_close
 
 from reloss.learning import PredictionBank
 from reloss.learning.bank import compact
+from reloss.learning.shards import ShardFolder
 from reloss.runtime.errors import RelossError
 
-ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # of record_items: outputs, targets, step, key
+ITEM_BYTES = 4 * 3 * 2 + 4 * 8 + 8 + 8  # an item of record_items: outputs, targets, step, key
 
 
 def item(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Item number `index` of a recording: 4 examples of 3 outputs, told apart by their content."""
+    """Item number `index` of a recording: 4 examples with 3 outputs; the content identifies the item."""
     outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(index))
     return outputs, torch.arange(4) + 10 * index
 
@@ -33,9 +34,9 @@ def contents(bank: PredictionBank) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return *bank.items(torch.arange(len(bank))), bank.steps()
 
 
-def assert_same(one: PredictionBank, other: PredictionBank) -> None:
-    for ours, theirs in zip(contents(one), contents(other), strict=True):
-        assert_close(ours, theirs, rtol=0, atol=0)
+def assert_same(bank: PredictionBank, expected: PredictionBank) -> None:
+    for values, expected_values in zip(contents(bank), contents(expected), strict=True):
+        assert_close(values, expected_values, rtol=0, atol=0)
 
 
 def bytes_on_disk(bank: PredictionBank) -> int:
@@ -69,7 +70,7 @@ def test_outputs_are_clamped_to_float16(tmp_path):
     assert targets.tolist() == [[0.25, 65504]]
 
 
-def test_items_are_consecutive_examples_whatever_the_batches(tmp_path):
+def test_items_are_consecutive_examples_for_any_batch_sizes(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     examples = torch.arange(26.0)
     for step, batch in enumerate(examples.split([3, 1, 10, 2, 2, 8])):
@@ -81,7 +82,7 @@ def test_items_are_consecutive_examples_whatever_the_batches(tmp_path):
     assert bank.steps().tolist() == [1, 2, 2, 3, 5, 5]  # the step of an item's last example
 
 
-def test_the_rest_of_an_item_is_dropped_at_a_flush(tmp_path):
+def test_a_flush_drops_examples_that_do_not_fill_an_item(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     bank.append(torch.zeros(3, 1), torch.zeros(3), step=0)
     bank.flush()
@@ -100,7 +101,7 @@ def test_an_empty_bank(tmp_path):
 
 @pytest.mark.parametrize("flush_every", [37, 10**9])
 def test_the_budget_holds_and_is_used(tmp_path, flush_every):
-    """Beside the items a shard holds a header of some 400 bytes."""
+    """Besides the items, a shard holds a header of about 400 bytes."""
     bank = PredictionBank.create(tmp_path, item_size=4, max_bytes=200 * ITEM_BYTES)
     largest = 0
     for index in range(3000):
@@ -116,47 +117,47 @@ def test_the_budget_holds_and_is_used(tmp_path, flush_every):
 
 
 def test_the_sample_is_uniform_over_the_recording(tmp_path):
-    """Chi-square with 9 degrees of freedom: its 99.9 % quantile is 27.9; a kept prefix or suffix gives thousands."""
+    """Chi-square with 9 degrees of freedom: the 99.9 % quantile is 27.9; a prefix or suffix would give thousands."""
     bank = PredictionBank.create(tmp_path, item_size=1, max_bytes=1000 * (2 + 8 + 8 + 8))
     total = 20_000
     bank.append(torch.arange(total)[:, None] % 7 / 7, torch.arange(total), step=0)
     bank.finish()
-    kept = bank.items(torch.arange(len(bank)))[1].flatten()
-    tenths = torch.bincount(kept * 10 // total, minlength=10).double()
+    positions = bank.items(torch.arange(len(bank)))[1].flatten()
+    tenths = torch.bincount(positions * 10 // total, minlength=10).double()
     expected = len(bank) / 10
     assert 400 <= len(bank) <= 1000
     assert float(((tenths - expected) ** 2 / expected).sum()) < 27.9
-    assert torch.equal(kept, kept.unique())
+    assert torch.equal(positions, positions.unique())
 
 
-def test_the_seed_decides_what_stays(tmp_path):
-    held = []
+def test_the_seed_decides_which_items_stay(tmp_path):
+    banks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         bank = PredictionBank.create(tmp_path / name, item_size=4, max_bytes=50 * ITEM_BYTES, seed=seed)
         record_items(bank, range(300))
         bank.finish()
-        held.append((bank.steps().tolist(), bank.fingerprint()))
-    assert held[0] == held[1]
-    assert held[0][0] != held[2][0]
-    assert held[0][1] != held[2][1]
+        banks.append((bank.steps().tolist(), bank.fingerprint()))
+    assert banks[0] == banks[1]
+    assert banks[0][0] != banks[2][0]
+    assert banks[0][1] != banks[2][1]
 
 
-def test_reading_while_recording_goes_on(tmp_path):
+def test_a_bank_can_be_read_while_it_is_recorded(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4, max_bytes=40 * ITEM_BYTES)
     record_items(bank, range(30))
     bank.flush()
     reader = PredictionBank.open(tmp_path)
     before = contents(reader)
-    record_items(bank, range(30, 500))  # thins out what the reader has mapped
+    record_items(bank, range(30, 500))  # removes items that the reader has mapped
     bank.flush()
     assert before[2].tolist() == list(range(30))
-    for ours, again in zip(before, contents(reader), strict=True):
-        assert_close(ours, again, rtol=0, atol=0)
+    for values, reread in zip(before, contents(reader), strict=True):
+        assert_close(values, reread, rtol=0, atol=0)
     assert_same(PredictionBank.open(tmp_path), bank)
 
 
-def test_reading_in_the_middle_of_thinning(tmp_path):
-    """A reader may find, at any moment, whole shards only, though files come and go under it."""
+def test_a_bank_can_be_read_while_items_are_removed(tmp_path):
+    """A reader sees only whole shards at any moment, although files come and go."""
     PredictionBank.create(tmp_path, item_size=4, max_bytes=40 * ITEM_BYTES)
     recorder = start(record_in_child, tmp_path, 1500)
     reads = 0
@@ -172,7 +173,7 @@ def test_reading_in_the_middle_of_thinning(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_killed_recording_goes_on_as_if_nothing_happened(tmp_path, seed):
+def test_a_killed_recording_resumes_with_the_same_items(tmp_path, seed):
     total, chance = 700, random.Random(seed)
     budget = {"item_size": 4, "max_bytes": 60 * ITEM_BYTES}
     whole = PredictionBank.create(tmp_path / "whole", **budget)
@@ -197,7 +198,7 @@ def test_a_killed_recording_goes_on_as_if_nothing_happened(tmp_path, seed):
     assert int(bank.steps().max()) < flushed
     record_items(bank, range(flushed, max(total, flushed)))
     bank.finish()
-    record_items(whole, range(total, flushed))  # if the child had gone further than the whole recording
+    record_items(whole, range(total, flushed))  # if the child recorded more items than `whole`
     whole.finish()
     assert_same(bank, whole)
     assert bank.fingerprint() == whole.fingerprint()
@@ -218,13 +219,13 @@ def saved_step(path: Path) -> int:
 
 
 def start(function, *arguments) -> multiprocessing.Process:
-    """Run in a child that is forked, since a fresh interpreter takes seconds to import torch."""
+    """Run in a forked child, because a fresh interpreter takes seconds to import torch."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
     process.start()
     return process
 
 
-def test_resume_forgets_that_step_and_what_came_after(tmp_path):
+def test_resume_removes_that_step_and_later_ones(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     record_items(bank, range(10))
     bank.flush()
@@ -238,7 +239,7 @@ def test_resume_forgets_that_step_and_what_came_after(tmp_path):
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(12))
 
 
-def test_a_kill_between_raising_the_level_and_thinning(tmp_path, monkeypatch):
+def test_a_kill_between_raising_the_level_and_removing_items(tmp_path, monkeypatch):
     budget = {"item_size": 4, "max_bytes": 20 * ITEM_BYTES}
     whole, killed = (PredictionBank.create(tmp_path / name, **budget) for name in ("whole", "killed"))
     record_items(whole, range(100))
@@ -248,7 +249,7 @@ def test_a_kill_between_raising_the_level_and_thinning(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PredictionBank, "_drop", kill)
+        patch.setattr(ShardFolder, "filter", kill)
         with pytest.raises(KeyboardInterrupt):
             record_items(killed, range(100))
     again = PredictionBank.open(killed.path)
@@ -261,7 +262,7 @@ def test_a_kill_between_raising_the_level_and_thinning(tmp_path, monkeypatch):
 
 
 def record_share(path: Path, writer: int, writers: int, steps: range) -> None:
-    """Record, as one of some processes, item `writer` of each step; items are told apart by step and writer."""
+    """Record item `writer` of each step, as one of several processes; the content identifies step and writer."""
     bank = PredictionBank.open(path, writer=writer, writers=writers)
     bank.resume(steps.start)
     for step in steps:
@@ -277,34 +278,34 @@ def finish(path: Path) -> PredictionBank:
 
 
 def test_several_processes_record_at_once(tmp_path):
-    """What they leave is what they leave one after the other: whole, within the budget, a sample of all of them."""
+    """At once or one after the other: the same whole shards, within the budget, a sample of all processes."""
     budget = {"item_size": 4, "max_bytes": 60 * ITEM_BYTES}
-    beside, after = (PredictionBank.create(tmp_path / name, **budget).path for name in ("beside", "after"))
-    recorders = [start(record_share, beside, writer, 3, range(300)) for writer in range(3)]
+    parallel, serial = (PredictionBank.create(tmp_path / name, **budget).path for name in ("parallel", "serial"))
+    recorders = [start(record_share, parallel, writer, 3, range(300)) for writer in range(3)]
     for writer in range(3):
         recorders[writer].join()
-        record_share(after, writer, 3, range(300))
+        record_share(serial, writer, 3, range(300))
     assert [recorder.exitcode for recorder in recorders] == [0, 0, 0]
-    one, other = finish(beside), finish(after)
-    assert_same(one, other)
-    assert one.fingerprint() == other.fingerprint()
-    assert sorted(path.name for path in beside.iterdir()) == ["bank.json", "shards"]
-    outputs, targets, steps = contents(one)
+    bank, expected = finish(parallel), finish(serial)
+    assert_same(bank, expected)
+    assert bank.fingerprint() == expected.fingerprint()
+    assert sorted(path.name for path in parallel.iterdir()) == ["bank.json", "shards"]
+    outputs, targets, steps = contents(bank)
     writers = targets[:, 0] // 10 - steps * 10
-    assert 15 <= len(one) <= 60
+    assert 15 <= len(bank) <= 60
     assert writers.unique().tolist() == [0, 1, 2]
     for row, (step, writer) in enumerate(zip(steps.tolist(), writers.tolist(), strict=True)):
         assert_close(outputs[row], item(step * 10 + writer)[0].half().float(), rtol=0, atol=0)
 
 
-def test_the_sample_of_several_processes_is_uniform_though_one_recorded_more(tmp_path):
-    """Writer 0 offers four times as many items as writer 1, so it comes to a higher level, and both end at that."""
+def test_the_sample_is_uniform_even_if_one_process_records_more(tmp_path):
+    """Writer 0 records four times as many items as writer 1, so it reaches a higher level; both end there."""
     path = PredictionBank.create(tmp_path, item_size=1, max_bytes=1000 * (2 + 8 + 8 + 8)).path
     banks = [PredictionBank.open(path, writer=writer, writers=2) for writer in range(2)]
     for writer, (bank, total) in enumerate(zip(banks, (6000, 1500), strict=True)):
         bank.append(torch.zeros(total, 1), torch.full((total,), writer), step=0)
         bank.flush()
-        assert len(banks[0]) == pytest.approx(6000 / 16, abs=80)  # what the first has seen, until it merges
+        assert len(banks[0]) == pytest.approx(6000 / 16, abs=80)  # its cached list of shards, until it merges
     assert len(PredictionBank.open(path)) == pytest.approx(6000 / 16 + 1500 / 4, abs=120)
     merged = banks[0]
     merged.finish()
@@ -314,7 +315,7 @@ def test_the_sample_of_several_processes_is_uniform_though_one_recorded_more(tmp
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
-def test_a_recording_goes_on_with_another_number_of_processes(tmp_path, before, after):
+def test_a_recording_resumes_with_another_number_of_processes(tmp_path, before, after):
     path = PredictionBank.create(tmp_path, item_size=4).path
     for writer in range(before):
         record_share(path, writer, before, range(20))
@@ -325,7 +326,7 @@ def test_a_recording_goes_on_with_another_number_of_processes(tmp_path, before, 
     assert steps.tolist() == expected + [step for step in range(15, 18) for _ in range(after)]
 
 
-def test_a_damaged_shard_is_named(tmp_path):
+def test_the_error_names_a_damaged_shard(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=4)
     record_items(bank, range(10))
     bank.finish()
@@ -345,17 +346,19 @@ def three_shards(tmp_path):
     return bank
 
 
-def test_a_missing_shard_is_noticed(three_shards):
+def test_a_missing_shard_is_detected(three_shards):
     bank, opened = three_shards.path, PredictionBank.open(three_shards.path)
     assert len(opened) == opened.meta["items"] == 3
     sorted((bank / "shards").iterdir())[1].unlink()
-    said = f"bank {bank} has 2 of its 3 items: shards are missing in {bank / 'shards'}; restore .*, or remove {bank} to"
+    message = (
+        f"bank {bank} has 2 of its 3 items: shards are missing in {bank / 'shards'}; restore .*, or remove {bank} to"
+    )
     for read in (PredictionBank.open, lambda path: opened.verify()):
-        opened._shards = None
-        with pytest.raises(RelossError, match=said):
+        opened._shards.refresh()
+        with pytest.raises(RelossError, match=message):
             read(bank)
     meta = {name: value for name, value in three_shards.meta.items() if name != "items"}
-    (bank / "bank.json").write_text(json.dumps(meta))  # as earlier versions wrote it
+    (bank / "bank.json").write_text(json.dumps(meta))  # like a bank of an earlier version
     assert len(PredictionBank.open(bank)) == 2
 
 
@@ -365,7 +368,7 @@ def test_the_number_of_items_does_not_change_the_fingerprint(three_shards):
     assert three_shards.fingerprint() == before
 
 
-def test_shards_that_cannot_be_read_and_files_that_are_none(three_shards):
+def test_other_files_are_ignored_and_an_unreadable_folder_is_reported(three_shards):
     shards = three_shards.path / "shards"
     (shards / "note.safetensors").write_text("mine")
     assert len(PredictionBank.open(three_shards.path)) == 3
@@ -383,12 +386,12 @@ def test_shards_that_cannot_be_read_and_files_that_are_none(three_shards):
         lambda shard: {"targets": torch.cat([shard["targets"]] * 2)},
     ],
 )
-def test_a_shard_of_other_items_is_named(three_shards, change):
+def test_the_error_names_a_shard_with_another_layout(three_shards, change):
     shard = sorted((three_shards.path / "shards").iterdir())[1]
     content = load_file(shard)
     save_file({**content, **change(content)}, shard)
     with pytest.raises(
-        RelossError, match=f"bank shard {shard} holds no items like the others'; restore it from a copy"
+        RelossError, match=f"bank shard {shard} does not match the other shards; restore it from a copy"
     ):
         PredictionBank.open(three_shards.path)
 
@@ -401,14 +404,14 @@ def test_a_shard_of_other_items_is_named(three_shards, change):
         ({"item_size": 4, "max_bytes": 9, "seed": 0, "level": "0", "complete": True, "origin": None}, "level, origin"),
     ],
 )
-def test_a_bank_that_is_described_wrongly_is_named(three_shards, meta, wrong):
+def test_the_error_names_a_bank_with_a_damaged_description(three_shards, meta, wrong):
     path = three_shards.path / "bank.json"
     path.write_text(json.dumps(meta))
     with pytest.raises(RelossError, match=rf"{path} is damaged \(wrong: {wrong}\); remove it or restore"):
         PredictionBank.open(three_shards.path)
 
 
-def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
+def test_create_refuses_an_existing_bank_and_open_a_missing_one(tmp_path):
     PredictionBank.create(tmp_path / "bank")
     with pytest.raises(RelossError, match="holds a prediction bank already"):
         PredictionBank.create(tmp_path / "bank")
@@ -422,7 +425,7 @@ def test_a_bank_is_not_made_over_another_nor_opened_where_none_is(tmp_path):
         PredictionBank.open(tmp_path / "bank")
 
 
-def test_what_cannot_be_recorded(tmp_path):
+def test_append_refuses_bad_batches(tmp_path):
     bank = PredictionBank.create(tmp_path, item_size=2)
     with pytest.raises(RelossError, match=r"the outputs of step 7 hold NaN: training diverged.* smaller learning rate"):
         bank.append(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2), step=7)
@@ -437,9 +440,9 @@ def test_what_cannot_be_recorded(tmp_path):
     bank.flush()
     assert len(bank) == 0
     bank.append(torch.zeros(2, 1), torch.zeros(2), step=7)
-    with pytest.raises(ValueError, match=r"an example's outputs are \[3\], but were \[1\] before"):
+    with pytest.raises(ValueError, match=r"an example's outputs have shape \[3\], but had \[1\] before"):
         bank.append(torch.zeros(2, 3), torch.zeros(2), step=7)
-    with pytest.raises(ValueError, match="step 6 comes after step 7; to go back to a step, resume there"):
+    with pytest.raises(ValueError, match="step 6 comes after step 7; call resume to return to an earlier step"):
         bank.append(torch.zeros(2, 1), torch.zeros(2), step=6)
 
 
@@ -462,12 +465,12 @@ def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "bank.json").read_text())["item_size"] == 4
 
 
-def test_a_shard_with_a_flipped_bit_is_named(improving_bank):
+def test_the_error_names_a_shard_with_a_flipped_bit(improving_bank):
     bank = improving_bank(steps=4)
     bank.verify()
     (shard,) = (bank.path / "shards").iterdir()
     content = bytearray(shard.read_bytes())
     content[-1000] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum is another; restore it"):
+    with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum does not match; restore it"):
         PredictionBank.open(bank.path).verify()

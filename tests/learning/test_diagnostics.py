@@ -5,7 +5,7 @@ from scipy.stats import kendalltau, spearmanr
 from reloss import ClassificationReLoss, PoseReLoss, ReadingReLoss, TranslationReLoss
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.diagnostics import SHOWN, loss_curve, measure_held_out, picture, rank_checkpoints
-from reloss.learning.fit import split_items
+from reloss.learning.sampling import split_items
 from reloss.metrics import accuracy
 
 

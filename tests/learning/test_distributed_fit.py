@@ -13,16 +13,16 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
-from reloss.learning.measure import CHECKED
+from reloss.learning.metric_cache import CHECKED
 from reloss.metrics import PerItem, accuracy
 from reloss.runtime.distributed import Share
 from reloss.runtime.errors import UsageError
 
-SETTINGS = {"steps": 30, "items": 25, "validate_every": 10}  # 25 items: one process has one more than the other
+SETTINGS = {"steps": 30, "items": 25, "validate_every": 10}  # with 25 items, one process has one more than the other
 
 
 def in_two_processes(function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """Return what `function` returns in each of two processes that share a group over gloo."""
+    """Return the value of `function` in each of two processes that share a group over gloo."""
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
 
@@ -36,16 +36,16 @@ def in_two_processes(function: Callable[..., Any], folder: Path, *arguments: Any
             answers.put((rank, traceback.format_exc()))
 
     children = [context.Process(target=child, args=(rank,), daemon=True) for rank in range(2)]
-    for each in children:
-        each.start()
-    found = dict(answers.get() for _ in children)
-    for each in children:
-        each.join()
-    return [found[rank] for rank in range(2)]
+    for process in children:
+        process.start()
+    by_rank = dict(answers.get() for _ in children)
+    for process in children:
+        process.join()
+    return [by_rank[rank] for rank in range(2)]
 
 
 class Counting(ClassificationReLoss):
-    """Counts the items of which it computed losses to learn from."""
+    """Counts the items whose losses it computed in learning steps."""
 
     learned_from = 0
 
@@ -55,7 +55,7 @@ class Counting(ClassificationReLoss):
 
 
 def fit(bank: Path, distributed: bool, metric: Any = accuracy, **settings: Any) -> dict[str, Any]:
-    """Return a fit as plain values, to go through a queue."""
+    """Return the result of a fit as plain values, which can be sent through a queue."""
     more = {name: settings.pop(name) for name in ("checkpoint", "on_validation") if name in settings}
     options = LearnOptions(**SETTINGS | settings)
     torch.manual_seed(0)
@@ -70,23 +70,23 @@ def fit(bank: Path, distributed: bool, metric: Any = accuracy, **settings: Any) 
 
 
 @pytest.mark.parametrize("settings", [{}, {"fidelity": "released"}, {"objective": "value"}, {"correlation": "kendall"}])
-def test_two_processes_fit_the_surrogate_of_one(improving_bank, tmp_path, settings):
+def test_two_processes_fit_the_same_surrogate_as_one(improving_bank, tmp_path, settings):
     bank = improving_bank().path
-    alone = fit(bank, False, **settings)
+    single = fit(bank, False, **settings)
     first, second = in_two_processes(lambda: fit(bank, True, **settings), tmp_path)
     assert first["weights"] == second["weights"]
     assert first["history"] == second["history"]
-    for name, value in alone["weights"].items():
+    for name, value in single["weights"].items():
         assert_close(torch.tensor(first["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)
-    assert first["spearman"] == pytest.approx(alone["spearman"], abs=1e-3)
-    assert first["scale"] == pytest.approx(alone["scale"], rel=1e-3)
-    for ours, theirs in zip(first["history"], alone["history"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    assert first["spearman"] == pytest.approx(single["spearman"], abs=1e-3)
+    assert first["scale"] == pytest.approx(single["scale"], rel=1e-3)
+    for entry, expected in zip(first["history"], single["history"], strict=True):
+        assert entry == pytest.approx(expected, rel=1e-3, abs=1e-3)
     if settings.get("objective") != "value":
-        assert [each["learned_from"] for each in (alone, first, second)] == [750, 390, 360]
+        assert [result["learned_from"] for result in (single, first, second)] == [750, 390, 360]
 
 
-def test_a_slow_metric_is_computed_by_one_of_them(improving_bank, tmp_path):
+def test_only_one_process_computes_a_slow_metric(improving_bank, tmp_path):
     bank, calls = improving_bank().path, tmp_path / "calls"
 
     def slow(outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -99,11 +99,11 @@ def test_a_slow_metric_is_computed_by_one_of_them(improving_bank, tmp_path):
 
     first, second = in_two_processes(fit_by_item, tmp_path)
     assert first["weights"] == second["weights"]
-    # Of recorded items, of those made of the held-out ones, of the pool, and some that the second computes again.
+    # Recorded items, synthetic held-out items, the pool, and the values that the second process checks.
     assert len(calls.read_text()) == 120 + 24 + 50 + CHECKED
 
 
-def test_two_processes_go_on_where_one_was_interrupted(improving_bank, tmp_path):
+def test_two_processes_resume_the_fit_of_one(improving_bank, tmp_path):
     bank, checkpoint = improving_bank().path, tmp_path / "fit.pt"
 
     def interrupt(entry: dict[str, float]) -> None:
@@ -112,11 +112,11 @@ def test_two_processes_go_on_where_one_was_interrupted(improving_bank, tmp_path)
 
     with suppress(KeyboardInterrupt):
         fit(bank, False, checkpoint=checkpoint, on_validation=interrupt)
-    alone = fit(bank, False)
+    single = fit(bank, False)
     first, second = in_two_processes(lambda: fit(bank, True, checkpoint=checkpoint), tmp_path)
     assert first["weights"] == second["weights"]
     assert first["learned_from"] + second["learned_from"] == 10 * 25
-    for name, value in alone["weights"].items():
+    for name, value in single["weights"].items():
         assert_close(torch.tensor(first["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)
 
 
@@ -136,20 +136,20 @@ def test_torchrun_learns_what_one_process_learns(improving_bank, tmp_path, finis
         "items=32",
     )
     finish(*words, "--out", tmp_path / "one")
-    said = finish(*words, "--out", tmp_path / "two", launcher=TORCHRUN)
-    assert said.count("step 40/40") == 1
-    one, two = (load_file(tmp_path / name / "surrogate.safetensors") for name in ("one", "two"))
-    for name, value in one.items():
-        assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+    output = finish(*words, "--out", tmp_path / "two", launcher=TORCHRUN)
+    assert output.count("step 40/40") == 1
+    single, double = (load_file(tmp_path / name / "surrogate.safetensors") for name in ("one", "two"))
+    for name, value in single.items():
+        assert_close(double[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_more_processes_than_items(improving_bank, monkeypatch):
+def test_more_processes_than_items_are_refused(improving_bank, monkeypatch):
     monkeypatch.setattr("reloss.runtime.distributed.processes", lambda: 8)
-    with pytest.raises(UsageError, match="4 items of a step cannot be shared by 8 processes"):
+    with pytest.raises(UsageError, match="the 4 items of a step cannot be shared by 8 processes"):
         fit(improving_bank().path, True, items=4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_are_all_of_it_once(size):
-    parts = torch.cat([Share(rank, size).own(10) for rank in range(size)])
+def test_shares_cover_every_index_once(size):
+    parts = torch.cat([Share(rank, size).indices(10) for rank in range(size)])
     assert parts.sort().values.tolist() == list(range(10))

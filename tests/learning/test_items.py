@@ -5,9 +5,10 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions, items
-from reloss.learning.fit import Fit, split_counts
+from reloss.learning.fit import Fit
 from reloss.learning.measure import Measure
 from reloss.learning.options import MIXTURES
+from reloss.learning.sampling import split_counts
 from reloss.metrics import PerItem, accuracy, average_precision, binary_f1
 from reloss.runtime.errors import UsageError
 
@@ -17,14 +18,14 @@ def logits(n: int, b: int, c: int) -> torch.Tensor:
 
 
 def relabelled(outputs: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    made = items.relabelled(
+    result = items.relabelled(
         items.Items(outputs, torch.zeros(outputs.shape[:2]).long()), torch.Generator().manual_seed(seed)
     )
-    return made.outputs, made.targets
+    return result.outputs, result.targets
 
 
-def test_accuracy_is_uniform_but_for_chance():
-    """Of a suffix share u, 1/C is right by chance: accuracy = 1 - u (1 - 1/C), uniform on [1/C, 1]."""
+def test_accuracy_is_uniform_above_chance():
+    """In a suffix of share u, 1/C is correct by chance: accuracy = 1 - u (1 - 1/C), uniform on [1/C, 1]."""
     classes = 20
     values = accuracy(*relabelled(logits(2000, 128, classes)))
     assert abs(float(values.mean()) - (1 + 1 / classes) / 2) < 0.02
@@ -37,9 +38,9 @@ def test_accuracy_is_uniform_but_for_chance():
 
 def test_targets_before_the_suffix_are_the_largest_outputs():
     outputs, targets = relabelled(logits(50, 64, 100))
-    right = outputs.argmax(-1) == targets
-    halves = right[:, :32].float().mean(), right[:, 32:].float().mean()
-    assert right[:, 0].float().mean() > 0.9
+    correct = outputs.argmax(-1) == targets
+    halves = correct[:, :32].float().mean(), correct[:, 32:].float().mean()
+    assert correct[:, 0].float().mean() > 0.9
     assert halves[0] > halves[1] + 0.3
 
 
@@ -68,14 +69,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def class_items(n: int = 40, b: int = 16, c: int = 6) -> items.Items:
-    """Items whose targets are often right, with the statistics of their outputs."""
+    """Items whose largest output is often the target, with the statistics of the outputs."""
     targets = torch.randint(c, (n, b), generator=generator(2))
     outputs = logits(n, b, c) + 2 * torch.nn.functional.one_hot(targets, c)
     return items.Items(outputs, targets, ClassificationReLoss().statistics(outputs))
 
 
 def scores(n: int = 400, b: int = 32) -> items.Items:
-    """Scores and their targets, 0 or 1, of which about 30% are 1."""
+    """Scores, and targets in {0, 1}; about 30% of them are 1."""
     return items.Items(
         torch.randn(n, b, generator=generator(3)), (torch.rand(n, b, generator=generator(4)) < 0.3).float()
     )
@@ -86,15 +87,15 @@ def test_every_source_is_in_a_mixture_and_every_mixture_has_sources():
 
 
 @pytest.mark.parametrize("name", items.SOURCES)
-def test_statistics_stay_with_the_outputs(name):
-    made = items.SOURCES[name](class_items(), generator())
-    assert made.outputs.shape == (40, 16, 6)
-    assert made.targets.shape == (40, 16)
-    assert made.targets.dtype == torch.int64
+def test_statistics_match_the_outputs(name):
+    result = items.SOURCES[name](class_items(), generator())
+    assert result.outputs.shape == (40, 16, 6)
+    assert result.targets.shape == (40, 16)
+    assert result.targets.dtype == torch.int64
     if name in ("recorded", "relabelled", "blended"):
-        assert made.statistics is not None
-    if made.statistics is not None:
-        assert_close(made.statistics, ClassificationReLoss().statistics(made.outputs), rtol=0, atol=0)
+        assert result.statistics is not None
+    if result.statistics is not None:
+        assert_close(result.statistics, ClassificationReLoss().statistics(result.outputs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", items.SOURCES)
@@ -107,99 +108,99 @@ def test_the_generator_decides_every_source(name, start):
     assert unequal == (name != "recorded")
 
 
-def test_shuffled_items_keep_their_outputs_and_turn_a_suffix_of_targets():
+def test_shuffled_items_keep_their_outputs_and_rotate_a_suffix_of_targets():
     start = class_items(n=400)._replace(targets=torch.arange(16).expand(400, 16))
-    made = items.shuffled(start, generator())
-    assert made.outputs is start.outputs
-    assert made.statistics is start.statistics
-    kept = (made.targets == torch.arange(16)).sum(-1)
-    for row, count in zip(made.targets.tolist(), kept.tolist(), strict=True):
+    result = items.shuffled(start, generator())
+    assert result.outputs is start.outputs
+    assert result.statistics is start.statistics
+    counts = (result.targets == torch.arange(16)).sum(-1)  # of targets in place
+    for row, count in zip(result.targets.tolist(), counts.tolist(), strict=True):
         assert row == [*range(count), *range(count + 1, 16), count][:16] or (count, row) == (16, list(range(16)))
-    assert {int(count) for count in kept} == {*range(15), 16}  # a suffix of one example has nothing to turn to
-    assert 7 < kept.float().mean() < 9
+    assert {int(count) for count in counts} == {*range(15), 16}  # a suffix of one example cannot rotate
+    assert 7 < counts.float().mean() < 9
 
 
-def test_recorded_items_are_as_they_were():
+def test_recorded_items_are_unchanged():
     start = class_items()
     assert items.recorded(start, generator()) is start
 
 
-def test_noise_is_up_to_twice_the_outputs_deviation_of_one_size_an_item():
+def test_noise_has_one_size_per_item_up_to_twice_the_deviation():
     start = items.Items(5 * logits(300, 200, 4), torch.zeros(300, 200).long())
-    made = items.noisy(start, generator())
-    sizes = (made.outputs - start.outputs).std((1, 2)) / start.outputs.std()
+    result = items.noisy(start, generator())
+    sizes = (result.outputs - start.outputs).std((1, 2)) / start.outputs.std()
     assert 0 < sizes.min() < 0.05
     assert 1.9 < sizes.max() < 2.1
     assert float(sizes.mean()) == pytest.approx(1, abs=0.1)
-    assert torch.equal(made.targets, start.targets)
+    assert torch.equal(result.targets, start.targets)
 
 
-def test_noise_spoils_the_metric():
+def test_noise_lowers_the_metric():
     start = class_items(300)
     assert accuracy(*items.noisy(start, generator())[:2]).mean() < accuracy(*start[:2]).mean() - 0.1
 
 
-def test_temperatures_are_between_a_quarter_and_four_and_leave_the_order():
+def test_temperatures_are_between_a_quarter_and_four_and_keep_the_order():
     start = class_items(300)
-    made = items.tempered(start, generator())
-    ratio = made.outputs / start.outputs
+    result = items.tempered(start, generator())
+    ratio = result.outputs / start.outputs
     assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
     exponents = ratio[:, 0, 0].log2()
     assert -2 <= exponents.min() < -1.9
     assert 1.9 < exponents.max() <= 2
     assert abs(float(exponents.mean())) < 0.2
-    assert torch.equal(accuracy(*made[:2]), accuracy(*start[:2]))
+    assert torch.equal(accuracy(*result[:2]), accuracy(*start[:2]))
 
 
-def test_blended_items_are_of_two_items_with_their_targets():
+def test_blended_items_mix_examples_of_two_items_with_their_targets():
     n, b = 50, 64
     number = torch.arange(n * b).view(n, b)
-    made = items.blended(items.Items(number[..., None].float(), number), generator())
-    assert torch.equal(made.outputs[..., 0].long(), made.targets)
-    assert torch.equal(made.targets % b, number % b)
-    owners = made.targets // b
-    own = owners == torch.arange(n)[:, None]
+    result = items.blended(items.Items(number[..., None].float(), number), generator())
+    assert torch.equal(result.outputs[..., 0].long(), result.targets)
+    assert torch.equal(result.targets % b, number % b)
+    owners = result.targets // b
+    unchanged = owners == torch.arange(n)[:, None]
     assert all(len(set(row.tolist())) <= 2 for row in owners)
-    share = own.float().mean(-1)
+    share = unchanged.float().mean(-1)
     assert share.min() < 0.2
     assert share.max() > 0.8
     assert float(share.mean()) == pytest.approx(0.5, abs=0.12)
 
 
-def test_random_outputs_are_of_all_sizes_and_relabelled():
+def test_random_outputs_have_all_sizes_and_are_relabelled():
     start = items.Items(3 * logits(500, 64, 4), torch.zeros(500, 64).long())
-    made = items.random(start, generator())
-    assert float(made.outputs.std() / start.outputs.std()) == pytest.approx((16 / 3) ** 0.5, rel=0.1)
-    values = accuracy(made.outputs, made.targets)
+    result = items.random(start, generator())
+    assert float(result.outputs.std() / start.outputs.std()) == pytest.approx((16 / 3) ** 0.5, rel=0.1)
+    values = accuracy(result.outputs, result.targets)
     assert float(values.mean()) == pytest.approx((1 + 1 / 4) / 2, abs=0.03)
     assert values.max() == 1
 
 
 def test_relabelled_scores_keep_the_number_of_positives_and_vary_from_chance_to_perfect():
     start = scores()
-    made = items.relabelled(start, generator())
-    assert made.targets.unique().tolist() == [0, 1]
+    result = items.relabelled(start, generator())
+    assert result.targets.unique().tolist() == [0, 1]
     n, b = start.targets.shape
     examples = torch.randperm(n * b, generator=generator()).view(n, b)
-    assert torch.equal(made.targets.sum(-1), start.examples(examples).targets.sum(-1))
-    precision = average_precision(made.outputs, made.targets)
+    assert torch.equal(result.targets.sum(-1), start.examples(examples).targets.sum(-1))
+    precision = average_precision(result.outputs, result.targets)
     assert precision.max() == 1
     assert precision.min() < 0.4
     assert precision.std() > 0.15
-    assert binary_f1(made.outputs, made.targets).std() > 0.05
+    assert binary_f1(result.outputs, result.targets).std() > 0.05
 
 
-def test_the_first_positions_of_relabelled_scores_are_in_the_best_order():
-    made = items.relabelled(scores(2000), generator())
-    positives = made.targets.sum(-1, keepdim=True)
-    best = made.outputs.argsort(-1, descending=True).argsort(-1) < positives
-    right = (best.float() == made.targets).float().mean(0)
-    assert right[0] > 0.95
-    assert right[-1] < 0.7
-    assert right[0] > right[10] > right[20] > right[31]
+def test_the_first_targets_of_relabelled_scores_are_in_the_best_order():
+    result = items.relabelled(scores(2000), generator())
+    positives = result.targets.sum(-1, keepdim=True)
+    best = result.outputs.argsort(-1, descending=True).argsort(-1) < positives
+    correct = (best.float() == result.targets).float().mean(0)
+    assert correct[0] > 0.95
+    assert correct[-1] < 0.7
+    assert correct[0] > correct[10] > correct[20] > correct[31]
 
 
-def test_outputs_of_another_kind_cannot_be_relabelled_but_blurred():
+def test_other_outputs_cannot_be_relabelled_but_changed():
     heatmaps = torch.randn(4, 3, 2, 5, 5, generator=generator())
     start = items.Items(heatmaps, heatmaps)
     for name in ("relabelled", "random"):
@@ -209,10 +210,10 @@ def test_outputs_of_another_kind_cannot_be_relabelled_but_blurred():
             items.SOURCES[name](start, generator())
     for name in {**LearnOptions(mixture="perturbed").shares(), **LearnOptions(mixture="shuffled").shares()}:
         assert items.SOURCES[name](start, generator()).outputs.shape == heatmaps.shape
-    made = items.synthetic(start, generator())
-    assert made.outputs is start.outputs
-    assert not torch.equal(made.targets, start.targets)
-    assert_close(made.targets.sum(1), start.targets.sum(1))
+    result = items.synthetic(start, generator())
+    assert result.outputs is start.outputs
+    assert not torch.equal(result.targets, start.targets)
+    assert_close(result.targets.sum(1), start.targets.sum(1))
 
 
 @pytest.mark.parametrize(
@@ -256,41 +257,41 @@ def fit_of(bank, metric, **settings) -> Fit:
 def test_a_step_draws_items_with_their_metric_and_statistics(improving_bank, mixture, pool):
     fit = fit_of(improving_bank(), accuracy, mixture=mixture, pool=pool)
     for _ in range(2):
-        drawn, metric = fit.sample()
+        drawn, metric = fit.sampler.draw()
         assert drawn.outputs.shape == (32, 32, 5)
         assert_close(metric, accuracy(*drawn[:2]))
         assert_close(drawn.statistics, fit.surrogate.statistics(drawn.outputs), rtol=0, atol=0)
 
 
-def test_items_of_the_pool_are_drawn_again_and_recorded_ones_from_the_bank(improving_bank):
+def test_a_step_draws_from_the_pool_and_from_the_bank(improving_bank):
     bank = improving_bank()
     fit = fit_of(bank, accuracy, mixture={"recorded": 1, "noisy": 2, "tempered": 1}, pool=30)
-    assert {name: len(metric) for name, (_, metric) in fit.pool.items()} == {"noisy": 20, "tempered": 10}
-    drawn = torch.cat([fit.sample()[0].outputs for _ in range(10)])
-    assert len(drawn.unique(dim=0)) <= 30 + len(bank) - len(fit.held_out)
-    held = bank.items(fit.held_out)[0]
-    assert not (drawn[:, None, 0, 0] == held[None, :, 0, 0]).any()
+    assert {name: len(metric) for name, (_, metric) in fit.sampler.pool.items()} == {"noisy": 20, "tempered": 10}
+    drawn = torch.cat([fit.sampler.draw()[0].outputs for _ in range(10)])
+    assert len(drawn.unique(dim=0)) <= 30 + len(bank) - len(fit.validation)
+    held_out = fit.validation.recorded.items.outputs
+    assert not (drawn[:, None, 0, 0] == held_out[None, :, 0, 0]).any()
 
 
-def test_items_of_metrics_by_item_are_made_once_and_alike(improving_bank):
+def test_a_metric_by_item_uses_a_pool_decided_by_the_seed(improving_bank):
     bank = improving_bank()
 
     def metric(outputs, targets):
         return (outputs.argmax(-1) == targets).float().mean()
 
-    one, other = (fit_of(bank, PerItem(metric)).pool for _ in range(2))
-    assert {name: len(values) for name, (_, values) in one.items()} == {"relabelled": 1024}
-    assert torch.equal(one["relabelled"][0].outputs, other["relabelled"][0].outputs)
-    assert torch.equal(one["relabelled"][1], other["relabelled"][1])
-    assert fit_of(bank, accuracy).pool is None
-    assert len(fit_of(bank, PerItem(metric), pool=8).pool["relabelled"][1]) == 8
+    first, second = (fit_of(bank, PerItem(metric)).sampler.pool for _ in range(2))
+    assert {name: len(values) for name, (_, values) in first.items()} == {"relabelled": 1024}
+    assert torch.equal(first["relabelled"].items.outputs, second["relabelled"].items.outputs)
+    assert torch.equal(first["relabelled"].metric, second["relabelled"].metric)
+    assert fit_of(bank, accuracy).sampler.pool is None
+    assert len(fit_of(bank, PerItem(metric), pool=8).sampler.pool["relabelled"].metric) == 8
 
 
-def test_synthetic_items_of_recorded_hypotheses_are_blended():
+def test_synthetic_items_with_the_prediction_in_their_targets_are_blended():
     outputs = torch.arange(24.0).view(2, 3, 4)
-    made_of = items.Items(outputs, torch.stack([outputs, outputs], -1).int())
-    made = items.synthetic(made_of, torch.Generator().manual_seed(1), {"recorded": 0.5, "blended": 0.5})
-    assert torch.equal(made.targets[..., 0].float(), made.outputs)
-    assert not torch.equal(made.outputs, outputs)
-    shifted = items.synthetic(made_of, torch.Generator().manual_seed(1))
+    hypotheses = items.Items(outputs, torch.stack([outputs, outputs], -1).int())
+    result = items.synthetic(hypotheses, torch.Generator().manual_seed(1), {"recorded": 0.5, "blended": 0.5})
+    assert torch.equal(result.targets[..., 0].float(), result.outputs)
+    assert not torch.equal(result.outputs, outputs)
+    shifted = items.synthetic(hypotheses, torch.Generator().manual_seed(1))
     assert torch.equal(shifted.outputs, outputs)

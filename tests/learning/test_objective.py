@@ -12,7 +12,7 @@ from reloss.surrogates.base import SurrogateLoss, gradient_norms
 
 
 class LinearLoss(SurrogateLoss):
-    """The mean over the examples of a weighted sum of their outputs: each example's own gradient is the weights."""
+    """The mean over examples of a weighted sum of the outputs; the gradient of an example's own loss is the weights."""
 
     def __init__(self, *weights: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def items(n: int = 8, b: int = 6, c: int = 2) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("b", [1, 4, 128])
 def test_penalty_of_a_linear_loss(b):
-    """Trap 1: |(3, 4)| = 5 is each example's own slope; of the item's mean loss it is 5/B."""
+    """Each example's own slope is |(3, 4)| = 5; the slope of the item's mean loss is 5/B."""
     outputs, targets = items(b=b)
     outputs.requires_grad_()
     _, norms = LinearLoss(3.0, 4.0).losses_and_norms(outputs, targets)
@@ -43,7 +43,7 @@ def test_penalty_of_a_linear_loss(b):
 
 @pytest.mark.parametrize(("slope", "b"), [("example", 1), ("item", 6)])
 def test_penalty_equals_a_loop_over_items(slope, b):
-    """With slope `example` an item of size 6 is as good as six of size 1."""
+    """With slope `example`, one item of 6 examples is the same as six items of one example."""
     torch.manual_seed(0)
     surrogate = ClassificationReLoss(input="log_probability")
     outputs, targets = items()
@@ -65,7 +65,7 @@ def test_gradient_norms_cover_all_dimensions_of_an_example():
 
 
 @pytest.mark.parametrize("fidelity", ["released", "corrected"])
-def test_rank_objective_is_its_parts(fidelity):
+def test_the_rank_objective_is_the_sum_of_its_parts(fidelity):
     outputs, targets = items()
     metric = accuracy(outputs, targets)
     surrogate = ClassificationReLoss(input="log_probability", output="identity")
@@ -96,7 +96,7 @@ def test_without_a_penalty():
 
 
 def test_the_penalty_reaches_the_parameters():
-    """lambda d/dw of (|w| - 1)^2 at w = (3, 4) is 2 lambda (|w| - 1) w / |w|; the metric ties, so the rest is 0."""
+    """d/dw of lambda (|w| - 1)^2 at w = (3, 4) is 2 lambda (|w| - 1) w / |w|. A constant metric adds nothing."""
     outputs, targets = items()
     surrogate = LinearLoss(3.0, 4.0)
     rank_objective(surrogate, Items(outputs, targets), torch.ones(8), LearnOptions(penalty_weight=10)).total.backward()

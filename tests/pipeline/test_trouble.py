@@ -256,7 +256,9 @@ def test_no_second_surrogate_is_learned_from_what_is_left_of_a_bank(run_digits, 
     shard = next((bank.path / "shards").iterdir())
     kept = {name: value[:-1].contiguous() for name, value in load_file(shard).items()}
     save_file(kept, shard)
-    said = f"the bank {bank.path} has {len(bank) - 1} of its {len(bank)} items: .* or remove {bank.path} to record anew"
+    said = (
+        f"the bank {bank.path} has {len(bank) - 1} of its {len(bank)} items: .* or remove {bank.path} to record again"
+    )
     with pytest.raises(RelossError, match=said):
         run_digits("reloss", seed=1, settings=settings)
     assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 1

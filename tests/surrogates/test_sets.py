@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from reloss import SetReLoss
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
-from reloss.learning.fit import split_items
+from reloss.learning.sampling import split_items
 from reloss.metrics import Metric, average_precision, binary_f1, macro_f1
 from reloss.surrogates import build
 from reloss.surrogates.base import gradient_norms

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from reloss.learning.bank import PredictionBank
-from reloss.learning.fit import split_items
 from reloss.learning.options import LearnOptions
+from reloss.learning.sampling import split_items
 from reloss.metrics import Metric
 from reloss.ranking import kendall, spearman
 from reloss.surrogates import SurrogateLoss

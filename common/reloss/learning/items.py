@@ -1,8 +1,12 @@
-"""Where the items of a learning step come from: recorded ones, and those made of them.
+"""Items, and the sources that make the items of a learning step.
 
-Every source takes recorded items and a generator on the CPU and returns as many items. Outputs [N, B, C] are class
-logits with targets [N, B]; outputs [N, B] are scores, above 0 for the positive class, with targets in {0, 1}. Sources
-that draw targets need one of the two; the others take outputs [N, B, ...] of any kind.
+Recorded items alone show the surrogate only what its model happened to predict: early ones are all bad, late ones all
+good. The other sources turn recorded items into items of other qualities, by drawing other targets or by changing the
+outputs, so that the surrogate learns to rank the whole range.
+
+Every source takes N recorded items and a generator on the CPU, and returns N items. Outputs [N, B, C] are class logits
+with targets [N, B]; outputs [N, B] are scores, above 0 for the positive class, with targets in {0, 1}. Sources that
+draw targets (`relabelled`, `random`) need one of the two; the other sources take outputs [N, B, ...] of any kind.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,8 +22,8 @@ from reloss.runtime.errors import UsageError
 class Items(NamedTuple):
     """N items of B examples: outputs [N, B, ...], targets [N, B, ...].
 
-    `statistics` [N, B, S] is what the surrogate keeps of the outputs whatever their targets
-    (`SurrogateLoss.statistics`); None where it has to be computed, or where the surrogate keeps nothing.
+    `statistics` [N, B, S] are the numbers that the surrogate computes from the outputs alone
+    (`SurrogateLoss.statistics`); None where they are not computed yet, or the surrogate has none.
     """
 
     outputs: Tensor
@@ -32,13 +36,13 @@ class Items(NamedTuple):
         return Items(self.outputs[index], self.targets[index], statistics)
 
     def examples(self, index: Tensor) -> "Items":
-        """Return items made of the examples at `index` [N, B], which counts over all items."""
+        """Return items of the examples at `index` [N, B], which counts the examples of all items."""
         statistics = None if self.statistics is None else self.statistics.flatten(0, 1)[index]
         return Items(self.outputs.flatten(0, 1)[index], self.targets.flatten(0, 1)[index], statistics)
 
     @staticmethod
     def concatenate(parts: "Sequence[Items]") -> "Items":
-        """Return the items of all parts; all of them have statistics, or none."""
+        """Return the items of all parts; either all parts have statistics, or none has."""
         statistics = [part.statistics for part in parts if part.statistics is not None]
         return Items(
             torch.cat([part.outputs for part in parts]),
@@ -51,17 +55,18 @@ Source = Callable[[Items, torch.Generator], Items]
 
 
 def recorded(items: Items, generator: torch.Generator) -> Items:
-    """Return the items as they are, with their true targets."""
+    """Return the items unchanged, with their true targets."""
     return items
 
 
 def relabelled(items: Items, generator: torch.Generator) -> Items:
-    """Make items whose metric varies from worst to best, as the release does for accuracy, uniform on [0, 1].
+    """Return items whose metric varies from worst to best; accuracy becomes uniform on [0, 1], as in the release.
 
-    Examples are shuffled across the items; every target becomes the class of the largest logit; then a suffix of each
-    item, of uniform length, gets random classes. For scores, as many of the highest as an item has positives become
-    positive, and the suffix gets its targets in random order. Source: the label augmentation of the released training
-    script.
+    Examples are shuffled across the items, and every target becomes the class of the largest logit. Then a suffix of
+    each item, of uniform length, gets random classes. With scores, the highest scores become positive, as many as the
+    item has positives, and the targets of the suffix are shuffled.
+
+    Source: the label augmentation of the released training script.
 
     Raises:
         UsageError: the outputs are neither class logits nor scores.
@@ -69,13 +74,13 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
     n, b = items.outputs.shape[:2]
     device = items.outputs.device
     items = items.examples(torch.randperm(n * b, generator=generator).view(n, b).to(device))
-    kept = torch.randint(b + 1, (n, 1), generator=generator)
+    start = torch.randint(b + 1, (n, 1), generator=generator)  # of the suffix
     outputs, targets = items.outputs, items.targets
     if _are_scores(items):
         positives = targets.sum(-1, keepdim=True)
         best = (outputs.argsort(-1, descending=True).argsort(-1) < positives).to(targets.dtype)
         place = torch.arange(b).expand(n, b)
-        order = torch.where(place < kept, place, b + torch.rand(n, b, generator=generator)).argsort(-1)
+        order = torch.where(place < start, place, b + torch.rand(n, b, generator=generator)).argsort(-1)
         return items._replace(targets=best.gather(-1, order.to(device)))
     if outputs.dim() != 3 or targets.dim() != 2 or targets.is_floating_point():
         raise UsageError(
@@ -83,36 +88,36 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
             "logits with whole numbers nor scores of two classes, so they cannot be relabelled; choose mixture=shuffled"
         )
     random = torch.randint(outputs.shape[-1], (n, b), generator=generator).to(device)
-    suffix = (torch.arange(b) >= kept).to(device)
+    suffix = (torch.arange(b) >= start).to(device)
     return items._replace(targets=torch.where(suffix, random, outputs.argmax(-1)).to(targets.dtype))
 
 
 def noisy(items: Items, generator: torch.Generator) -> Items:
-    """Add normal noise of up to twice the outputs' standard deviation, one size for each item; masked ones stay so."""
+    """Add normal noise of up to twice the outputs' standard deviation, one size per item, except to masked ones."""
     outputs = items.outputs
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-    own = is_open(outputs)
-    sizes = _per_item(2, outputs, generator) * outputs[own].std(correction=0)
-    return Items(torch.where(own, outputs + sizes * noise, outputs), items.targets)
+    unmasked = is_open(outputs)
+    sizes = _per_item(2, outputs, generator) * outputs[unmasked].std(correction=0)
+    return Items(torch.where(unmasked, outputs + sizes * noise, outputs), items.targets)
 
 
 def tempered(items: Items, generator: torch.Generator) -> Items:
-    """Divide the outputs by a temperature between 1/4 and 4, one for each item."""
+    """Divide the outputs by a temperature between 1/4 and 4, one per item."""
     exponent = _per_item(4, items.outputs, generator) - 2
     return Items(items.outputs * torch.exp2(exponent), items.targets)
 
 
 def blended(items: Items, generator: torch.Generator) -> Items:
-    """Mix items, so checkpoints: of each item a random share of the examples is swapped for another item's."""
+    """Replace a random share of each item's examples with those of another item, which blends two training steps."""
     n, b = items.outputs.shape[:2]
-    other = (torch.arange(n) + torch.randint(1, max(n, 2), (n,), generator=generator)) % n
-    own = torch.rand(n, b, generator=generator) < torch.rand(n, 1, generator=generator)
-    index = torch.where(own, torch.arange(n)[:, None], other[:, None]) * b + torch.arange(b)
+    partner = (torch.arange(n) + torch.randint(1, max(n, 2), (n,), generator=generator)) % n
+    unchanged = torch.rand(n, b, generator=generator) < torch.rand(n, 1, generator=generator)
+    index = torch.where(unchanged, torch.arange(n)[:, None], partner[:, None]) * b + torch.arange(b)
     return items.examples(index.to(items.outputs.device))
 
 
 def random(items: Items, generator: torch.Generator) -> Items:
-    """Make normal outputs of up to four times the recorded ones' standard deviation, and relabel them."""
+    """Draw normal outputs of up to four times the recorded outputs' standard deviation, and relabel them."""
     outputs = items.outputs
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
     generated = _per_item(4, outputs, generator) * outputs.std(correction=0) * noise
@@ -120,16 +125,16 @@ def random(items: Items, generator: torch.Generator) -> Items:
 
 
 def shuffled(items: Items, generator: torch.Generator) -> Items:
-    """Spoil items of any kind: a suffix of each, of uniform length, gets the targets of other examples in it.
+    """Give a suffix of each item, of uniform length, the targets of other examples in the suffix.
 
-    The counterpart of the release's label augmentation for predictions without classes: the metric varies from what it
-    is to chance.
+    This is the counterpart of `relabelled` for predictions without classes: the metric varies from its recorded value
+    down to chance.
     """
     n, b = items.outputs.shape[:2]
     place = torch.arange(b).expand(n, b)
-    kept = torch.randint(b + 1, (n, 1), generator=generator)
-    shifted = kept + (place - kept + 1) % (b - kept).clamp(min=1)  # the suffix turned round by one
-    order = torch.where(place < kept, place, shifted)
+    start = torch.randint(b + 1, (n, 1), generator=generator)  # of the suffix
+    rotated = start + (place - start + 1) % (b - start).clamp(min=1)  # the suffix, rotated by one
+    order = torch.where(place < start, place, rotated)
     index = (torch.arange(n)[:, None] * b + order).to(items.targets.device)
     return items._replace(targets=items.targets.flatten(0, 1)[index])
 
@@ -140,10 +145,13 @@ SOURCES: dict[str, Source] = {
 
 
 def synthetic(items: Items, generator: torch.Generator, sources: Collection[str] = ()) -> Items:
-    """Return the items on which a surrogate is validated beside the recorded: relabelled, else shuffled.
+    """Return the items for validation on synthetic items: relabelled if possible, else shuffled, or blended.
 
-    Where items cannot be relabelled and `sources`, those that are learned from, hold blended but no shuffled ones: as
-    where the targets hold what was predicted, they are blended.
+    Args:
+        items: recorded items.
+        generator: decides the result.
+        sources: the sources of the fit. Items that cannot be relabelled are blended if the fit uses `blended` but not
+            `shuffled`, as for targets that contain the prediction, which must stay together with their outputs.
     """
     try:
         return relabelled(items, generator)
@@ -161,6 +169,6 @@ def _are_scores(items: Items) -> bool:
 
 
 def _per_item(largest: float, outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one number for each item, uniform on [0, largest], to multiply the outputs with."""
+    """Return one number per item, uniform on [0, largest], shaped to multiply the outputs."""
     sizes = torch.rand(len(outputs), generator=generator) * largest
     return sizes.to(outputs.device).view(-1, *[1] * (outputs.dim() - 1))

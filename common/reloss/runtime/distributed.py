@@ -126,3 +126,6 @@ class Share:
             flat = parameters_to_vector(gradients)
             torch.distributed.all_reduce(flat)
             vector_to_parameters(flat, gradients)
+
+
+SINGLE_PROCESS = Share()
