@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         SetReLoss,
         SurrogateLoss,
         TranslationReLoss,
+        build,
+        load,
         pretrained_names,
     )
 
@@ -37,10 +39,12 @@ __all__ = [
     "SurrogateLoss",
     "TranslationReLoss",
     "UsageError",
+    "build",
     "fit_surrogate",
     "get_metric",
     "hard_rank",
     "kendall",
+    "load",
     "pearson",
     "pretrained_names",
     "soft_kendall",
@@ -56,7 +60,7 @@ _NAMES = {
     "reloss.runtime.errors": ("RelossError", "UsageError"),
     "reloss.surrogates": (
         *("ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "SurrogateLoss", "TranslationReLoss"),
-        "pretrained_names",
+        *("build", "load", "pretrained_names"),
     ),
 }
 __getattr__, __dir__ = lazy_names(__name__, {name: module for module, names in _NAMES.items() for name in names})

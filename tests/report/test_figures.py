@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reloss.learning import LearnOptions
-from reloss.learning.diagnostics import loss_curve
+from reloss.learning.picture import loss_curve
 from reloss.metrics import accuracy
 from reloss.report import figures
 from reloss.surrogates import ClassificationReLoss

@@ -17,7 +17,8 @@ from reloss.experiment.record_parts import LiveFolder
 from reloss.experiment.records import SurrogateRecord, read_run, read_surrogate
 from reloss.experiment.task import find_experiment
 from reloss.learning import LearnOptions, PredictionBank
-from reloss.learning.diagnostics import Checkpoints, picture, rank_checkpoints
+from reloss.learning.diagnostics import Checkpoints, rank_checkpoints
+from reloss.learning.picture import measure_picture
 from reloss.metrics import get_metric
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import write_json, write_text
@@ -126,7 +127,7 @@ def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> Non
 def read_picture(surrogate: SurrogateRecord) -> dict[str, dict[str, list[float]]] | None:
     """Return what there is to draw of a surrogate: as it was kept, else measured on the bank of its experiment.
 
-    See `reloss.learning.diagnostics.picture`. None where neither the picture nor weights and bank are there.
+    See `reloss.learning.picture`. None where neither the picture nor weights and bank are there.
 
     Raises:
         RelossError: a file is damaged, or weights and bank do not fit what is known here.
@@ -139,6 +140,6 @@ def read_picture(surrogate: SurrogateRecord) -> dict[str, dict[str, list[float]]
         return None
     try:
         options = LearnOptions.model_validate(surrogate.learn)
-        return picture(load(folder), PredictionBank.open(bank), get_metric(surrogate.metric), options)
+        return measure_picture(load(folder), PredictionBank.open(bank), get_metric(surrogate.metric), options)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error

@@ -25,7 +25,7 @@ from reloss.experiment.run_spec import RunSpec, variant_name
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.task import Run, Task, comparable, find_experiment
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
-from reloss.learning.diagnostics import picture
+from reloss.learning.picture import measure_picture
 from reloss.metrics import get_metric
 from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs, read_predictions, write_picture
 from reloss.runtime import distributed
@@ -441,7 +441,7 @@ def _keep(
         "bank": bank.fingerprint(),
         "fit": result.summary(),
     }
-    write_picture(folder, picture(result.surrogate.cpu(), bank, get_metric(metric), options))
+    write_picture(folder, measure_picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)
     remove_checkpoint(folder / "fit.pt")
     say(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
-from reloss.learning.diagnostics import Checkpoints, loss_curve, measure_checkpoints, measure_held_out
+from reloss.learning.diagnostics import Checkpoints, measure_checkpoints
 from reloss.learning.options import LearnOptions
+from reloss.learning.picture import loss_curve, measure_held_out
 from reloss.metrics import Metric
 from reloss.ranking import spearman
 from reloss.runtime.files import atomic
