@@ -1,10 +1,10 @@
-"""Time of one learning step, side by side with a plain loop over the items, in one run: `make bench-learning`.
+"""Time of one step of fitting a surrogate, compared with a plain loop over the items: `make bench-learning`.
 
-A step draws 256 items of 128 examples with 100 classes from a bank, measures their accuracy, and takes one step of the
-optimiser on minus the soft Spearman correlation plus the gradient penalty. The loop computes the same objective on
-items that the same sampler drew, one item after another: loss by the network, gradient by autograd. The table states
-how far objective and gradient of the two are apart. Median of warm runs, with the device synchronised; peak memory as
-in `benchmarks.ranking`.
+A step draws 256 items of 128 examples with 100 classes from a bank, measures their accuracy, and takes one optimiser
+step on minus the soft Spearman correlation plus the gradient penalty. The loop computes the same objective on items of
+the same sampler, but one item at a time, with gradients by autograd. The table shows the relative difference of the two
+in objective and gradient. Times are medians of warm runs with the device synchronised; peak memory is measured as in
+`benchmarks.ranking`.
 
 Writes learning.{csv,md} into --out.
 """
@@ -40,11 +40,11 @@ from reloss.surrogates import SurrogateLoss
 ITEMS, EXAMPLES, CLASSES = 256, 128, 100
 RECORDED_ITEMS = 640
 FIDELITIES = ("released", "corrected")
-FIELDS = ("fidelity", "step", "ms", "times faster", "peak_mib", "objective apart", "gradient apart", "note")
+FIELDS = ("fidelity", "step", "ms", "speedup", "peak_mib", "objective difference", "gradient difference", "note")
 
 
 def record_bank(folder: Path) -> PredictionBank:
-    """Return a bank of logits whose margin grows from none to nearly always right, as in a training run."""
+    """Return a bank of logits that improve from random to nearly always correct, as in a training run."""
     generator = torch.Generator().manual_seed(0)
     bank = PredictionBank.create(folder, item_size=EXAMPLES)
     for step in range(RECORDED_ITEMS):
@@ -56,7 +56,7 @@ def record_bank(folder: Path) -> PredictionBank:
 
 
 def loop_objective(surrogate: SurrogateLoss, items: Items, options: LearnOptions) -> Tensor:
-    """Return the objective, computed item by item: the plain reference."""
+    """Return the objective, computed one item at a time. This is the reference."""
     losses, penalties, values = [], [], []
     for outputs, targets in zip(items.outputs, items.targets, strict=True):
         outputs = outputs.clone().requires_grad_()
@@ -70,8 +70,8 @@ def loop_objective(surrogate: SurrogateLoss, items: Items, options: LearnOptions
     return -correlation + options.penalty_weight * torch.stack(penalties).mean()
 
 
-def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list[dict[str, Any]]:
-    """Return the rows of the two ways to take a step with the objective of a fidelity."""
+def measure_fidelity(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list[dict[str, Any]]:
+    """Return one row for the loop and one for reloss, for the objective of a fidelity."""
     options = LearnOptions(fidelity=fidelity, items=ITEMS)
     torch.manual_seed(0)
     fit = Fit(ClassificationReLoss(options.input, options.output), bank, Measure(accuracy, True), options, device)
@@ -83,15 +83,16 @@ def rows_of(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list
         fit.optimizer.step()
 
     items, metric = fit.sampler.draw()
-    ours = rank_objective(fit.surrogate, items, metric, options).total
+    objective = rank_objective(fit.surrogate, items, metric, options).total
     reference = loop_objective(fit.surrogate, items, options)
-    gradients = [_gradient(value, fit.surrogate) for value in (ours, reference)]
-    apart = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    gradient, reference_gradient = (_gradient(value, fit.surrogate) for value in (objective, reference))
+    objective_difference = abs(float((objective - reference).detach() / reference.detach()))
+    gradient_difference = float((gradient - reference_gradient).norm() / reference_gradient.norm())
     loop = {"fidelity": fidelity, "step": "loop over the items", **_measure(loop_step, device, max(3, runs // 4))}
     step = {"fidelity": fidelity, "step": "reloss", **_measure(fit.learn_step, device, runs)}
-    step["times faster"] = loop["ms"] / step["ms"]
-    step["objective apart"] = f"{abs(float((ours - reference).detach() / reference.detach())):.1e}"
-    step["gradient apart"] = f"{apart:.1e}"
+    step["speedup"] = loop["ms"] / step["ms"]
+    step["objective difference"] = f"{objective_difference:.1e}"
+    step["gradient difference"] = f"{gradient_difference:.1e}"
     return [loop, step]
 
 
@@ -110,20 +111,22 @@ def _measure(step: Callable[[], Any], device: str, runs: int) -> dict[str, Any]:
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows as a table; a field that a row lacks is empty."""
+    """Return the rows as a table. A missing field is an empty cell."""
     return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows], digits=1)
 
 
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write CSV and Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    commit = environment.commit()  # before the tables change the tree
+    commit = environment.commit()  # before the tables change the working tree
     (out / "learning.csv").write_text(table_of(rows).csv() + "\n")
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
-    where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    machine = (
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    )
     lines = [
         f"# One learning step of {ITEMS} items of {EXAMPLES} examples with {CLASSES} classes",
-        f"{where}, commit {commit}, {date.today()}. Command: `make bench-learning`.",
+        f"{machine}, commit {commit}, {date.today()}. Command: `make bench-learning`.",
         table_of(rows).markdown(),
     ]
     (out / "learning.md").write_text("\n\n".join(lines) + "\n")
@@ -132,13 +135,18 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder to write to; %(default)s")
-    parser.add_argument("--runs", type=int, default=20, help="warm runs of a step; a quarter of them of the loop")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=20,
+        help="number of warm runs of a step; the loop gets a quarter of it (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with TemporaryDirectory() as folder:
         bank = record_bank(Path(folder) / "bank")
-        rows = [row for fidelity in FIDELITIES for row in rows_of(fidelity, bank, device, arguments.runs)]
+        rows = [row for fidelity in FIDELITIES for row in measure_fidelity(fidelity, bank, device, arguments.runs)]
     print(table_of(rows).plain())
     write(rows, device, arguments.out)
 

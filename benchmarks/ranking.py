@@ -1,10 +1,12 @@
-"""Time and peak memory of soft ranks, side by side with the alternatives, in one run: `make bench-ranking`.
+"""Time and peak memory of soft ranks, compared with other libraries: `make bench-ranking`.
 
-Forward, and forward + backward, of float32 ranks of standard normal values: the median of warm runs, taken in turns by
-the operators, with the device synchronised. Peak memory is what a run allocates beyond what it starts with: on a GPU by
-the allocator's count, on a CPU by the profiler's. On a GPU the kernel launches of forward + backward are counted, too.
-The other libraries are installed on the way; one that does not install is a row that says why. A case that would need
-more than the memory allowed, or an operator whose last size took too long, is left out and says so.
+Each case ranks float32 standard normal values, forward and forward + backward. Times are medians of warm runs with the
+device synchronised. The operators take turns, so that a slow moment of the machine affects all of them. Peak memory is
+the memory that a run allocates on top of what is in use, counted by the allocator on a GPU and by the profiler on a
+CPU. On a GPU the kernel launches of forward + backward are counted, too.
+
+The other libraries are installed into a temporary folder. If one cannot be installed, or a case would need too much
+memory or time, its row states the reason.
 
 Writes ranking.{csv,md,png} into --out.
 """
@@ -36,48 +38,48 @@ from reloss.report.table import Table
 
 SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
 BATCHES = (1, 32)
-MOST_SECONDS = 0.15  # of one run; larger sizes of that operator are not tried
-SECONDS_A_CASE = 6.0
-LEAST_SECONDS = 0.3  # a quick case runs more often than asked for, so that no slow moment of the machine decides
-MOST_BYTES = 8 << 30
-MOST_VALUES = 1 << 27
-KINDS = 200
-COUNTED = ("launches",) if torch.cuda.is_available() else ()
-FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *COUNTED, "note")
+MAX_RUN_SECONDS = 0.15  # if a run takes longer, larger sizes of this operator are skipped
+MAX_CASE_SECONDS = 6.0
+MIN_CASE_SECONDS = 0.3  # a fast case runs more often than requested, so that one slow run does not matter
+MAX_BYTES = 8 << 30
+MAX_VALUES = 1 << 27  # in all inputs of a case
+MAX_INPUTS = 200  # different inputs of a case
+GPU_FIELDS = ("launches",) if torch.cuda.is_available() else ()
+FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *GPU_FIELDS, "note")
 Operator = Callable[[Tensor], Tensor]
 
 
 def operators(device: str, folder: Path) -> tuple[dict[str, Operator], dict[str, str]]:
-    """Return the operators by name, others' installed into `folder`, and why some are missing."""
+    """Return the operators by name, and the reasons why others are missing. Installs libraries into `folder`."""
     missing: dict[str, str] = {}
-    found: dict[str, Operator] = {
+    available: dict[str, Operator] = {
         "reloss bitonic": lambda x: soft_rank(x, "bitonic"),
         "reloss laplace": lambda x: soft_rank(x, "laplace"),
         "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
     }
-    found["diffsort 0.2.0 bitonic"] = _diffsort(device)
+    available["diffsort 0.2.0 bitonic"] = _diffsort(device)
     for name, load in (("torchsort", _torchsort), ("fast-soft-sort", _fast_soft_sort), ("softtorch", _softtorch)):
         if reason := _install(name, device, folder):
             missing[name] = f"not installable: {reason}"
             continue
         try:
-            found[name] = load()
+            available[name] = load()
         except ImportError as error:
             missing[name] = f"does not import: {error}"
-    return found, missing
+    return available, missing
 
 
 def _install(name: str, device: str, folder: Path) -> str:
-    """Install the latest `name` into `folder`, beside the locked environment; returns why it failed, or nothing."""
+    """Install the latest `name` into `folder`, outside the locked environment. Return the error, or "" on success."""
     environment_variables = dict(os.environ)
-    if device == "cpu":  # torchsort builds for CUDA wherever it finds nvcc, and then needs all of CUDA
+    if device == "cpu":  # torchsort builds for CUDA if it finds nvcc, and then needs all of CUDA
         folders = [path for path in os.environ["PATH"].split(os.pathsep) if not (Path(path) / "nvcc").exists()]
         environment_variables["PATH"] = os.pathsep.join(folders)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder)]
     command = [sys.executable, "-m", "pip", "install", *options, name]
-    done = subprocess.run(command, env=environment_variables, capture_output=True, text=True, check=False)
-    errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    return (errors or ["pip failed"])[0][:90] if done.returncode else ""
+    process = subprocess.run(command, env=environment_variables, capture_output=True, text=True, check=False)
+    errors = [line.removeprefix("ERROR: ") for line in process.stderr.splitlines() if line.startswith("ERROR: ")]
+    return (errors or ["pip failed"])[0][:90] if process.returncode else ""
 
 
 def _diffsort(device: str) -> Operator:
@@ -113,49 +115,49 @@ def _softtorch() -> Operator:
 
 
 class Case:
-    """One operator on kinds of values [batch, n] in turn, and how long its warm runs took."""
+    """One operator, its inputs [batch, n], which it ranks in turn, and the times of its warm runs."""
 
     def __init__(self, operator: Operator, values: list[Tensor], weights: Tensor, device: str, runs: int) -> None:
-        """Run twice, the second time warm. Raises whatever the operator raises."""
-        self.operator, self.turn, self.weights, self.device = operator, cycle(values), weights, device
-        self.ahead: list[float] = []
-        self.whole: list[float] = []
-        self.both()
-        first = seconds(self.both, device)
-        self.runs = max(3, min(max(runs, int(LEAST_SECONDS / first)), int(SECONDS_A_CASE / first)))
+        """Run twice; the second, warm run determines the number of runs. Raises what the operator raises."""
+        self.operator, self.inputs, self.weights, self.device = operator, cycle(values), weights, device
+        self.forward_seconds: list[float] = []
+        self.forward_backward_seconds: list[float] = []
+        self.forward_backward()
+        duration = seconds(self.forward_backward, device)
+        self.runs = max(3, min(max(runs, int(MIN_CASE_SECONDS / duration)), int(MAX_CASE_SECONDS / duration)))
 
     def forward(self) -> Tensor:
-        """Return the ranks of the next values."""
-        return self.operator(next(self.turn))
+        """Return the ranks of the next input."""
+        return self.operator(next(self.inputs))
 
-    def both(self) -> None:
-        """Rank the next values, forward and backward."""
+    def forward_backward(self) -> None:
+        """Rank the next input, forward and backward."""
         (self.forward() * self.weights).sum().backward()
 
     def run(self) -> None:
-        """Take the time of one run more, unless there were enough."""
-        if len(self.whole) < self.runs:
-            self.ahead.append(seconds(self.forward, self.device))
-            self.whole.append(seconds(self.both, self.device))
+        """Time one more run, unless all runs are done."""
+        if len(self.forward_backward_seconds) < self.runs:
+            self.forward_seconds.append(seconds(self.forward, self.device))
+            self.forward_backward_seconds.append(seconds(self.forward_backward, self.device))
 
-    def measured(self) -> dict[str, Any]:
-        """Return the medians in ms, the peak memory in MiB, and the launches on a GPU."""
+    def result(self) -> dict[str, Any]:
+        """Return the median times in ms, the peak memory in MiB, and the kernel launches on a GPU."""
         return {
-            "forward_ms": 1e3 * statistics.median(self.ahead),
-            "forward_backward_ms": 1e3 * statistics.median(self.whole),
-            "peak_mib": peak_bytes(self.both, self.device) / 2**20,
-            **({"launches": launches(self.both)} if self.device == "cuda" else {}),
+            "forward_ms": 1e3 * statistics.median(self.forward_seconds),
+            "forward_backward_ms": 1e3 * statistics.median(self.forward_backward_seconds),
+            "peak_mib": peak_bytes(self.forward_backward, self.device) / 2**20,
+            **({"launches": launches(self.forward_backward)} if self.device == "cuda" else {}),
             "note": f"median of {self.runs}",
         }
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
-    """Return how long a call takes, with the device synchronised."""
+    """Return the duration of a call in seconds, with the device synchronised."""
     _synchronize(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     call()
     _synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _synchronize(device: str) -> None:
@@ -164,7 +166,7 @@ def _synchronize(device: str) -> None:
 
 
 def peak_bytes(call: Callable[[], Any], device: str) -> int:
-    """Return the most memory that a call holds beyond what it starts with."""
+    """Return the peak memory of a call in bytes, on top of the memory in use before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -181,7 +183,7 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int:
 
 
 def launches(call: Callable[[], Any]) -> int:
-    """Return how many kernels a call launches on a GPU, by PyTorch or another library."""
+    """Return the number of kernels that a call launches on a GPU, by PyTorch or another library."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         call()
@@ -190,8 +192,8 @@ def launches(call: Callable[[], Any]) -> int:
     return sum(event.name().startswith(("cudaLaunchKernel", "cuLaunchKernel")) for event in events)
 
 
-def held_bytes(name: str, batch: int, n: int) -> int:
-    """Return about how many bytes an operator is known to hold for the backward pass, 0 where that is little."""
+def estimated_bytes(name: str, batch: int, n: int) -> int:
+    """Return an estimate of the bytes that an operator keeps for the backward pass, 0 if they are few."""
     blocks = (n - 1).bit_length()
     layers = blocks * (blocks + 1) // 2
     if name.startswith("diffsort"):
@@ -203,65 +205,67 @@ def held_bytes(name: str, batch: int, n: int) -> int:
 
 def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
     """Return one row for each operator, batch and size."""
-    running, missing = operators(device, folder)
+    available, missing = operators(device, folder)
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     for batch in BATCHES:
-        left_out = dict(missing)
+        skipped = dict(missing)
         for n in sizes:
-            tried = {name: operator for name, operator in running.items() if name not in left_out}
-            found = {name: {"note": note} for name, note in left_out.items()} | compare(tried, batch, n, device, runs)
-            for name, values in found.items():
-                rows[name, batch, n] = {"operator": name, "batch": batch, "n": n, **values}
+            remaining = {name: operator for name, operator in available.items() if name not in skipped}
+            results = {name: {"note": reason} for name, reason in skipped.items()}
+            for name, result in (results | compare(remaining, batch, n, device, runs)).items():
+                rows[name, batch, n] = {"operator": name, "batch": batch, "n": n, **result}
                 print(*table_of([rows[name, batch, n]]).texts()[0], sep="  ", flush=True)
-                if values.get("forward_backward_ms", 0) > 1e3 * MOST_SECONDS:
-                    left_out[name] = f"not run: the size before took over {MOST_SECONDS:g} s"
-    return [rows[name, batch, n] for name in (*running, *missing) for batch in BATCHES for n in sizes]
+                if result.get("forward_backward_ms", 0) > 1e3 * MAX_RUN_SECONDS:
+                    skipped[name] = f"not run: the previous size took over {MAX_RUN_SECONDS:g} s"
+    return [rows[name, batch, n] for name in (*available, *missing) for batch in BATCHES for n in sizes]
 
 
-def compare(tried: dict[str, Operator], batch: int, n: int, device: str, runs: int) -> dict[str, dict[str, Any]]:
-    """Return what was measured of each operator on values [batch, n], or the note that says why nothing was."""
-    # Each run ranks values of its own, as training does: a branch predictor learns a repeated sort by heart.
-    kinds = max(1, min(KINDS, MOST_VALUES // (batch * n)))
+def compare(candidates: dict[str, Operator], batch: int, n: int, device: str, runs: int) -> dict[str, dict[str, Any]]:
+    """Return the result of each operator on values [batch, n], or a note with the reason why there is none."""
+    # Every run ranks other values, as in training. A branch predictor would memorise a sort that is repeated.
+    inputs = max(1, min(MAX_INPUTS, MAX_VALUES // (batch * n)))
     generator = torch.Generator(device).manual_seed(0)
-    values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(kinds)]
+    values = [torch.randn(batch, n, device=device, generator=generator).requires_grad_() for _ in range(inputs)]
     weights = torch.randn(batch, n, device=device, generator=generator)
     cases: dict[str, Case] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for name, operator in tried.items():
-        if held_bytes(name, batch, n) > MOST_BYTES:
-            found[name] = {"note": f"not run: needs about {held_bytes(name, batch, n) / 2**30:.0f} GiB"}
+    failures: dict[str, dict[str, Any]] = {}
+    for name, operator in candidates.items():
+        if estimated_bytes(name, batch, n) > MAX_BYTES:
+            failures[name] = {"note": f"not run: needs about {estimated_bytes(name, batch, n) / 2**30:.0f} GiB"}
             continue
         try:
             cases[name] = Case(operator, values, weights, device, runs)
         except Exception as error:
-            found[name] = {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+            failures[name] = {"note": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
     for _ in range(max((case.runs for case in cases.values()), default=0)):
-        for case in cases.values():  # in turns, so that what else the machine does slows all alike
+        for case in cases.values():  # in turns, so that other work on the machine slows all of them equally
             case.run()
-    return found | {name: case.measured() for name, case in cases.items()}
+    return failures | {name: case.result() for name, case in cases.items()}
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows as a table; a field that a row lacks is empty."""
+    """Return the rows as a table. A missing field is an empty cell."""
     return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows])
 
 
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
-    """Write CSV, Markdown and plot."""
+    """Write the results as CSV, Markdown and a plot."""
     out.mkdir(parents=True, exist_ok=True)
-    commit = environment.commit()  # before the tables change the tree
+    commit = environment.commit()  # before the tables change the working tree
     (out / "ranking.csv").write_text(table_of(rows).csv() + "\n")
     name = torch.cuda.get_device_name() if device == "cuda" else environment.devices()["cpu"]
-    where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    title = f"# Soft ranks\n\n{where}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
+    machine = (
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    )
+    title = f"# Soft ranks\n\n{machine}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
     (out / "ranking.md").write_text(title + table_of(rows).markdown() + "\n")
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, batch in zip(figure.subplots(1, 2, sharey=True), BATCHES, strict=True):
         for operator in dict.fromkeys(row["operator"] for row in rows):
-            mine = [r for r in rows if (r["operator"], r["batch"]) == (operator, batch) and "forward_ms" in r]
-            if mine:
-                times = [row["forward_backward_ms"] for row in mine]
-                axis.loglog([row["n"] for row in mine], times, marker="o", label=operator)
+            curve = [r for r in rows if (r["operator"], r["batch"]) == (operator, batch) and "forward_ms" in r]
+            if curve:
+                times = [row["forward_backward_ms"] for row in curve]
+                axis.loglog([row["n"] for row in curve], times, marker="o", label=operator)
         axis.set(title=f"batch {batch}", xlabel="n", ylabel="forward + backward, ms")
         axis.legend(fontsize=8)
     figure.savefig(out / "ranking.png", dpi=120)
@@ -270,9 +274,9 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder to write to; %(default)s")
-    parser.add_argument("--runs", type=int, default=20, help="warm runs of each case")
-    parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n")
+    parser.add_argument("--out", type=Path, default=results_folder(), help="output folder (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=20, help="number of warm runs of a case (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n (default: %(default)s)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = tuple(n for n in SIZES if n <= arguments.most)
