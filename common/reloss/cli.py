@@ -260,6 +260,30 @@ class Report:
 
 
 @dataclass
+class Pack:
+    """Pack finished and failed runs into a few files that can be committed; every command with --runs reads them.
+
+    Runs with the same name are replaced, all others stay. Weights, predictions and data are not packed.
+
+    Example: reloss pack runs results/records/main
+    """
+
+    runs: Annotated[Positional[Path], arg(metavar="RUNS")]
+    """Folder of the records to pack."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Folder of the packed records, created if missing."""
+
+    def __call__(self) -> None:
+        from reloss.commands.pack import pack
+        from reloss.runtime.progress import say
+
+        packed = pack(self.runs, self.out)
+        for message in packed.damaged:
+            say(f"skipped: {message}")
+        print(f"{self.out}: packed {packed.runs} runs and {packed.surrogates} surrogates")
+
+
+@dataclass
 class Diagnose:
     """Rank the checkpoints of all finished runs of an experiment with its ordinary loss and every learned one.
 
@@ -504,7 +528,7 @@ class Demo:
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
     for command in (
-        *(List, Show, Run, Learn, Table, Report, Diagnose, Sweep, Status),
+        *(List, Show, Run, Learn, Table, Report, Pack, Diagnose, Sweep, Status),
         *(Data, Sync, Dashboard, Doctor, Demo),
     )
 }

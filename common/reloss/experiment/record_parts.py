@@ -16,7 +16,7 @@ under the same names, and `reloss.experiment.records` makes the same objects of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +226,6 @@ def skipping(damaged: list[str] | None) -> Iterator[None]:
         damaged.append(str(error))
 
 
-def by_name(sources: Iterable[Source]) -> list[Source]:
-    """Return the sources ordered by the parts of their names."""
-    return sorted(sources, key=lambda source: source.name.split("/"))
+def name_order(name: str) -> list[str]:
+    """Return the key that sorts the names of records as folders are sorted: folder by folder."""
+    return name.split("/")

@@ -19,9 +19,9 @@ from reloss.experiment.record_parts import (
     LiveFolder,
     PackedLine,
     Source,
-    by_name,
     damage,
     live_folders,
+    name_order,
     packed_runs,
     packed_surrogates,
     skipping,
@@ -31,6 +31,7 @@ from reloss.experiment.record_parts import (
 # settings, the config and the card of each record that is read, so that old records compare with today's experiments.
 MOVED_KEYS: dict[str, str] = {}
 
+DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
 T = TypeVar("T")
 
 
@@ -194,12 +195,11 @@ def read_records(folder: Path, damaged: list[str] | None = None) -> Records:
     Raises:
         RelossError: a record is damaged, and `damaged` is None.
     """
-    sources: list[Source] = list(packed_surrogates(folder, damaged))
-    sources += live_folders(folder, "*/*/surrogates/*") + live_folders(folder, "*/*/diagnostics")
+    sources = surrogate_sources(folder, damaged)
     rankings: dict[tuple[str, str], Figures] = {}
-    for source in sorted(sources, key=lambda source: source.name.endswith("/diagnostics")):
+    for source in sources:
         with skipping(damaged):
-            rankings |= _rankings(source)
+            rankings |= checkpoint_rankings(source)
     surrogates = _read_all(read_surrogate, sources, damaged)
     return Records(folder, read_runs(folder, damaged), surrogates, rankings)
 
@@ -209,10 +209,17 @@ def read_runs(folder: Path, damaged: list[str] | None = None) -> list[RunRecord]
     return _read_all(read_run, [*live_folders(folder, "*/*/*/seed*"), *packed_runs(folder, damaged)], damaged)
 
 
+def surrogate_sources(folder: Path, damaged: list[str] | None = None) -> list[Source]:
+    """Return all surrogates below `folder`, then all diagnostics folders, live and packed; see `read_records`."""
+    sources: list[Source] = list(packed_surrogates(folder, damaged))
+    sources += live_folders(folder, "*/*/surrogates/*") + live_folders(folder, "*/*/diagnostics")
+    return sorted(sources, key=lambda source: (source.name.endswith(DIAGNOSTICS), name_order(source.name)))
+
+
 def _read_all(read: Callable[[Source], T | None], sources: Iterable[Source], damaged: list[str] | None) -> list[T]:
     """Return what `read` makes of the sources, ordered by name; of two sources with one name, the second is damaged."""
     records: dict[str, T] = {}
-    for source in by_name(sources):
+    for source in sorted(sources, key=lambda source: name_order(source.name)):
         with skipping(damaged):
             record = read(source)
             if record is not None and source.name in records:
@@ -260,10 +267,14 @@ def read_surrogate(source: Source) -> SurrogateRecord | None:
     return record
 
 
-def _rankings(source: Source) -> dict[tuple[str, str], Figures]:
-    """Return the rankings in the part `diagnostics`: of one surrogate, or of all losses of an experiment."""
+def checkpoint_rankings(source: Source) -> dict[tuple[str, str], Figures]:
+    """Return the rankings in the part `diagnostics`, of one surrogate or of all losses of an experiment; see `Records`.
+
+    Raises:
+        RelossError: the part is damaged.
+    """
     experiment, where = experiment_of(source.name), source.where("diagnostics")
-    if not source.name.endswith("/diagnostics"):
+    if not source.name.endswith(DIAGNOSTICS):
         entry = _part(source, "diagnostics", OBJECT)
         entries = [] if entry is None else [{**entry, "folder": source.name.removeprefix(f"{experiment}/")}]
     else:

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.record_parts import LiveFolder, PackedLine, damage, packed_runs
-from reloss.experiment.records import RunRecord, read_run
+from reloss.experiment.record_parts import LiveFolder, PackedLine, damage, name_order, packed_runs
+from reloss.experiment.records import RunRecord, experiment_of, read_run
 from reloss.runtime.errors import RelossError
 from reloss.runtime.lock import is_locked
 from reloss.runtime.progress import say
@@ -76,8 +76,8 @@ def of_records(plan: Plan, losses: Sequence[str], runs: Path) -> list[Row]:
     for experiment in dict.fromkeys(cell.experiment for cell in wanted):
         found = []
         names = {folder.relative_to(runs).as_posix() for folder in (runs / experiment).glob("*/seed*")}
-        names |= {name for name in packed if name.startswith(f"{experiment}/")}
-        for name in sorted(names, key=lambda name: name.split("/")):
+        names |= {name for name in packed if experiment_of(name) == experiment}
+        for name in sorted(names, key=name_order):
             *_, loss, number = name.split("/")
             number = number.removeprefix("seed")
             if number.isdigit() and (not losses or loss.partition("@")[0] in losses):
