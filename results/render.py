@@ -11,17 +11,18 @@ draws, and the diagnostics.
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reloss.experiment.record_parts import LiveFolder
-from reloss.experiment.records import read_surrogate
+from reloss.experiment.records import read_records, read_surrogate
 from reloss.experiment.task import Task, tasks
 from reloss.pipeline.checkpoint_ranking import read_picture, write_picture
-from reloss.report.ablation import ablation_rows, render_ablation
-from reloss.report.correlation import correlation_rows, render_correlation
-from reloss.report.tables import HEADERS, Row, cells, render, table
-from reloss.report.tuned import render_tuned, tuned_rows
+from reloss.report.correlation_table import correlation_rows, correlation_table
+from reloss.report.table import PROVENANCE, Table
+from reloss.report.tables import read_table
+from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import read_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -60,17 +61,18 @@ def _copy(folder: Path, runs: Path, into: Path, names: tuple[str, ...]) -> None:
 def rendered() -> dict[Path, str]:
     """Return what each rendered file must hold."""
     files, summary = {}, []
-    for name in tasks():
-        rows = [row for row in table(name, HERE / "runs") if row.experiment not in RARE]
-        files[HERE / f"{name}.md"] = f"# {name}: results\n\n{render(rows, 'md')}\n"
+    records = read_records(HERE / "runs")
+    for name, task in tasks().items():
+        rows = [row for row in task_rows(task, records.runs) if row.experiment not in RARE]
+        files[HERE / f"{name}.md"] = f"# {name}: results\n\n{task_table(rows).markdown()}\n"
         summary += [row for row in rows if row.records]
-    files[README] = _between(README, _short(summary))
-    ranked = [row for row in correlation_rows(HERE / "runs") if row.experiment not in RARE]
-    files[HERE / "correlation.md"] = f"# How well each loss ranks\n\n{render_correlation(ranked, 'md')}\n"
+    files[README] = _between(README, _short(task_table(summary)))
+    ranked = [row for row in correlation_rows(records) if row.experiment not in RARE]
+    files[HERE / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
     rare, ablation = HERE / "rare" / "README.md", HERE / "ablation" / "README.md"
     files[rare] = _between(rare, "\n\n".join(_tuned(rare, score) for score in ("average_precision", "binary_f1")))
-    found = render_ablation(ablation_rows(ablation.parent / "runs"), "md")
-    files[ablation] = _between(ablation, f"{_tuned(ablation, 'accuracy')}\n\n{found}")
+    table = read_table("ablation", ablation.parent / "runs").markdown()
+    files[ablation] = _between(ablation, f"{_tuned(ablation, 'accuracy')}\n\n{table}")
     pages: dict[Path, Iterable[Task]] = {README: tasks().values()}
     pages |= {HERE.parent / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, of in pages.items():
@@ -79,7 +81,7 @@ def rendered() -> dict[Path, str]:
 
 
 def _tuned(page: Path, score: str) -> str:
-    return render_tuned(tuned_rows("classification", page.parent / "runs", score), score, "md")
+    return read_table("classification", page.parent / "runs", score).markdown()
 
 
 def _between(page: Path, text: str) -> str:
@@ -110,12 +112,10 @@ def _docker(of: Iterable[Task]) -> str:
     return "\n".join([*lines, "```"])
 
 
-def _short(rows: list[Row]) -> str:
-    """Return the README's table: the rows that were run, without the columns of provenance."""
-    kept = [index for index, header in enumerate(HEADERS) if header not in ("published", "error, %")]
-    lines = [[HEADERS[index] for index in kept], ["---"] * len(kept)]
-    lines += [[cells(row)[index] for index in kept] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _short(table: Table) -> str:
+    """Return the README's table: without the columns for provenance, the published number and the error."""
+    headers = [header for header in table.headers if header not in ("published", "error, %", *PROVENANCE)]
+    return replace(table.select(headers), note="").markdown()
 
 
 def main(arguments: list[str]) -> None:

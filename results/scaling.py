@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from reloss.experiment.config import override
 from reloss.experiment.records import RunRecord, read_runs
 from reloss.experiment.task import find_experiment
+from reloss.report.table import Table
 from reloss.runtime.files import write_text
 from reloss.sweep.plan import phases
 
@@ -176,12 +176,6 @@ def measured_rows() -> list[list[str]]:
     return rows
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def written(page: str, name: str, text: str) -> str:
     """Return the page with `text` between the marks called `name`."""
     begin, end = f"<!-- {name}: begin, written by `make scaling` -->", f"<!-- {name}: end -->"
@@ -200,8 +194,8 @@ def main() -> None:
         *("experiment", "GFLOP forward", "examples a run", "GPU-hours a run", f"runs, 2 losses, {SEEDS} seeds"),
         *("GPU-hours, all", "bytes an example", "bank, everything", "bank, kept"),
     )
-    page = written(page, "measured", table(measured, measured_rows()))
-    write_text(PAGE, written(page, "cost", table(cost, cost_rows())))
+    page = written(page, "measured", Table(measured, measured_rows()).markdown())
+    write_text(PAGE, written(page, "cost", Table(cost, cost_rows()).markdown()))
 
 
 if __name__ == "__main__":

@@ -219,25 +219,13 @@ class Table:
     """A score such as accuracy: compare each loss at the learning rate that is best for it on the validation split."""
 
     def __call__(self) -> None:
-        from reloss.report.ablation import ablation_rows, render_ablation
-        from reloss.report.correlation import correlation_rows, render_correlation
-        from reloss.report.tables import CORRELATION, left_out, render, table
-        from reloss.report.tuned import render_tuned, tuned_rows
+        from reloss.report.tables import read_table
         from reloss.runtime.progress import say
-        from reloss.sweep.plan import ABLATION
 
-        damaged: list[str] = []
-        if self.tuned:
-            text = render_tuned(tuned_rows(self.name, self.runs, self.tuned, damaged), self.tuned, self.format)
-        elif self.name == ABLATION:
-            text = render_ablation(ablation_rows(self.runs, damaged), self.format)
-        elif self.name == CORRELATION:
-            text = render_correlation(correlation_rows(self.runs, damaged), self.format)
-        else:
-            text = render(table(self.name, self.runs, damaged), self.format)
-        print(text + left_out(damaged, self.format))
-        for what in damaged:
-            say(f"left out: {what}")
+        table = read_table(self.name, self.runs, self.tuned, damaged=[])
+        print(table.render(self.format))
+        for message in table.skipped:
+            say(f"skipped: {message}")
 
 
 @dataclass
@@ -299,10 +287,10 @@ class Diagnose:
     """Print JSON."""
 
     def __call__(self) -> None:
-        from reloss.report.diagnostics import write
+        from reloss.report.diagnosis import write_diagnosis
 
-        text, entries = write(self.experiment, self.runs, self.out or self.runs / self.experiment / "diagnostics")
-        print(json.dumps(entries, indent=2) if self.json else text)
+        out = self.out or self.runs / self.experiment / "diagnostics"
+        print(write_diagnosis(self.experiment, self.runs, out).render("json" if self.json else "md"))
 
 
 @dataclass

@@ -31,3 +31,19 @@ def report_runs(tmp_path_factory):
     (damaged / "summary.json").write_text("{")
     surrogate_folder(runs / DIGITS / "surrogates" / "0123456789ab")
     return runs
+
+
+@pytest.fixture
+def write_summary(tmp_path):
+    """Writes the summary and the environment of one run of the digits experiment below `tmp_path`."""
+
+    def write(loss="ce", seed=0, accuracy=0.5, settings=(), protocol="p", status="finished", **more):
+        changed = ",".join(settings).replace("/", "_")
+        folder = tmp_path / DIGITS / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
+        summary = {"status": status, "experiment": DIGITS, "loss": loss, "settings": list(settings), "seed": seed}
+        scores = {"accuracy": accuracy} if status == "finished" else {}
+        write_json(folder / "summary.json", {**summary, "protocol": protocol, "scores": scores, **more})
+        command = f"reloss run {DIGITS} --loss {loss} --seed {seed}"
+        write_json(folder / "environment.json", {"commit": f"abc{seed}", "command": command})
+
+    return write

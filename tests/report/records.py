@@ -1,4 +1,4 @@
-"""Records as runs leave them, written in a moment."""
+"""Records as runs leave them, written quickly."""
 
 import io
 import json
@@ -15,7 +15,7 @@ HOSTILE = "<script>window.hostile = 1</script><img src=x onerror='window.hostile
 
 
 def record(runs, experiment, loss, seed, score, name="accuracy", settings=(), status="finished", **more):
-    """Write a record as a run leaves it, with 8 epochs of metrics; returns its folder."""
+    """Write a record as a run leaves it, with 8 epochs of metrics (3 if it is not finished); return its folder."""
     folder = runs / experiment / (f"{loss}@{','.join(settings)}" if settings else loss) / f"seed{seed}"
     facts = {"experiment": experiment, "loss": loss, "settings": list(settings), "seed": seed, "protocol": "p"}
     facts |= {"score": name, "wall_seconds": 90.0, "data": "d"}
@@ -29,7 +29,7 @@ def record(runs, experiment, loss, seed, score, name="accuracy", settings=(), st
 
 
 def png(text):
-    """Return a small picture that says `text` of itself."""
+    """Return a small PNG image with `text` as its description."""
     about = PngImagePlugin.PngInfo()
     about.add_text("Description", text)
     out = io.BytesIO()
@@ -38,7 +38,7 @@ def png(text):
 
 
 def surrogate(folder):
-    """Write a surrogate's card, history and picture, as learning leaves them."""
+    """Write a surrogate's card, history and picture, as a fit leaves them."""
     rng = random.Random(0)
     metric = [rng.random() for _ in range(40)]
     items = {

@@ -5,7 +5,8 @@ import json
 import pytest
 from small import DIGITS
 
-from reloss.report.correlation import HEADERS, correlation_rows, render_correlation
+from reloss.experiment.records import read_records
+from reloss.report.correlation_table import HEADERS, correlation_rows, correlation_table
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json
 
@@ -17,7 +18,7 @@ def card(objective="rank", **learn):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two surrogates, of which one has served a run, and a diagnosis of it and of cross-entropy."""
+    """Two surrogates, one of them used by a run, and a diagnosis of that one and of cross-entropy."""
     home = tmp_path / DIGITS
     write_json(home / "surrogates" / "one" / "surrogate.json", card())
     write_json(home / "surrogates" / "two" / "surrogate.json", card(penalty="off"))
@@ -32,18 +33,24 @@ def runs(tmp_path):
     return tmp_path
 
 
-def digits(rows):
-    return {row.surrogate: row for row in rows if row.experiment == DIGITS and row.loss in ("ce", "reloss")}
+def read_rows(runs, damaged=None):
+    return correlation_rows(read_records(runs, damaged))
 
 
-def test_each_loss_has_what_was_measured_of_it(runs):
-    found = digits(correlation_rows(runs))
-    assert list(found) == ["none", "one", "two penalty=off"]
-    ordinary, one, two = found.values()
+def digits_rows(runs, damaged=None):
+    """The rows of cross-entropy and of the surrogates, by the surrogate's name."""
+    rows = [row for row in read_rows(runs, damaged) if row.experiment == DIGITS and row.loss in ("ce", "reloss")]
+    return {row.surrogate: row for row in rows}
+
+
+def test_each_loss_has_its_measurements(runs):
+    rows = digits_rows(runs)
+    assert [(name, row.changes) for name, row in rows.items()] == [("", ()), ("one", ()), ("two", ("penalty=off",))]
+    ordinary, one, two = rows.values()
     assert ordinary.rankings == {
         "spearman": 0.88, "spearman_checkpoints": 0.8, "kendall_checkpoints": 0.6, "spearman_late": 0.5,
     }  # fmt: skip
-    assert one.rankings["spearman"] == 0.91  # of the fit, whatever else says so
+    assert one.rankings["spearman"] == 0.91  # from the fit, not from the diagnosis
     assert one.rankings["spearman_checkpoints"] == 0.9
     assert one.difference == pytest.approx(0.03)
     assert (one.items, one.checkpoints, one.commits, one.command) == (128, 40, ("abc",), "reloss run it")
@@ -52,12 +59,12 @@ def test_each_loss_has_what_was_measured_of_it(runs):
     assert two.records == (f"{DIGITS}/surrogates/two",)
 
 
-def test_the_diagnostics_of_the_last_run_serve_where_nothing_was_diagnosed(runs):
+def test_without_a_diagnosis_the_last_run_ranks_the_checkpoints(runs):
     (runs / DIGITS / "diagnostics" / "diagnostics.json").unlink()
     path = runs / DIGITS / "reloss" / "seed3" / "summary.json"
     measured = {"spearman_checkpoints": 0.7, "checkpoints": 20}
     write_json(path, {**json.loads(path.read_text()), "diagnostics": measured})
-    row = digits(correlation_rows(runs))["one"]
+    row = digits_rows(runs)["one"]
     assert (row.rankings["spearman_checkpoints"], row.checkpoints) == (0.7, 20)
 
 
@@ -66,21 +73,24 @@ def test_formats(runs, cli):
     assert code == 0
     assert f"| {DIGITS} | ce | none | accuracy | none | 0.880 | not measured | 0.800 |" in out
     assert f"| {DIGITS} | approx | none | accuracy | none | not run |" in out
-    rows = correlation_rows(runs)
-    table = list(csv.reader(io.StringIO(render_correlation(rows, "csv"))))
-    assert tuple(table[0]) == HEADERS
-    assert {len(row) for row in table} == {len(HEADERS)}
-    assert all(all(row) for row in table)
-    assert len(json.loads(render_correlation(rows, "json"))) == len(table) - 1
+    assert f"| {DIGITS} | reloss | two penalty=off | accuracy |" in out
+    table = correlation_table(read_rows(runs))
+    rows = list(csv.reader(io.StringIO(table.csv())))
+    assert tuple(rows[0]) == HEADERS
+    assert {len(row) for row in rows} == {len(HEADERS)}
+    assert all(all(row) for row in rows)
+    objects = json.loads(table.json())
+    assert len(objects) == len(rows) - 1
+    assert "two penalty=off" in [row["surrogate"] for row in objects]
 
 
-def test_a_damaged_card_is_named_or_left_out(runs):
+def test_a_damaged_card_is_named_and_skipped(runs):
     path = runs / DIGITS / "surrogates" / "one" / "surrogate.json"
     path.write_text("{")
     with pytest.raises(RelossError, match=r"one/surrogate\.json"):
-        correlation_rows(runs)
+        read_rows(runs)
     damaged = []
-    assert list(digits(correlation_rows(runs, damaged))) == ["none", "two penalty=off"]
+    assert list(digits_rows(runs, damaged)) == ["", "two"]
     assert len(damaged) == 1
     assert str(path) in damaged[0]
 
@@ -88,4 +98,4 @@ def test_a_damaged_card_is_named_or_left_out(runs):
 def test_no_folder(cli, tmp_path):
     code, _, err = cli("table", "correlation", "--runs", tmp_path / "none")
     assert code == 2
-    assert "begin with `reloss run`" in err
+    assert "start with `reloss run`" in err

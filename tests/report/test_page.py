@@ -3,6 +3,7 @@ import hashlib
 import io
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -13,15 +14,18 @@ from small import DIGITS
 from reloss.experiment.records import read_runs
 from reloss.experiment.task import tasks
 from reloss.report import sections
-from reloss.report.page import chip, forest, leading_number, page
+from reloss.report.forest import forest
+from reloss.report.images import MAX_SIDE, embed_png
+from reloss.report.page import page
 from reloss.report.statistics import Difference
-from reloss.report.tables import task_rows
+from reloss.report.task_table import task_rows
+from reloss.runtime.errors import RelossError
 
 VOID = {"meta", "link", "input", "img", "br", "wbr", "line", "path", "circle", "svg"}
 
 
 class Parsed(HTMLParser):
-    """The elements of a page with their attributes, and its text; an end that closes nothing is an error."""
+    """The elements of a page with their attributes, and its text; an end tag without a start tag is an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -67,7 +71,7 @@ def test_the_page_is_well_formed_and_loads_nothing(text, parsed):
 
 
 def test_the_policy_allows_this_style_and_script_alone(text, parsed):
-    (policy,) = [each["content"] for each in parsed.all("meta") if "http-equiv" in each]
+    (policy,) = [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta]
     assert policy.startswith("default-src 'none'; ")
     for tag in ("style", "script"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
@@ -76,73 +80,73 @@ def test_the_policy_allows_this_style_and_script_alone(text, parsed):
     assert not any("style" in attributes or "onclick" in attributes for _, attributes in parsed.elements)
 
 
-def test_whatever_a_record_says_is_text(text, parsed):
+def test_the_contents_of_a_record_are_escaped(text, parsed):
     assert "window.hostile" in " ".join(parsed.texts)
     assert "<script>window.hostile" not in text
     assert len(parsed.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in parsed.elements)
 
 
-def test_tables_are_told_to_those_who_do_not_see_them(parsed):
+def test_tables_and_charts_are_accessible(parsed):
     tables = parsed.all("table")
     assert len(tables) >= 5
     assert len(parsed.all("caption")) == len(tables)
     assert all("scope" in attributes for attributes in parsed.all("th"))
     assert all(attributes.get("alt") for attributes in parsed.all("img"))
-    pictures = [attributes for attributes in parsed.all("svg") if attributes.get("aria-hidden") != "true"]
-    assert len([each for each in pictures if each.get("role") == "img" and each.get("aria-label")]) >= 5
+    charts = [attributes for attributes in parsed.all("svg") if attributes.get("aria-hidden") != "true"]
+    assert len([chart for chart in charts if chart.get("role") == "img" and chart.get("aria-label")]) >= 5
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     named = {attributes["aria-labelledby"] for _, attributes in parsed.elements if "aria-labelledby" in attributes}
     assert named <= set(ids)
 
 
-def test_what_is_damaged_or_unknown_is_named(report_runs, text):
-    lacks = text[text.index("What this page lacks") : text.index("</section>")]
+def test_damaged_and_unknown_records_are_named(report_runs, text):
+    notice = text[text.index("What is missing on this page") : text.index("</section>")]
     for name in (
-        "multi30k_de_en_nat/nll/seed0/summary.json", "classification/gone_cnn/ce/seed0 is of an experiment",
+        "multi30k_de_en_nat/nll/seed0/summary.json", "classification/gone_cnn/ce/seed0: no table shows this record",
         "lsp_resnet18/mse/seed0/broken.png", "squad_minilm/reloss/seed0/examples.json",
         "squad_minilm/reloss/seed0/metrics.jsonl",
     ):  # fmt: skip
-        assert name in lacks
+        assert name in notice
 
 
-def test_numbers_are_those_of_the_tables(report_runs, parsed):
-    said = " ".join(parsed.texts)
-    for shown in ("92.00 ± 2.00", "94.00 ± 1.00", "is the baseline", "not in the paper", "rest on one seed"):
-        assert shown in said
-    assert "+2.00 [-0.48, +4.48]".replace(", ", ",\u00a0") in said
-    assert "ce against accuracy, ρ = 0.800" in said
-    assert "reloss 012345 against accuracy, ρ = 0.900" in said
-    assert f"{DIGITS}/reloss/seed2" in said
+def test_numbers_equal_those_of_the_tables(report_runs, parsed):
+    words = " ".join(parsed.texts)
+    for shown in ("92.00 ± 2.00", "94.00 ± 1.00", "is the baseline", "not in the paper", "come from one seed"):
+        assert shown in words
+    assert "+2.00 [-0.48, +4.48]".replace(", ", ",\u00a0") in words
+    assert "ce against accuracy, ρ = 0.800" in words
+    assert "reloss 012345 against accuracy, ρ = 0.900" in words
+    assert f"{DIGITS}/reloss/seed2" in words
     alts = [attributes["aria-label"] for attributes in parsed.all("svg") if attributes.get("role") == "img"]
     assert any("ce (3 seeds) ends at 92.00 %; reloss (3 seeds) ends at 94.00 %" in alt for alt in alts)
 
 
-def test_examples_are_cut_and_pictures_have_captions(text, parsed):
+def test_examples_are_cut_and_images_have_captions(text, parsed):
     assert text.count("Zürich 中文") == 7  # six wrong ones of nine, and the right one
     assert "one / two" in text
-    (picture,) = parsed.all("img")
-    assert picture["alt"] == "Persons with their joints (pose/lsp_resnet18/mse/seed0/persons.png)"
-    image = Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2])))
+    (embedded,) = parsed.all("img")
+    assert embedded["alt"] == "Persons with their joints (pose/lsp_resnet18/mse/seed0/persons.png)"
+    image = Image.open(io.BytesIO(base64.b64decode(embedded["src"].partition(",")[2])))
     assert (image.format, image.size) == ("WEBP", (60, 40))
 
 
-def test_an_empty_folder_says_how_to_begin(tmp_path):
+def test_an_empty_folder_names_the_first_command(tmp_path):
     text = page(tmp_path)
     assert "No records yet" in text
     assert "reloss demo" in text
-    assert "What this page lacks" not in text
+    assert "What is missing" not in text
     assert Parsed(text).open == []
 
 
-def test_records_without_metrics_have_tables_but_no_curves(report_runs, tmp_path):
+def test_records_without_metrics_have_tables_but_no_charts(report_runs, tmp_path):
     shutil.copytree(report_runs / DIGITS / "ce", tmp_path / DIGITS / "ce")
     for path in tmp_path.rglob("metrics.jsonl"):
         path.unlink()
     text = page(tmp_path)
     assert "92.00 ± 2.00" in text
-    assert "No curves: these records hold neither metrics.jsonl" in text
+    assert "No charts: these records hold neither metrics.jsonl" in text
 
 
 @pytest.mark.parametrize("name", ["surrogate.json", "picture.json", "history.jsonl"])
@@ -155,8 +159,8 @@ def test_damaged_surrogates_do_not_stop_the_page(report_runs, tmp_path, name, co
     assert Parsed(text).open == []
 
 
-def test_a_large_sweep_makes_no_large_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(sections, "PICTURE_BYTES", 3000)
+def test_a_large_sweep_fits_on_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "MAX_IMAGE_BYTES", 3000)
     for seed in range(20):
         for rate in range(10):
             folder = record(tmp_path, DIGITS, "ce", seed, 0.9, settings=(f"train.lr={rate}",))
@@ -166,60 +170,35 @@ def test_a_large_sweep_makes_no_large_page(tmp_path, monkeypatch):
     text = page(tmp_path)
     assert len(text) < 1_500_000
     assert "The page has no room for" in text
-    assert "4 more kinds are in the table only" in text
+    assert "4 more groups of runs are in the table only" in text
 
 
-def test_half_a_run_is_drawn_until_there_is_a_whole_one(tmp_path):
+def test_an_unfinished_run_is_drawn_only_without_a_finished_one(tmp_path):
     record(tmp_path, DIGITS, "ce", 0, 0.8, status="interrupted")
     assert "ce (1 seed) ends at 30.00 %" in page(tmp_path)
     record(tmp_path, DIGITS, "ce", 1, 0.8)
     assert "ce (1 seed) ends at 80.00 %" in page(tmp_path)
 
 
-def test_differences_share_a_scale_that_wide_intervals_leave(report_runs):
+def test_differences_share_a_scale_and_wide_intervals_are_cut(report_runs):
     (row,) = [
         row
         for row in task_rows(tasks()["classification"], read_runs(report_runs, []))
         if row.experiment == DIGITS and row.loss == "reloss" and not row.settings
     ]
 
-    def of(mean, low, high, n=3):
-        import dataclasses
-
-        return "classification", dataclasses.replace(row, difference=Difference(mean, low, high, n))
-
-    drawn = forest([of(2, 1, 3), of(-2, -3, -1), of(0, -3, 3), of(0.5, None, None, 1), of(0, -30, 30), of(1, -1, 3)])
+    differences = [
+        *(Difference(2, 1, 3, 3), Difference(-2, -3, -1, 3), Difference(0, -3, 3, 3)),
+        *(Difference(0.5, None, None, 1), Difference(0, -30, 30, 3), Difference(1, -1, 3, 3)),
+    ]
+    drawn = forest([("classification", replace(row, difference=difference)) for difference in differences])
     assert (drawn.above, drawn.below, drawn.within, drawn.single) == (1, 1, 3, 1)
     assert drawn.limit == 3
     first, *_, wide, _ = drawn.intervals
-    assert (first.low, first.at, first.high) == pytest.approx((50 + 50 / 3, 50 + 100 / 3, 100), abs=0.01)
-    assert wide.beyond == (True, True)
+    assert (first.low, first.mean, first.high) == pytest.approx((50 + 50 / 3, 50 + 100 / 3, 100), abs=0.01)
+    assert wide.cut == (True, True)
     assert (wide.low, wide.high) == (0, 100)
     assert forest([]).intervals == []
-
-
-@pytest.mark.parametrize(
-    ("status", "head", "tail"),
-    [
-        ("reproduced", "reproduced", ""),
-        ("reduced: a b=1", "reduced", "a b=1"),
-        ("not run (no record)", "not run", "no record"),
-        ("not run (seed 0 failed: f(x))", "not run", "seed 0 failed: f(x)"),
-        ("not in the paper; seed 1 failed: no (disk)", "not in the paper", "seed 1 failed: no (disk)"),
-        ("full protocol, no verified number to compare with", "full protocol", "no verified number to compare with"),
-    ],
-)
-def test_a_status_is_a_word_and_how(status, head, tail):
-    assert chip(status) == (head, tail)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("-0.25 [-1, 0.5]", -0.25), ("57.00 ± 1.00", 57), ("+1", 1), ("0.981", 0.981)]
-    + [(text, None) for text in ("not run", "+ 1 cross-entropy", "3x", "1.5-fold", "", "p")],
-)
-def test_a_cell_is_sorted_by_the_number_that_it_begins_with(text, number):
-    assert leading_number(text) == number
 
 
 def test_an_ablation_has_its_table(tmp_path):
@@ -243,13 +222,10 @@ def test_the_command_writes_one_file(cli, report_runs, tmp_path):
     assert "cannot write" in err
 
 
-def test_pictures_are_made_small_and_unreadable_ones_named(tmp_path):
-    from reloss.report.pictures import LONGEST, read_png
-    from reloss.runtime.errors import RelossError
-
+def test_images_are_scaled_down_and_unreadable_ones_named(tmp_path):
     Image.new("RGBA", (3000, 1500), (10, 20, 30, 0)).save(tmp_path / "large_one.png")
-    picture = read_png(tmp_path / "large_one.png", "there")
-    assert (picture.width, picture.height, picture.alt) == (LONGEST, LONGEST // 2, "large one")
+    embedded = embed_png(tmp_path / "large_one.png", "there")
+    assert (embedded.width, embedded.height, embedded.alt) == (MAX_SIDE, MAX_SIDE // 2, "large one")
     (tmp_path / "odd.png").write_bytes(png(HOSTILE)[:60])
-    with pytest.raises(RelossError, match=r"odd\.png cannot be read as a picture"):
-        read_png(tmp_path / "odd.png", "there")
+    with pytest.raises(RelossError, match=r"odd\.png cannot be read as an image"):
+        embed_png(tmp_path / "odd.png", "there")

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: what is seen, clicked, typed and read aloud."""
+"""The report in headless Chromium: layout, mouse, keyboard, contrast and network."""
 
 import os
 import shutil
@@ -114,13 +114,13 @@ def button(page, table, name):
 
 def test_it_shows_what_was_run_and_hides_what_was_not(visit):
     page = visit()
-    assert page.title() == "reloss: what was run, and what came out"
+    assert page.title() == "reloss: results"
     assert page.get_by_role("heading", name="Does training with it help?").is_visible()
     rows = shown(page)
     assert 5 <= len(rows) < 10
     assert not any("not run" in row for row in rows)
     assert page.locator("#count").inner_text().startswith(f"{len(rows)} of ")
-    page.get_by_label("show what was not run").check()
+    page.get_by_label("show rows without runs").check()
     every = shown(page)
     assert len(every) > 100
     assert any("no record" in row for row in every)
@@ -129,7 +129,7 @@ def test_it_shows_what_was_run_and_hides_what_was_not(visit):
 
 def test_a_click_sorts_by_number_and_once_more_turns_it_round(visit):
     page = visit()
-    page.get_by_label("show what was not run").check()
+    page.get_by_label("show rows without runs").check()
     ours = button(page, "results", "ours, %")
     header = page.locator("#results-caption ~ thead th", has_text="ours, %")
     for direction, sign in (("ascending", 1), ("descending", -1)):
@@ -173,7 +173,7 @@ def test_the_filter_keeps_one_task(visit):
     page.locator("#task").select_option("pose")
     assert shown(page, f"{ROWS} th") == ["pose/lsp_resnet18"]
     assert shown(page, ".experiment h3") == ["pose/lsp_resnet18"]
-    page.get_by_label("show what was not run").check()
+    page.get_by_label("show rows without runs").check()
     assert {name.split("/")[0] for name in shown(page, f"{ROWS} th")} == {"pose"}
     page.locator("#task").select_option("all")
     assert len(shown(page)) > 100
@@ -182,7 +182,7 @@ def test_the_filter_keeps_one_task(visit):
 @pytest.mark.parametrize("absent", [False, True])
 def test_a_phone_scrolls_the_tables_and_not_the_page(visit, absent):
     page = visit(viewport=PHONE)
-    page.get_by_label("show what was not run").set_checked(absent)
+    page.get_by_label("show rows without runs").set_checked(absent)
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("scrollTo(100, 0), scrollX") == 0
@@ -194,7 +194,7 @@ def test_a_phone_scrolls_the_tables_and_not_the_page(visit, absent):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out(visit, scheme):
     page = visit(color_scheme=scheme)
-    page.get_by_label("show what was not run").check()
+    page.get_by_label("show rows without runs").check()
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(word.strip("rgb() ")) for word in background.split(","))

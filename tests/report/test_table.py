@@ -14,7 +14,7 @@ ROWS = (
     ("ce", Sample(98, 0.5, 3), Missing("is the baseline"), 0.81815, 3, Code("reloss run a --loss ce")),
     ("a|b_c", Sample(97, None, 1), Difference(-1, -1.5, -0.5, 1), Missing("not measured"), 1, Code("reloss run a")),
 )
-TABLE = Table(HEADERS, ROWS, note="A note\nin two lines.", provenance=("command",), skipped=("a.json", "b.json"))
+TABLE = Table(HEADERS, ROWS, note="A note\nin two lines.", skipped=("a.json", "b.json"))
 
 
 def test_markdown_has_one_line_per_row_and_escapes_bars():

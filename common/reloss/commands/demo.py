@@ -1,30 +1,36 @@
-"""`reloss demo`: the whole line on scikit-learn's digits, in a few minutes on a laptop."""
+"""`reloss demo`: the whole path on scikit-learn's digits, in a few minutes on a laptop."""
+
+from __future__ import annotations
 
 import time
 from pathlib import Path
 
+from reloss.experiment.records import read_runs
 from reloss.experiment.task import find_experiment
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.metrics import get_metric
 from reloss.pipeline.stages import Request, run
 from reloss.report.figures import loss_against_metric, loss_curves, training_curves
 from reloss.report.page import write_report
-from reloss.report.tables import render, table
+from reloss.report.table import Table
+from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import read_json, write_text
 from reloss.runtime.progress import say
 from reloss.surrogates import ClassificationReLoss
 
 EXPERIMENT = "classification/digits_cnn"
+PRINTED = ("loss", "ours, %", "error, %", "difference to baseline", "Spearman", "n")
+"""The columns that fit a terminal."""
 
 
 def demo(out: Path, seeds: int) -> None:
-    """Train with cross-entropy while recording, learn one surrogate, train with it; then print the table, draw figures.
+    """Train with cross-entropy and record predictions, fit one surrogate, train with it, and report the results.
 
     Args:
-        out: folder for records (`runs/`), `table.md`, `figures/` and `report.html`.
-        seeds: of each loss.
+        out: folder for the records (`runs/`), `table.md`, `figures/` and `report.html`.
+        seeds: number of seeds of each loss.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     runs = out / "runs"
     losses = (find_experiment(EXPERIMENT)[1].ordinary_loss, "reloss")
     records = [
@@ -32,19 +38,25 @@ def demo(out: Path, seeds: int) -> None:
     ]
     _draw(records, runs, out / "figures")
     write_report(runs, out / "report.html")
-    rows = [row for row in table("classification", runs) if row.experiment == EXPERIMENT and row.records]
-    text = render(rows, "md")
-    write_text(out / "table.md", text + "\n")
-    _print(text)
+    table = _results(runs)
+    write_text(out / "table.md", table.markdown() + "\n")
+    print(f"\n{table.select(PRINTED).plain()}\n\n{table.note}")
     say(
-        f"\ntable, figures and records are in {out} ({time.monotonic() - began:.0f} s); all of it on one page, to open "
-        f"in a browser: {out / 'report.html'}"
+        f"\nThe table, figures and records are in {out} ({time.monotonic() - started:.0f} s). To see everything on one "
+        f"page, open {out / 'report.html'} in a browser."
     )
 
 
+def _results(runs: Path) -> Table:
+    """Return the results table of the experiment, without the losses that did not run."""
+    task = find_experiment(EXPERIMENT)[0]
+    return task_table([row for row in task_rows(task, read_runs(runs)) if row.experiment == EXPERIMENT and row.records])
+
+
 def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
-    reference = read_json(records[-1][1] / "summary.json")["surrogate"]
-    folder = runs / EXPERIMENT / reference["folder"]
+    """Draw the training curves, and the surrogate of the last run, into the folder `figures`."""
+    name = read_json(records[-1][1] / "summary.json")["surrogate"]["folder"]
+    folder = runs / EXPERIMENT / name
     surrogate = ClassificationReLoss.from_pretrained(folder)
     card = read_json(folder / "surrogate.json")
     options = LearnOptions.model_validate(card["learn"])
@@ -52,14 +64,3 @@ def _draw(records: list[tuple[str, Path]], runs: Path, figures: Path) -> None:
     loss_curves({"surrogate": surrogate}, figures / "loss_curve.png")
     bank = PredictionBank.open(runs / EXPERIMENT / "bank")
     loss_against_metric(surrogate, bank, get_metric(card["metric"]), options, figures / "loss_against_metric.png")
-
-
-def _print(markdown: str) -> None:
-    """Print the table without the long columns of provenance, aligned."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
-    rows = [[row[1], *row[4:9]] for row in lines if not row[0].startswith("---")]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    print(
-        "\n" + "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    )
-    print("\n" + markdown.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Records gathered for a table: those of one loss with the same settings, over seeds."""
+"""Runs grouped for a table: one group holds the runs of one loss with the same settings, one run per seed."""
 
 from __future__ import annotations
 
@@ -9,67 +9,67 @@ from statistics import mean
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
 
-RATE, BEGINNING = "train.lr=", "train.init="
+LEARNING_RATE, INITIALISATION = "train.lr=", "train.init="
 
 Key = tuple[str, tuple[str, ...]]
 """A loss and its settings, sorted."""
 
 
-def key_of(loss: str, settings: Iterable[str]) -> Key:
-    """Return the key of a group, whatever the order in which the settings were given."""
+def group_key(loss: str, settings: Iterable[str]) -> Key:
+    """Return the key of a group, which does not depend on the order of the settings."""
     return loss, tuple(sorted(settings))
 
 
-def group(summaries: Iterable[RunRecord]) -> dict[Key, list[RunRecord]]:
-    """Return the summaries of one experiment by loss and settings."""
+def group_runs(runs: Iterable[RunRecord]) -> dict[Key, list[RunRecord]]:
+    """Return the runs of one experiment by loss and settings."""
     groups: dict[Key, list[RunRecord]] = defaultdict(list)
-    for summary in summaries:
-        groups[key_of(summary.loss, summary.settings)].append(summary)
+    for run in runs:
+        groups[group_key(run.loss, run.settings)].append(run)
     return dict(groups)
 
 
-def scores(summaries: Iterable[RunRecord], score: str) -> dict[int, float]:
-    """Return a score in percent by seed, of finished runs that have it."""
-    kept = [summary for summary in summaries if summary.status == "finished" and score in summary.scores]
-    return {summary.seed: 100 * summary.scores[score] for summary in kept}
+def scores_by_seed(runs: Iterable[RunRecord], score: str) -> dict[int, float]:
+    """Return the score called `score`, in percent, of the finished runs that have it."""
+    return {run.seed: 100 * run.scores[score] for run in runs if run.status == "finished" and score in run.scores}
 
 
-def rate_of(config: Experiment, settings: Iterable[str]) -> float:
+def learning_rate(config: Experiment, settings: Iterable[str]) -> float:
     """Return the learning rate of a run with `settings`."""
-    given = [setting.removeprefix(RATE) for setting in settings if setting.startswith(RATE)]
-    return float(given[0] if given else config.model_dump()["train"]["lr"])
+    rates = [setting.removeprefix(LEARNING_RATE) for setting in settings if setting.startswith(LEARNING_RATE)]
+    return float(rates[0]) if rates else float(config.model_dump()["train"]["lr"])
 
 
-def baseline(groups: Mapping[Key, Sequence[RunRecord]], loss: str, like: RunRecord, score: str) -> Sequence[RunRecord]:
-    """Return the group of the ordinary `loss` that `like` is compared with, empty if there is none.
+def baseline_group(
+    groups: Mapping[Key, Sequence[RunRecord]], loss: str, run: RunRecord, score: str
+) -> Sequence[RunRecord]:
+    """Return the group of the ordinary `loss` that `run` is compared with, empty if there is none.
 
-    It has the same protocol and begins with the same weights, for fine-tuning comes on top of another training. Of
-    several, which differ in what may be tuned, the one with the best mean `score` on the validation split; where none
-    has that, the one with the fewest settings.
+    It has the same protocol and the same initialisation, because fine-tuning adds to an earlier training. Among several
+    groups, which differ in what may be tuned, it is the one with the best mean `score` on the validation split; if none
+    has that score, the one with the fewest settings.
     """
 
-    def preference(mine: Sequence[RunRecord]) -> tuple[float, int]:
-        validated = scores(mine, f"validation_{score}").values()
-        return mean(validated) if validated else float("-inf"), -len(mine[0].settings)
+    def preference(group: Sequence[RunRecord]) -> tuple[float, int]:
+        validation = scores_by_seed(group, f"validation_{score}").values()
+        return mean(validation) if validation else float("-inf"), -len(group[0].settings)
 
-    def alike(mine: RunRecord) -> bool:
-        return bool(mine.protocol == like.protocol and _beginning(mine) == _beginning(like))
+    def is_comparable(other: RunRecord) -> bool:
+        return other.protocol == run.protocol and _initialisation(other) == _initialisation(run)
 
-    same = (mine for key, mine in groups.items() if key[0] == loss and alike(mine[0]))
-    return max(same, key=preference, default=[])
-
-
-def _beginning(summary: RunRecord) -> list[str]:
-    return [setting for setting in summary.settings if setting.startswith(BEGINNING)]
+    candidates = (group for key, group in groups.items() if key[0] == loss and is_comparable(group[0]))
+    return max(candidates, key=preference, default=[])
 
 
-def commits(summaries: Iterable[RunRecord]) -> tuple[str, ...]:
-    """Return the commits that the runs were made at."""
-    return tuple(sorted({summary.commit for summary in summaries}))
+def _initialisation(run: RunRecord) -> list[str]:
+    return [setting for setting in run.settings if setting.startswith(INITIALISATION)]
 
 
-def unfinished(summaries: Iterable[RunRecord]) -> list[str]:
-    """Return what to say of the runs that did not finish, and why."""
-    return [
-        f"seed {s.seed} {s.status}" + (f": {s.cause}" if s.cause else "") for s in summaries if s.status != "finished"
-    ]
+def commits(runs: Iterable[RunRecord]) -> tuple[str, ...]:
+    """Return the commits of the code that the runs used."""
+    return tuple(sorted({run.commit for run in runs}))
+
+
+def unfinished_runs(runs: Iterable[RunRecord]) -> tuple[str, ...]:
+    """Return one remark for each run that did not finish, with the cause."""
+    unfinished = (run for run in runs if run.status != "finished")
+    return tuple(f"seed {run.seed} {run.status}" + (f": {run.cause}" if run.cause else "") for run in unfinished)

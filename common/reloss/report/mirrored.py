@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reloss.experiment import environment
 from reloss.experiment.task import tasks
-from reloss.report.tables import left_out, render, table
+from reloss.report.tables import read_table
 from reloss.runtime.files import read_json, sha256_of, short_hash, write_json, write_text
 from reloss.tracking.client import Artifact, WandbMirror
 
@@ -22,12 +22,11 @@ def mirror_tables(runs: Path) -> None:
     folder = runs / "tables"
     files: dict[str, Path] = {}
     for name in tasks():
-        damaged: list[str] = []
-        rows = table(name, runs, damaged)
-        if any(row.records for row in rows):
+        table = read_table(name, runs, damaged=[])
+        if any(row["records"] for row in table.objects or []):
             for format in FORMATS:
                 files[f"{name}.{format}"] = folder / f"{name}.{format}"
-                write_text(files[f"{name}.{format}"], render(rows, format) + left_out(damaged, format) + "\n")
+                write_text(files[f"{name}.{format}"], table.render(format) + "\n")
     for path in sorted(runs.glob("*/*/diagnostics/*.png")):
         files["-".join(path.relative_to(runs).parts)] = path
     if not files:

@@ -1,8 +1,7 @@
-"""What a page shows of one experiment: curves, pictures and examples, as far as its records hold them."""
+"""What the page shows of one experiment: charts, images and examples, as far as the records hold them."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,244 +9,185 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
-from reloss.experiment.records import Records, RunRecord, SurrogateRecord
-from reloss.pipeline.checkpoint_ranking import read_picture
+from reloss.experiment.config import Experiment
+from reloss.experiment.records import Records, RunRecord
 from reloss.report.charts import Chart, Series, chart
-from reloss.report.groups import group
-from reloss.report.pictures import Picture, read_png
+from reloss.report.groups import Key, group_runs
+from reloss.report.images import EmbeddedImage, embed_png
+from reloss.report.surrogate_charts import shown_surrogates, surrogate_charts
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 
-LINES = 6  # losses in a chart, and kinds of runs with pictures and examples
-EXAMPLES = 6  # of a kind
-PICTURE_BYTES = 6_000_000  # in the page, together; pictures beyond are left out, and said to be
+MAX_GROUPS = 6
+"""Groups of runs with a line in a chart, and with images and examples."""
+MAX_EXAMPLES = 6
+"""Examples of each kind."""
+MAX_IMAGE_BYTES = 6_000_000
+"""Size of all images of a page together."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples that a record left: kinds, such as right and wrong, of rows with equal keys."""
+    """Examples that a run kept: rows with the same keys, by kind, such as right and wrong."""
 
     label: str
     source: str
     kinds: dict[str, list[dict[str, str]]]
 
 
+@dataclass(frozen=True)
+class RunGroup:
+    """The runs of one loss with the same settings; the label lacks the settings that all groups share."""
+
+    label: str
+    loss: str
+    runs: Sequence[RunRecord]
+
+
 @dataclass
 class Section:
-    """What the page shows of one experiment."""
+    """What the page shows of one experiment.
 
-    name: str
+    Attributes:
+        config: the experiment.
+        task: name of its task.
+        about: one sentence about it.
+        shared_settings: settings that all runs share.
+        charts: training, and the surrogates.
+        images: figures that the runs kept.
+        examples: examples that the runs kept.
+    """
+
+    config: Experiment
     task: str
     about: str
-    paper: str
-    common: tuple[str, ...]
+    shared_settings: tuple[str, ...]
     charts: list[Chart] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[EmbeddedImage] = field(default_factory=list)
     examples: list[Examples] = field(default_factory=list)
 
 
 @dataclass
-class Reading:
-    """The records that are read, what was wrong in them, and what was left out of the page."""
+class Collector:
+    """Collects what a page shows, and what it lacks.
+
+    Attributes:
+        records: all records.
+        damaged: messages about what cannot be shown.
+        omitted: images that the page has no room for.
+        bytes_left: room for images.
+    """
 
     records: Records
     damaged: list[str]
-    left_out: list[str] = field(default_factory=list)
-    bytes_left: int = field(default_factory=lambda: PICTURE_BYTES)
+    omitted: list[str] = field(default_factory=list)
+    bytes_left: int = field(default_factory=lambda: MAX_IMAGE_BYTES)
 
-    def attempt(self, what: object, read: Callable[..., T], *arguments: Any) -> T | None:
-        """Return what `read` makes of the arguments, or None where it fails on `what`, which is then said."""
+    def attempt(self, name: object, read: Callable[..., T], *arguments: Any) -> T | None:
+        """Return `read(*arguments)`; if that fails, return None and add a message about `name`."""
         try:
             return read(*arguments)
         except RelossError as error:
             self.damaged.append(str(error))
         except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-            self.damaged.append(f"{what} cannot be shown ({type(error).__name__}: {error})")
+            self.damaged.append(f"{name} cannot be shown ({type(error).__name__}: {error})")
         return None
 
+    def images(self, folder: str) -> list[EmbeddedImage]:
+        """Return the PNG files in a folder below the records, as long as the page has room for them."""
+        images = []
+        for path in sorted((self.records.folder / folder).glob("*.png")):
+            image = self.attempt(path, embed_png, path, f"{folder}/{path.name}")
+            if image is not None and len(image.uri) > self.bytes_left:
+                self.omitted.append(image.source)
+            elif image is not None:
+                self.bytes_left -= len(image.uri)
+                images.append(image)
+        return images
 
-@dataclass(frozen=True)
-class Kind:
-    """The records of one loss with the same settings, over seeds; `label` leaves out what all kinds share."""
-
-    label: str
-    loss: str
-    summaries: list[RunRecord]
+    def examples(self, group: RunGroup) -> Examples | None:
+        """Return the first examples of each kind that the first run of a group kept, if it kept any."""
+        name = group.runs[0].name
+        path = self.records.folder / name / "examples.json"
+        return self.attempt(path, _read_examples, path, group.label, name) if path.exists() else None
 
 
-def section(task: str, config: Experiment, told: str, reading: Reading) -> Section:
+def experiment_section(task: str, config: Experiment, about: str, collector: Collector) -> Section:
     """Return what there is to show of an experiment."""
-    mine = [summary for summary in reading.records.runs if summary.experiment == config.name]
-    kinds, common = kinds_of(config, mine)
-    shown = Section(config.name, task, told.partition("\n")[0], config.paper, common)
-    shown.charts += _present([reading.attempt(config.name, training, config, kinds, reading)])
-    for loss, surrogate in surrogates_of(config, mine, reading.records.surrogates_of(config.name)):
-        shown.charts += reading.attempt(surrogate.name, surrogate_charts, config, loss, surrogate) or []
-    shown.pictures += pictures(f"{config.name}/diagnostics", reading)
-    for kind in kinds[:LINES]:
-        shown.pictures += pictures(kind.summaries[0].name, reading)
-        shown.examples += _present([examples(kind, reading)])
-    return shown
+    runs = [run for run in collector.records.runs if run.experiment == config.name]
+    surrogates = collector.records.surrogates_of(config.name)
+    groups, shared = run_groups(config, runs)
+    section = Section(config, task, about, shared)
+    section.charts += _present([collector.attempt(config.name, training_chart, config, groups, collector)])
+    for loss, surrogate in shown_surrogates(runs, surrogates):
+        section.charts += collector.attempt(surrogate.name, surrogate_charts, config, loss, surrogate) or []
+    section.images += collector.images(f"{config.name}/diagnostics")
+    for group in groups[:MAX_GROUPS]:
+        section.images += collector.images(group.runs[0].name)
+        section.examples += _present([collector.examples(group)])
+    return section
 
 
 def _present(values: Iterable[T | None]) -> list[T]:
     return [value for value in values if value is not None]
 
 
-def kinds_of(config: Experiment, summaries: Sequence[RunRecord]) -> tuple[list[Kind], tuple[str, ...]]:
-    """Return the kinds of records, the ordinary loss first, then by their mean score; and the settings all share."""
-    groups = group(summaries)
+def run_groups(config: Experiment, runs: Sequence[RunRecord]) -> tuple[list[RunGroup], tuple[str, ...]]:
+    """Return the groups of runs, and the settings that they share.
+
+    The ordinary loss comes first; the others follow by their mean score, the best first.
+    """
+    groups = group_runs(runs)
     shared = set.intersection(*(set(settings) for _, settings in groups)) if len(groups) > 1 else set()
 
-    def order(item: tuple[tuple[str, tuple[str, ...]], list[RunRecord]]) -> tuple[bool, float]:
-        found = [summary.scores[config.score] for summary in item[1] if config.score in summary.scores]
-        return item[0][0] != config.ordinary_loss, -float(np.mean(found)) if found else np.inf
+    def order(key: Key) -> tuple[bool, float]:
+        scores = [run.scores[config.score] for run in groups[key] if config.score in run.scores]
+        return key[0] != config.ordinary_loss, -float(np.mean(scores)) if scores else np.inf
 
-    kinds = [
-        Kind(" ".join([loss, *(setting for setting in settings if setting not in shared)]), loss, mine)
-        for (loss, settings), mine in sorted(groups.items(), key=order)
-    ]
-    return kinds, tuple(sorted(shared))
+    labels = {key: " ".join([key[0], *(setting for setting in key[1] if setting not in shared)]) for key in groups}
+    return [RunGroup(labels[key], key[0], groups[key]) for key in sorted(groups, key=order)], tuple(sorted(shared))
 
 
-def training(config: Experiment, kinds: Sequence[Kind], reading: Reading) -> Chart | None:
-    """Return the score on the validation split during training: mean over seeds, with a band from least to largest."""
-    metric, series, ends = f"validation_{config.score}", [], []
-    logs = [(kind, _logs(kind, metric, reading)) for kind in kinds]
-    drawn = [(kind, runs) for kind, runs in logs if runs]
-    for slot, (kind, runs) in enumerate(drawn[:LINES]):
-        common = sorted(set.intersection(*(set(run) for run in runs)))
-        if not common:
+def training_chart(config: Experiment, groups: Sequence[RunGroup], collector: Collector) -> Chart | None:
+    """Return the chart of the validation score during training: a line for the mean, a band from lowest to highest."""
+    curves = [(group.label, _validation_curves(config, group, collector)) for group in groups]
+    curves = [(label, runs) for label, runs in curves if runs]
+    series, ends = [], []
+    for slot, (label, runs) in enumerate(curves[:MAX_GROUPS]):
+        epochs = sorted(set.intersection(*(set(run) for run in runs)))
+        if not epochs:
             continue
-        values = 100 * np.array([[run[x] for x in common] for run in runs])
-        name = f"{kind.label} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
-        mean = values.mean(0)
-        series.append(Series(name, common, mean.tolist(), values.min(0).tolist(), values.max(0).tolist(), slot=slot))
+        values = 100 * np.array([[run[epoch] for epoch in epochs] for run in runs])
+        name = f"{label} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
+        mean, low, high = values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist()
+        series.append(Series(name, epochs, mean, low, high, slot=slot))
         ends.append(f"{name} ends at {mean[-1]:.2f} %")
-    more = f"; {len(drawn) - LINES} more kinds are in the table only" if len(drawn) > LINES else ""
-    shown = f"Training: {config.score} on the validation split"
-    return chart(f"{shown}{more}", "epoch", f"{config.score}, %", series, f"{shown} by epoch. {'; '.join(ends)}.")
+    hidden = len(curves) - MAX_GROUPS
+    more = f"; {hidden} more groups of runs are in the table only" if hidden > 0 else ""
+    title = f"Training: {config.score} on the validation split"
+    return chart(f"{title}{more}", "epoch", f"{config.score}, %", series, f"{title} by epoch. {'; '.join(ends)}.")
 
 
-def _logs(kind: Kind, metric: str, reading: Reading) -> list[dict[float, float]]:
-    """Return by run the metric at each epoch: of finished runs, or of all where none has finished."""
-    finished = [summary for summary in kind.summaries if summary.status == "finished"]
-    found = []
-    for summary in finished or kind.summaries:
-        lines = reading.attempt(summary.name, summary.metrics) or []
-        values = {line["epoch"]: line[metric] for line in lines if _number(line, "epoch") and _number(line, metric)}
-        found += [values] if values else []
-    return found
-
-
-def _number(line: Any, name: str) -> bool:
-    return isinstance(line, dict) and isinstance(line.get(name), int | float)
-
-
-def surrogates_of(
-    config: Experiment, summaries: Sequence[RunRecord], surrogates: Sequence[SurrogateRecord]
-) -> list[tuple[str, SurrogateRecord]]:
-    """Return of each learned loss the surrogate that most records were trained with; without records, the first."""
-    known = {surrogate.reference: surrogate for surrogate in surrogates}
-    used = {loss: Counter[str]() for loss in LEARNED_LOSSES}
-    for summary in summaries:
-        if summary.loss in used and summary.surrogate:
-            used[summary.loss][summary.surrogate] += 1
-    chosen = [(loss, counts.most_common(1)[0][0]) for loss, counts in used.items() if counts]
-    if not chosen:
-        return [("reloss", surrogate) for surrogate in surrogates[:1]]
-    return [(loss, known[reference]) for loss, reference in chosen if reference in known]
-
-
-def surrogate_charts(config: Experiment, loss: str, surrogate: SurrogateRecord) -> list[Chart]:
-    """Return a surrogate's charts: both losses against the metric, what was learned, and how the learning went.
-
-    Raises:
-        RelossError: its picture or history is damaged; also KeyError and the like where they lack something.
-    """
-    drawn = read_picture(surrogate) or {}
-    name = f"{loss} {surrogate.name.rpartition('/')[2][:6]}"
-    found: list[Chart | None] = []
-    if "items" in drawn:
-        rho = {"ordinary": surrogate.fit["spearman_ordinary"], "surrogate": surrogate.fit["spearman"]}
-        for slot, (key, label) in enumerate((("ordinary", config.ordinary_loss), ("surrogate", name))):
-            found.append(_against_metric(drawn["items"], key, label, surrogate.metric, rho[key], slot))
-    if "curve" in drawn:
-        found.append(_curve(drawn["curve"], config.ordinary_loss, name))
-    if "examples" in drawn:
-        found.append(_examples_chart(drawn["examples"], config.ordinary_loss, name))
-    return _present([*found, _history(surrogate, name)])
-
-
-Values = Mapping[str, Sequence[float]]
-
-
-def _against_metric(items: Values, key: str, label: str, metric: str, rho: float, slot: int) -> Chart | None:
-    alt = (
-        f"Scatter of the loss {label} against {metric} of {len(items['metric'])} held-out recorded items; the rank "
-        f"correlation of minus the loss with the metric is {rho:.3f}."
-    )
-    points = [Series(label, items["metric"], items[key], kind="points", slot=slot)]
-    return chart(f"{label} against {metric}, ρ = {rho:.3f}", f"{metric} of an item", label, points, alt)
-
-
-def _curve(curve: Values, ordinary: str, name: str) -> Chart | None:
-    lines = [
-        Series(label, curve["probability"], curve[key], slot=slot)
-        for slot, (key, label) in enumerate((("ordinary", ordinary), ("surrogate", name)))
-    ]
-    alt = f"The learned loss {name} and {ordinary} against the target's probability, less their value at 1."
-    return chart("The learned loss as a curve", "probability of the target", "loss, less that at 1", lines, alt)
-
-
-def _examples_chart(examples: Values, ordinary: str, name: str) -> Chart | None:
-    points = [Series(name, examples["ordinary"], examples["surrogate"], kind="points", slot=1)]
-    alt = f"Scatter of the learned loss {name} against {ordinary}, of {len(examples['ordinary'])} single examples."
-    return chart("The learned loss, example by example", f"{ordinary} of an example", name, points, alt)
-
-
-def _history(surrogate: SurrogateRecord, name: str) -> Chart | None:
-    lines = [line for line in surrogate.history() if _number(line, "step")]
-    series = [
-        Series(label, [line["step"] for line in kept], [line[key] for line in kept], slot=slot)
-        for slot, (key, label) in enumerate((("spearman", "recorded items"), ("spearman_synthetic", "synthetic items")))
-        if (kept := [line for line in lines if _number(line, key)])
-    ]
-    alt = f"Spearman's rank correlation of minus the loss {name} with the metric, on held-out items, as it is learned."
-    return chart(f"Learning {name}", "step", "Spearman, held-out items", series, alt)
-
-
-def pictures(folder: str, reading: Reading) -> list[Picture]:
-    """Return the pictures in a folder below the records, as long as the page has room for them."""
-    found = []
-    for path in sorted((reading.records.folder / folder).glob("*.png")):
-        picture = reading.attempt(path, read_png, path, f"{folder}/{path.name}")
-        if picture is None:
-            continue
-        if len(picture.uri) > reading.bytes_left:
-            reading.left_out.append(f"{folder}/{path.name}")
-            continue
-        reading.bytes_left -= len(picture.uri)
-        found.append(picture)
-    return found
-
-
-def examples(kind: Kind, reading: Reading) -> Examples | None:
-    """Return the first examples of each kind that the first record of a kind of run left, if it did."""
-    record = kind.summaries[0].name
-    path = reading.records.folder / record / "examples.json"
-    return reading.attempt(path, _read_examples, path, kind.label, record) if path.exists() else None
+def _validation_curves(config: Experiment, group: RunGroup, collector: Collector) -> list[Mapping[float, float]]:
+    """Return the validation score by epoch for each finished run, or for each run if none has finished."""
+    score = f"validation_{config.score}"
+    finished = [run for run in group.runs if run.status == "finished"]
+    curves = []
+    for run in finished or group.runs:
+        lines = collector.attempt(run.name, run.metrics) or []
+        curves.append({line["epoch"]: line[score] for line in lines if "epoch" in line and score in line})
+    return [curve for curve in curves if curve]
 
 
 def _read_examples(path: Path, label: str, record: str) -> Examples:
     kinds = {
-        name: [{key: _told(value) for key, value in row.items()} for row in rows[:EXAMPLES]]
-        for name, rows in read_json(path).items()
+        kind: [{key: _text(value) for key, value in row.items()} for row in rows[:MAX_EXAMPLES]]
+        for kind, rows in read_json(path).items()
     }
-    return Examples(label, f"{record}/{path.name}", {name: rows for name, rows in kinds.items() if rows})
+    return Examples(label, f"{record}/{path.name}", {kind: rows for kind, rows in kinds.items() if rows})
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return " / ".join(map(str, value)) if isinstance(value, list) else str(value)

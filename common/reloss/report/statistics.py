@@ -23,10 +23,6 @@ class Sample(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
-    def shown(self) -> str:
-        """Return the text of a table's cell."""
-        return str(self)
-
     def interval(self) -> tuple[float, float]:
         """Return the 95 % t interval of the mean; for one value, that value twice."""
         half = _half_width(self.std, self.n) if self.std is not None else 0.0
@@ -44,10 +40,6 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else "(one seed)"
         return f"{self.mean:+.2f} {interval}"
-
-    def shown(self) -> str:
-        """Return the text of a table's cell."""
-        return str(self)
 
 
 def describe(values: Sequence[float]) -> Sample:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reloss.report.row_status import RowStatus
 from reloss.report.statistics import Difference, Sample
 from reloss.runtime.errors import UsageError
 
 FORMATS = ("md", "csv", "tex", "json")
+PROVENANCE = ("command", "commit", "record")
+"""Headers of the columns that tell where a row comes from. LaTeX has no room for these; it writes them as comments."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,13 @@ class Code:
         return f"`{self.text}`"
 
 
-Cell = str | int | float | Number | Sample | Difference | Missing | Code
+Cell = str | int | float | Number | Sample | Difference | Missing | Code | RowStatus
 """What a cell can hold. A float is shown with the table's number of digits, everything else as its `str`."""
+
+
+def cell_text(cell: Cell, digits: int = 3) -> str:
+    """Return the text of a cell."""
+    return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
 
 
 def names_cell(names: Iterable[str]) -> Cell:
@@ -77,8 +85,6 @@ class Table:
         rows: cells of each row, in the order of the headers.
         note: text below the table, in Markdown and LaTeX.
         digits: digits of a float after the decimal point.
-        provenance: headers of the columns that tell where a row comes from. LaTeX has no room for these; it writes them
-            as a comment after each row.
         objects: rows as JSON objects, where these hold more than the cells; by default the cells by header.
         skipped: messages about the damaged records that the table lacks, shown in Markdown and LaTeX.
     """
@@ -87,17 +93,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     digits: int = 3
-    provenance: Collection[str] = ()
     objects: Sequence[Mapping[str, Any]] | None = None
     skipped: Sequence[str] = ()
 
     def texts(self) -> list[list[str]]:
         """Return the text of every cell, row by row, each on one line."""
-        return [[_one_line(self.text(cell)) for cell in row] for row in self.rows]
-
-    def text(self, cell: Cell) -> str:
-        """Return the text of a cell."""
-        return f"{cell:.{self.digits}f}" if isinstance(cell, float) else str(cell)
+        return [[_one_line(cell_text(cell, self.digits)) for cell in row] for row in self.rows]
 
     def select(self, headers: Sequence[str]) -> Table:
         """Return a table with the columns called `headers`, in this order.
@@ -128,7 +129,7 @@ class Table:
     def csv(self) -> str:
         """Return comma-separated values, the headers first."""
         out = io.StringIO()
-        rows = [[self.text(cell) for cell in row] for row in self.rows]
+        rows = [[cell_text(cell, self.digits) for cell in row] for row in self.rows]
         csv.writer(out, lineterminator="\n").writerows([self.headers, *rows])
         return out.getvalue().rstrip("\n")
 
@@ -147,7 +148,7 @@ class Table:
 
     def latex(self) -> str:
         """Return a LaTeX table with the rules of the package booktabs; note and skipped records are comments."""
-        columns = [column for column, header in enumerate(self.headers) if header not in self.provenance]
+        columns = [column for column, header in enumerate(self.headers) if header not in PROVENANCE]
         lines = ["\\usepackage{booktabs}", _one_line(self.note)]
         lines = [f"% {line}" for line in lines if line]
         lines += [rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\toprule"]
@@ -181,6 +182,8 @@ def _json_value(cell: Cell) -> Any:
         return cell.value
     if isinstance(cell, Missing):
         return None
+    if isinstance(cell, RowStatus):
+        return str(cell)
     return cell.text if isinstance(cell, Code) else cell
 
 

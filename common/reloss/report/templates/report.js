@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, the filter by task, and the switch for what was not run. Without this script all rows are shown as they are.
+// Sorts tables, filters by task, and hides rows without runs. Without this script, all rows are shown.
 {
   const order = new Intl.Collator("en", { numeric: true });
 
@@ -8,7 +8,7 @@
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
   };
 
-  // Numbers before words, whichever the direction: what was not measured stays at the end.
+  // Numbers come before words in both directions, so that cells without a value stay at the end.
   const compare = (a, b, sign) => {
     if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
     return sign * (typeof a === "number" ? a - b : order.compare(a, b));
@@ -16,7 +16,7 @@
 
   const sort = (table, header) => {
     const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    for (const each of table.tHead.rows[0].cells) each.removeAttribute("aria-sort");
+    for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row) => [key(row, header.cellIndex), row]);
@@ -36,9 +36,9 @@
   const task = document.getElementById("task");
   const absent = document.getElementById("absent");
   const filter = () => {
-    for (const each of document.querySelectorAll("[data-task]")) {
-      const other = task.value !== "" && each.dataset.task !== task.value;
-      each.hidden = other || ("absent" in each.dataset && !absent.checked);
+    for (const element of document.querySelectorAll("[data-task]")) {
+      const filtered = task.value !== "" && element.dataset.task !== task.value;
+      element.hidden = filtered || ("absent" in element.dataset && !absent.checked);
     }
     const rows = [...document.querySelectorAll("#results-caption ~ tbody tr")];
     document.getElementById("count").textContent =
@@ -50,9 +50,9 @@
   document.querySelector(".controls").hidden = false;
   filter();
 
-  // On paper nothing can be opened.
+  // Nothing can be opened on paper, so print everything open.
   const closed = () => [...document.querySelectorAll("details:not([open])")];
   let opened = [];
-  addEventListener("beforeprint", () => { opened = closed(); for (const each of opened) each.open = true; });
-  addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
+  addEventListener("beforeprint", () => { opened = closed(); for (const details of opened) details.open = true; });
+  addEventListener("afterprint", () => { for (const details of opened) details.open = false; });
 }

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from reloss.report.ablation import HEADERS, ablation_rows, best_variants, render_ablation
+from reloss.experiment.records import read_records
+from reloss.report.ablation_table import HEADERS, ablation_rows, ablation_table, best_variants, started_ablations
+from reloss.report.row_status import RowKind
 from reloss.runtime.files import write_json
 
 DIGITS = "classification/digits_cnn"
@@ -12,7 +14,7 @@ DIGITS = "classification/digits_cnn"
 
 @pytest.fixture
 def runs(tmp_path):
-    """Records of the baseline, the centre and one variant, which failed once, as a sweep with data.format=folder."""
+    """Records of a sweep with data.format=folder: the baseline, the centre and one variant with a failed run."""
 
     def record(loss, own, seed, validation, status="finished", **more):
         settings = ["data.format=folder", *own]
@@ -34,32 +36,41 @@ def runs(tmp_path):
     return tmp_path
 
 
+def read_rows(runs):
+    return ablation_rows(read_records(runs))
+
+
 def row_of(rows, value):
     (row,) = [row for row in rows if row.experiment == DIGITS and row.value == value]
     return row
 
 
 def test_rows(runs):
-    rows = ablation_rows(runs)
+    rows = read_rows(runs)
     centre = row_of(rows, "fidelity=corrected")
     assert centre.validation.mean == pytest.approx(57)
     assert centre.test.mean == pytest.approx(47)
     assert centre.difference.mean == pytest.approx(2)
     assert centre.rankings["spearman_checkpoints"] == 0.7
-    assert (centre.rankings["spearman"], centre.seconds, centre.status) == (0.9, 4.0, "finished")
+    assert (centre.rankings["spearman"], centre.seconds, centre.status.kind) == (0.9, 4.0, RowKind.FINISHED)
     assert row_of(rows, "cross-entropy").difference is None
     (off,) = [row for row in rows if (row.experiment, row.factor, row.value) == (DIGITS, "penalty", "off")]
     assert (off.validation.n, off.difference.mean) == (1, pytest.approx(-10))
-    assert off.status == "seed 1 failed: diverged"
-    assert row_of(rows, "Kendall").status == "not run (no record)"
+    assert (off.status.kind, str(off.status)) == (RowKind.INCOMPLETE, "seed 1 failed: diverged")
+    assert str(row_of(rows, "Kendall").status) == "not run (no record)"
 
 
 def test_the_best_paired_difference_is_named(runs, tmp_path):
-    assert {name: row.value for name, row in best_variants(ablation_rows(runs)).items()} == {
-        DIGITS: "fidelity=corrected"
-    }
+    best = best_variants(read_rows(runs))
+    assert {name: row.value for name, row in best.items()} == {DIGITS: "fidelity=corrected"}
     (tmp_path / "empty").mkdir()
-    assert best_variants(ablation_rows(tmp_path / "empty")) == {}
+    assert best_variants(read_rows(tmp_path / "empty")) == {}
+
+
+def test_only_experiments_with_variants_are_started(runs, tmp_path):
+    assert {row.experiment for row in started_ablations(read_rows(runs))} == {DIGITS}
+    (tmp_path / "empty").mkdir()
+    assert started_ablations(read_rows(tmp_path / "empty")) == []
 
 
 def test_formats(runs, cli):
@@ -70,14 +81,15 @@ def test_formats(runs, cli):
     assert "not run" in out
     assert out.rstrip().endswith(" Commits: abc.")
     assert f"Best differences: {DIGITS}: centre fidelity=corrected, +2.00 [" in out
-    rows = list(csv.reader(io.StringIO(render_ablation(ablation_rows(runs), "csv"))))
+    table = ablation_table(read_rows(runs))
+    rows = list(csv.reader(io.StringIO(table.csv())))
     assert tuple(rows[0]) == HEADERS
     assert {len(row) for row in rows} == {len(HEADERS)}
-    assert len(json.loads(render_ablation(ablation_rows(runs), "json"))) == len(rows) - 1
-    assert r"\midrule" in render_ablation(ablation_rows(runs), "tex")
+    assert len(json.loads(table.json())) == len(rows) - 1
+    assert r"\midrule" in table.latex()
 
 
 def test_no_folder(cli, tmp_path):
     code, _, err = cli("table", "ablation", "--runs", tmp_path / "none")
     assert code == 2
-    assert "begin with `reloss sweep ablation`" in err
+    assert "start with `reloss sweep ablation`" in err

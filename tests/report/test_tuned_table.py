@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from reloss.report.tuned import HEADERS, render_tuned, tuned_rows
+from reloss.experiment.records import read_runs
+from reloss.experiment.task import tasks
+from reloss.report.tuned_table import HEADERS, tuned_rows, tuned_table
 from reloss.runtime.files import write_json
 
 DIGITS = "classification/digits_cnn"
@@ -10,7 +12,7 @@ DIGITS = "classification/digits_cnn"
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two losses at two learning rates: validation prefers another rate for each, and than the test set would."""
+    """Losses at several learning rates. Validation prefers a different rate for each loss than the test set does."""
 
     def record(loss, settings, seed, validation, test, status="finished"):
         folder = tmp_path / DIGITS / f"{loss}@{','.join(settings)}" / f"seed{seed}"
@@ -30,13 +32,20 @@ def runs(tmp_path):
     return tmp_path
 
 
+def read_rows(runs):
+    return tuned_rows(tasks()["classification"], read_runs(runs), "accuracy")
+
+
 def test_each_loss_at_its_best_rate_on_the_validation_split(runs):
-    ce, approx, reloss, mixed = tuned_rows("classification", runs, "accuracy")
+    ce, approx, reloss, mixed = read_rows(runs)
     assert (ce.best, reloss.best, mixed.best) == (0.2, 0.05, 0.1)
     assert (ce.rates, reloss.rates) == ((0.05, 0.2), (0.05, 0.2, 0.4))
     assert (ce.failed, reloss.failed) == ({}, {0.4: "2 of 2 failed"})
     assert (ce.test.mean, reloss.validation.mean) == (pytest.approx(55), pytest.approx(65))
-    assert (approx.best, approx.failed) == (0.05, {0.2: "1 of 2 failed"})  # not by those of its runs that survived
+    assert (approx.best, approx.failed) == (
+        0.05,
+        {0.2: "1 of 2 failed"},
+    )  # a rate with a failed run does not win by the others
     assert ce.difference is None
     assert reloss.difference.mean == pytest.approx(6)
     assert mixed.settings == ("train.ordinary_weight=1",)
@@ -47,9 +56,9 @@ def test_formats(runs, cli):
     code, out, _ = cli("table", "classification", "--tuned", "accuracy", "--runs", runs)
     assert code == 0
     assert f"| {DIGITS} | reloss | none | 0.05, 0.2, 0.4 (2 of 2 failed) | 0.05 | 65.00 ± 0.00 | 61.00 ± 7.07 | " in out
-    rows = tuned_rows("classification", runs, "accuracy")
-    assert render_tuned(rows, "accuracy", "csv").splitlines()[0].startswith(",".join(HEADERS[:4]))
-    assert json.loads(render_tuned(rows, "accuracy", "json"))[1]["best"] == 0.05
+    table = tuned_table(read_rows(runs), "accuracy")
+    assert table.csv().splitlines()[0].startswith(",".join(HEADERS[:4]))
+    assert json.loads(table.json())[1]["best"] == 0.05
 
 
 @pytest.mark.parametrize("words", [("classification", "--tuned", "acuracy"), ("classificaton", "--tuned", "accuracy")])
