@@ -1,4 +1,4 @@
-"""Soft ranks and their gradients equal those of diffsort, which multiplies dense matrices."""
+"""Soft ranks and their gradients equal diffsort, which multiplies dense matrices."""
 
 from typing import get_args
 

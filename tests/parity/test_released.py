@@ -1,4 +1,4 @@
-"""Ranks, surrogates and the objective equal those of the authors' release, recorded in fixtures."""
+"""Ranks, surrogates and the objective equal the authors' release, recorded in fixtures."""
 
 import pytest
 import torch

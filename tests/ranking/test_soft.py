@@ -1,4 +1,4 @@
-"""The properties that all methods share, those of the sums only, derivatives, and edge cases."""
+"""Soft ranks: properties of all methods, further properties of the sums, derivatives, and edge cases."""
 
 from itertools import pairwise
 from typing import get_args

@@ -26,7 +26,7 @@ from reloss.runtime.progress import progress
 
 Metric = Callable[[Any, Any], Tensor]  # outputs and targets are tensors; only for bleu they are lists of strings
 
-FEW_ITEMS = 8  # up to this number, there is no progress bar and no worker
+FEW_ITEMS = 8  # no progress bar for so few items, and no workers for so few remaining ones
 PATIENCE = 2.0  # seconds of work in this process before workers start, about the time that they take to start
 TASK_SECONDS = 0.2  # seconds of work that a worker gets at a time
 
@@ -41,7 +41,7 @@ class PerItem:
     Args:
         function: (outputs [B, ...], targets [B, ...]) -> a number. Both tensors are on the CPU, and the function may
             modify them. Or a torchmetrics object: a copy of it is reset for each item.
-        name: the name in messages; by default that of the function.
+        name: the name in messages; by default the function's name.
         workers: number of worker processes; by default the number of cores. With 1, everything runs in this process.
 
     Attributes:

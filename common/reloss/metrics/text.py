@@ -26,7 +26,7 @@ def span_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     Args:
         outputs: [N, B, 2] first and last position, inclusive. If the first is `NO_ANSWER` (-1), the prediction is no
             answer, whatever the last is. A span that ends before it starts is empty and scores 0.
-        targets: [N, B, G, 2] gold spans, of which the best counts. A row that starts with -1 means no answer. A row
+        targets: [N, B, G, 2] gold spans; only the best one counts. A row that starts with -1 means no answer. A row
             that starts with `SPAN_PADDING` (-2) is ignored.
 
     Returns:

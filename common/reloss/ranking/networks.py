@@ -135,8 +135,8 @@ def _rank_sweeps(values: Tensor, wiring: Wiring, comparator: Comparator) -> tupl
     would map and unmap memory in every layer.
 
     Returns:
-        The ranks, and [3, K, *values.shape]: for each layer the weights, the differences of the values to those of
-        their partners, and the differences of the places.
+        The ranks, and [3, K, *values.shape]: for each layer the weights, the partner's value minus the own value, and
+        the own place minus the partner's place.
     """
     saved = values.new_empty(3, len(wiring.partners), *values.shape)
     weights, differences, gaps = (part.unbind() for part in saved.unbind())
