@@ -36,10 +36,11 @@ from reloss.learning.objective import correlate, rank_objective
 from reloss.metrics import accuracy
 from reloss.report.table import Table
 from reloss.surrogates import SurrogateLoss
+from reloss.surrogates.options import PRESETS, Fidelity
 
 ITEMS, EXAMPLES, CLASSES = 256, 128, 100
 RECORDED_ITEMS = 640
-FIDELITIES = ("released", "corrected")
+FIDELITIES: tuple[Fidelity, ...] = ("released", "corrected")
 FIELDS = ("fidelity", "step", "ms", "speedup", "peak_mib", "objective difference", "gradient difference", "note")
 
 
@@ -70,11 +71,11 @@ def loop_objective(surrogate: SurrogateLoss, items: Items, options: LearnOptions
     return -correlation + options.penalty_weight * torch.stack(penalties).mean()
 
 
-def measure_fidelity(fidelity: str, bank: PredictionBank, device: str, runs: int) -> list[dict[str, Any]]:
+def measure_fidelity(fidelity: Fidelity, bank: PredictionBank, device: str, runs: int) -> list[dict[str, Any]]:
     """Return one row for the loop and one for reloss, for the objective of a fidelity."""
     options = LearnOptions(fidelity=fidelity, items=ITEMS)
     torch.manual_seed(0)
-    fit = Fit(ClassificationReLoss(options.input, options.output), bank, Measure(accuracy, True), options, device)
+    fit = Fit(ClassificationReLoss(**PRESETS[fidelity]), bank, Measure(accuracy, True), options, device)
 
     def loop_step() -> None:
         items, _ = fit.sampler.draw()

@@ -11,8 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.config import override
 from reloss.experiment.records import RunRecord, read_runs
+from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment
 from reloss.report.table import Table
 from reloss.runtime.files import write_text

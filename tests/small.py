@@ -2,3 +2,9 @@
 
 DIGITS = "classification/digits_cnn"
 SMALL = ("train.epochs=1", "learn.steps=10", "learn.items=16")
+
+
+def merged(*groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings of several groups; where a key occurs twice, the last value counts."""
+    values = {setting.partition("=")[0]: setting for group in groups for setting in group}
+    return tuple(values.values())

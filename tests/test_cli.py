@@ -23,7 +23,8 @@ def test_list_names_every_experiment(cli):
         "task": "classification",
         "data": "digits",
         "losses": ["ce", "label_smoothing", "approx", "reloss"],
-        "paper": "none: a smoke test",
+        "scope": "extra",
+        "scope_note": "a smoke test",
     }
     code, out, _ = cli("list")
     assert code == 0
@@ -144,7 +145,7 @@ def test_learn_outside_any_task(cli, improving_bank, tmp_path):
     code, again, err = cli(*words)
     assert (code, json.loads(again)) == (0, card["fit"])
     assert f"finished already: {out_folder}" in err
-    for other in (["--set", "steps=61"], ["--kind", "set"], ["--metric", "macro_f1"]):
+    for other in (["--set", "learning_rate=0.02"], ["--kind", "set"], ["--metric", "macro_f1"]):
         code, _, err = cli(*words, *other)
         assert code == 2
         assert f"{out_folder} holds a surrogate of another fit already; choose another --out" in err

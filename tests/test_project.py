@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reloss.experiment.config import Scope
 from reloss.experiment.task import tasks
 from reloss.learning import PredictionBank
 from reloss.runtime.files import write_json, write_text
@@ -60,8 +61,8 @@ def test_what_every_table_of_the_paper_costs_is_said() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+/\w+) \| [\d.]+ \| [\d.e+]+ \| [\d.,]+ \| 10 \|", page, flags=re.MULTILINE)
     assert rows == list(SIZES)
-    experiments = {name: make().paper for task in tasks().values() for name, make in task.experiments.items()}
-    assert set(rows) >= {name for name, paper in experiments.items() if not paper.startswith(("none", "reduced"))}
+    experiments = {name: make().scope for task in tasks().values() for name, make in task.experiments.items()}
+    assert set(rows) >= {name for name, scope in experiments.items() if scope is Scope.PAPER}
 
 
 def test_rendered_results_have_not_drifted() -> None:

@@ -34,9 +34,9 @@ def _flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 def _options_of_the_fit() -> str:
     """Return the help of all of them."""
-    from reloss.learning.options import described
+    from reloss.learning.options import describe_options
 
-    return f"\n{described()}"
+    return f"\n{describe_options()}"
 
 
 def _losses(text: str) -> list[str]:
@@ -61,14 +61,15 @@ class List:
         for task in tasks().values():
             for make in task.experiments.values():
                 config: Any = make()
-                row = {"name": config.name, "task": task.name, "data": config.data.name}
-                rows.append({**row, "losses": list(config.losses), "paper": config.paper})
+                row = {"name": config.name, "task": task.name, "data": config.data.name, "losses": list(config.losses)}
+                rows.append({**row, "scope": config.scope, "scope_note": config.scope_note})
         if self.json:
             print(json.dumps(rows, indent=2))
             return
         width = max(len(row["name"]) for row in rows)
         for row in rows:
-            print(f"{row['name']:<{width}}  {row['data']:<9} {', '.join(row['losses'])}; paper: {row['paper']}")
+            losses = ", ".join(row["losses"])
+            print(f"{row['name']:<{width}}  {row['data']:<9} {losses}; {row['scope']}: {row['scope_note']}")
 
 
 @dataclass
@@ -83,7 +84,8 @@ class Show:
     """Changes, such as train.epochs=30 data.format=folder."""
 
     def __call__(self) -> None:
-        from reloss.experiment.config import override, to_yaml
+        from reloss.experiment.config import to_yaml
+        from reloss.experiment.settings import override
         from reloss.experiment.task import find_experiment
 
         print(to_yaml(override(find_experiment(self.experiment)[1], _flat(self.set))), end="")
@@ -160,8 +162,10 @@ class Learn:
     """Options of the fit, such as fidelity=released steps=200; with their defaults these:"""
 
     def __call__(self) -> None:
-        from reloss.experiment.config import override
+
+        from reloss.experiment.config import SurrogateSection
         from reloss.experiment.seeds import seed_everything
+        from reloss.experiment.settings import override
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import METRICS, get_metric
         from reloss.pipeline.stages import learn
@@ -173,7 +177,9 @@ class Learn:
         get_metric(self.metric)
         if self.lower_is_better and self.metric in METRICS:
             raise UsageError(f"of {self.metric} higher is better; drop --lower-is-better")
-        options = override(LearnOptions(), _flat(self.set))
+        network = [each for each in _flat(self.set) if each.partition("=")[0] in SurrogateSection.model_fields]
+        options = override(LearnOptions(), [each for each in _flat(self.set) if each not in network])
+        section = override(SurrogateSection(), network).with_fidelity(options.fidelity)
         surrogate_class, bank = find_kind(self.kind).__name__, PredictionBank.open(self.bank)
         asked = {
             **{"class": surrogate_class, "metric": self.metric, "higher_is_better": not self.lower_is_better},
@@ -189,13 +195,7 @@ class Learn:
         distributed.start()
         seed_everything(options.seed)
         try:
-            surrogate = build(
-                self.kind,
-                bank.output_shape(),
-                fidelity=options.fidelity,
-                input=options.input,
-                output=options.output,
-            )
+            surrogate = build(self.kind, bank.output_shape(), fidelity=options.fidelity, **section.model_dump())
         except ValueError as error:
             raise RelossError(f"--kind {self.kind} does not go with the bank {self.bank}: {error}") from error
         fit = learn(surrogate, bank, self.metric, options, self.out, not self.lower_is_better)
@@ -408,7 +408,7 @@ class Data:
     """Changes of the config, such as data.format=folder."""
 
     def __call__(self) -> None:
-        from reloss.experiment.config import override
+        from reloss.experiment.settings import override
         from reloss.experiment.task import tasks
         from reloss.runtime.errors import unknown
 

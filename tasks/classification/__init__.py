@@ -1,5 +1,13 @@
 """Image classification through torchvision and accelerate."""
 
-from reloss_tasks.classification.task import ClassificationTask
+from reloss.experiment.task import Task
+from reloss_tasks.classification.ablation import ABLATION
+from reloss_tasks.classification.experiments import EXPERIMENTS
 
-TASK = ClassificationTask()
+TASK = Task(
+    name="classification",
+    package=__name__,
+    libraries=("torchvision", "accelerate"),
+    experiments=EXPERIMENTS,
+    ablation=ABLATION,
+)

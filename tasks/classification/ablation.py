@@ -22,8 +22,8 @@ FACTORS = {
         "example, weight 0.1": "learn.penalty_weight=0.1",
         "example, weight 1": "learn.penalty_weight=1",
     },
-    "input": {"p": "learn.input=probability"},
-    "output": {"absolute": "learn.output=absolute", "identity": "learn.output=identity"},
+    "input": {"p": "surrogate.input=probability"},
+    "output": {"absolute": "surrogate.output=absolute", "identity": "surrogate.output=identity"},
     "calibration": {"off": "learn.calibrate=false"},
     "mixing": {
         "+ 0.5 cross-entropy": "train.ordinary_weight=0.5",

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from reloss.experiment.task import KIND_OF_FINGERPRINT
+from reloss.experiment.task import CONTENTS
 from reloss.runtime import download
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import hash_of_files
@@ -176,7 +176,7 @@ def _thinned(config: Data, positive: np.ndarray, indices: np.ndarray) -> np.ndar
     return np.sort(np.concatenate((positives, negatives)))
 
 
-def describe(config: Data, root: Path) -> str:
+def check(config: Data, root: Path) -> str:
     """Return one line that says what was found.
 
     Raises:
@@ -230,7 +230,7 @@ def fingerprint(config: Data, root: Path) -> str:
         kind = _as_downloaded(config)
         paths = [root / kind.base_folder / name for name in _downloaded_files(kind)]
         digest = hash_of_files(root, [path for path in paths if path.exists()])
-    return f"{KIND_OF_FINGERPRINT}-{digest[:16]}"
+    return f"{CONTENTS}-{digest[:16]}"
 
 
 def _folder(config: Data, root: Path) -> Path:

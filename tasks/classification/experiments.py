@@ -6,7 +6,7 @@ here or stated by a source that they name.
 
 from collections.abc import Callable
 
-from reloss.experiment.config import Recording
+from reloss.experiment.config import Recording, Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.classification.config import ClassificationExperiment, Data, Model, Train
 
@@ -22,7 +22,8 @@ def digits_cnn() -> ClassificationExperiment:
     """
     return ClassificationExperiment(
         name="classification/digits_cnn",
-        paper="none: a smoke test",
+        scope=Scope.EXTRA,
+        scope_note="a smoke test",
         data=Data(name="digits", format="sklearn", image_size=8, validation_fraction=0.2, workers=0),
         model=Model(name="digits_cnn"),
         train=Train(epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4),
@@ -56,7 +57,8 @@ def cifar10_cnn() -> ClassificationExperiment:
     """
     return ClassificationExperiment(
         name="classification/cifar10_cnn",
-        paper="none: a small network for ablations",
+        scope=Scope.EXTRA,
+        scope_note="a small network for ablations",
         data=Data(
             name="cifar10", format="torchvision", image_size=32, per_class=1000, validation_fraction=0.1, workers=0
         ),
@@ -180,7 +182,8 @@ def _cifar(data: str, model: str) -> ClassificationExperiment:
     """Return the recipe of He et al. (2016, section 4.2): 64,000 steps of 128, lr divided by 10 after 1/2 and 3/4."""
     return ClassificationExperiment(
         name=f"classification/{data}_{model}",
-        paper=PAPER,
+        scope=Scope.PAPER,
+        scope_note=PAPER,
         data=Data(name=data, format="torchvision", image_size=32),
         model=Model(name=model),
         train=Train(epochs=164, batch_size=128, lr=0.1, weight_decay=1e-4, schedule="step", milestones=(82, 123)),
@@ -197,7 +200,8 @@ def _rare(
     """
     return ClassificationExperiment(
         name=f"classification/{name}",
-        paper="none: a metric that does not decompose over examples",
+        scope=Scope.EXTRA,
+        scope_note="a metric that does not decompose over examples",
         score="average_precision",
         metric="average_precision",
         losses=("ce", "weighted_ce", "focal", "smooth_ap", "approx", "reloss"),
@@ -215,7 +219,8 @@ def _imagenet(
     """Return torchvision's reference recipe (references/classification) for a batch of 256."""
     return ClassificationExperiment(
         name=f"classification/imagenet_{model.replace('_', '')}",
-        paper=PAPER,
+        scope=Scope.PAPER,
+        scope_note=PAPER,
         data=Data(name="imagenet", format="folder", image_size=224, workers=16),
         model=Model(name=model),
         train=Train(

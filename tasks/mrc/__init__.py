@@ -1,5 +1,11 @@
 """Machine reading comprehension through transformers."""
 
-from reloss_tasks.mrc.task import ReadingTask
+from reloss.experiment.task import Task
+from reloss_tasks.mrc.experiments import EXPERIMENTS
 
-TASK = ReadingTask()
+TASK = Task(
+    name="mrc",
+    package=__name__,
+    libraries=("accelerate", "transformers", "tokenizers"),
+    experiments=EXPERIMENTS,
+)

@@ -148,7 +148,7 @@ def _files(config: Data) -> list[str]:
     return [config.train_file] + ([config.test_file] if config.test_file is not None else [])
 
 
-def describe(config: Data, root: Path) -> str:
+def check(config: Data, root: Path) -> str:
     """Return one line that says what was found.
 
     Raises:

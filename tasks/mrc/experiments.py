@@ -8,7 +8,7 @@ sets are those that are usual, the recipe is that of transformers' own example o
 from collections.abc import Callable
 from typing import Any
 
-from reloss.experiment.config import Recording
+from reloss.experiment.config import Recording, Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.mrc.config import Data, Model, ReadingExperiment, Train
 
@@ -96,7 +96,8 @@ def squad_minilm() -> ReadingExperiment:
     """
     return ReadingExperiment(
         name="mrc/squad_minilm",
-        paper="reduced: a small encoder, 4,000 training and 1,000 test questions",
+        scope=Scope.REDUCED,
+        scope_note="a small encoder, 4,000 training and 1,000 test questions",
         data=Data(
             name="squad",
             **FILES["squad"],
@@ -123,7 +124,8 @@ def cmrc2018_small() -> ReadingExperiment:
     """
     return ReadingExperiment(
         name="mrc/cmrc2018_small",
-        paper="reduced: a tiny encoder on 1,002 questions shows that the path works",
+        scope=Scope.REDUCED,
+        scope_note="a tiny encoder on 1,002 questions shows that the path works",
         data=Data(
             name="cmrc2018",
             **{**FILES["cmrc2018"], "train_file": "trial.json", "test_file": None},
@@ -143,7 +145,8 @@ def _full(name: str, data: str, model: str, lr: float = 3e-5, **lengths: int) ->
     """Return the recipe of transformers' example on the whole of a data set."""
     return ReadingExperiment(
         name=f"mrc/{name}",
-        paper=PAPER,
+        scope=Scope.PAPER,
+        scope_note=PAPER,
         data=Data(name=data, **FILES[data], **lengths),
         model=Model(name=model),
         train=Train(epochs=2, batch_size=12, lr=lr, checkpoints_per_epoch=4, precision="bf16"),

@@ -1,5 +1,11 @@
 """Neural machine translation through fairseq."""
 
-from reloss_tasks.nmt.task import TranslationTask
+from reloss.experiment.task import Task
+from reloss_tasks.nmt.experiments import EXPERIMENTS
 
-TASK = TranslationTask()
+TASK = Task(
+    name="nmt",
+    package=__name__,
+    libraries=("ve-fairseq", "sentencepiece", "sacrebleu"),
+    experiments=EXPERIMENTS,
+)

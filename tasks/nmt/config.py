@@ -1,82 +1,82 @@
 """The typed config of machine translation: what differs between experiments. Imports no torch.
 
-Models, optimisation and decoding are fairseq's; `commands.py` says how a config becomes fairseq's arguments.
+Models, optimisation and decoding are fairseq's; `arguments.py` turns a config into fairseq's arguments.
 """
 
+import re
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from reloss.experiment.config import Experiment, Recording, Section
-from reloss.learning.options import LearnOptions
-from reloss.runtime.files import short_hash
+from reloss.experiment.config import DataSection, Experiment, Recording, RequiredRun, Section, TrainSection
+
+RECORD_NAME = re.compile(r"(\w+/\w+)/(\w+)/seed(\d+)")
 
 
-class Data(Section):
+class Data(DataSection):
     """Which sentence pairs, and their subwords."""
 
-    name: str = Field(description="folder of DATA that holds {train,valid,test}.{source,target}, a sentence a line")
-    source: str
-    target: str
-    subwords: int = Field(ge=8, description="of the sentencepiece BPE that is learned on both languages together")
-    lowercase: bool = Field(False, description="texts are lower-cased, and scored without regard to case")
-    distilled: bool = Field(False, description="targets to train on are a teacher's translations")
-    teacher: str = Field("", description="record in RUNS, finished, to distil from or to begin with")
-    workers: int = Field(0, ge=0, description="processes that load batches")
+    name: str = Field(description="folder of DATA that holds {train,valid,test}.{source,target}, one sentence per line")
+    source: str = Field(description="source language, the ending of its files")
+    target: str = Field(description="target language, the ending of its files")
+    subwords: int = Field(ge=8, description="size of the sentencepiece BPE vocabulary, learned on both languages")
+    lowercase: bool = Field(False, description="lower-case all texts, and score without regard to case")
+    distilled: bool = Field(False, description="train on a teacher's translations instead of the references")
+    teacher: str = Field("", description="finished record below RUNS to distil from or to take initial weights from")
+    workers: int = Field(0, ge=0, description="number of processes that load batches")
 
 
 class Model(Section):
     """A Transformer, non-autoregressive (with length prediction) or autoregressive."""
 
-    kind: Literal["nat", "at"]
-    layers: int = Field(6, ge=1, description="of the encoder, and of the decoder")
-    width: int = Field(512, ge=1)
-    feedforward: int = Field(2048, ge=1)
-    heads: int = Field(8, ge=1)
-    dropout: float = Field(ge=0, lt=1)
-    positions: Literal["learned", "sinusoidal"] = Field("learned", description="embeddings of a NAT's places")
-    copy_source: bool = Field(False, description="a NAT's decoder begins with source embeddings, evenly spread")
+    kind: Literal["nat", "at"] = Field(description="nat: non-autoregressive; at: autoregressive")
+    layers: int = Field(6, ge=1, description="number of layers of the encoder, and of the decoder")
+    width: int = Field(512, ge=1, description="size of the embeddings")
+    feedforward: int = Field(2048, ge=1, description="hidden size of the feed-forward layers")
+    heads: int = Field(8, ge=1, description="number of attention heads")
+    dropout: float = Field(ge=0, lt=1, description="dropout probability")
+    positions: Literal["learned", "sinusoidal"] = Field("learned", description="position embeddings of a NAT")
+    copy_source: bool = Field(False, description="a NAT's decoder starts from evenly spread source embeddings")
 
 
-class Train(Section):
-    """The recipe."""
+class Train(TrainSection):
+    """The recipe: Adam."""
 
-    updates: int = Field(ge=1)
+    updates: int = Field(ge=1, description="number of updates")
     max_tokens: int = Field(
-        ge=1, description="of a batch; of several processes each has a share, and no longer sentences are trained on"
+        ge=1, description="tokens in a batch, shared by all processes; longer sentences are not trained on"
     )
-    accumulate: int = Field(1, ge=1, description="batches of one update (fairseq's --update-freq)")
-    lr: float = Field(gt=0)
-    schedule: Literal["inverse_sqrt", "linear"] = Field("inverse_sqrt", description="linear: down to 0 at the end")
-    warmup_updates: int = Field(ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(0.0, ge=0, description="0: off")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    length_weight: float = Field(0.1, ge=0, description="of the length loss of a non-autoregressive model")
-    ordinary_weight: float = Field(0.0, ge=0, description="label-smoothed NLL added to any other loss, times this")
-    init: Literal["scratch", "baseline"] = Field("scratch", description="baseline: fine-tune its weights of this seed")
-    from_teacher: bool = Field(False, description="scratch begins with the teacher's weights as far as they fit")
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    accumulate: int = Field(1, ge=1, description="batches per update (fairseq's --update-freq)")
+    schedule: Literal["inverse_sqrt", "linear"] = Field(
+        "inverse_sqrt", description="schedule of the learning rate; linear: down to 0 at the last update"
+    )
+    warmup_updates: int = Field(ge=0, description="updates in which the learning rate rises linearly")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of Adam")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="smoothing of the likelihood")
+    length_weight: float = Field(0.1, ge=0, description="weight of the length loss of a NAT")
+    from_teacher: bool = Field(False, description="init scratch starts from those weights of the teacher that fit")
 
 
 class Decode(Section):
     """How test sentences are translated."""
 
-    beam: int = Field(1, ge=1, description="of an autoregressive model; a non-autoregressive one: lengths tried")
-    iterations: int = Field(0, ge=0, description="refinements of a non-autoregressive translation")
-    max_tokens: int = Field(8000, ge=1)
+    beam: int = Field(1, ge=1, description="beam size of an autoregressive model; number of lengths tried by a NAT")
+    iterations: int = Field(0, ge=0, description="number of refinements of a NAT's translation")
+    max_tokens: int = Field(8000, ge=1, description="tokens in a batch")
 
 
 class TokenRecording(Recording):
-    """What the baseline leaves in the prediction bank."""
+    """What the baseline records in the prediction bank."""
 
-    length: int = Field(64, ge=1, description="tokens of a sentence that are recorded")
+    length: int = Field(64, ge=1, description="number of tokens of a sentence that are recorded")
 
 
 class TranslationExperiment(Experiment):
     """An experiment of machine translation."""
 
-    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.ordinary_weight")
+    PROTOCOL: ClassVar[tuple[str, ...]] = ("data", "model", "train", "decode")
+    OUTSIDE_PROTOCOL: ClassVar[tuple[str, ...]] = ("data.workers",)
 
     score: str = "sacreBLEU"
     metric: str = "token_bleu"
@@ -85,9 +85,15 @@ class TranslationExperiment(Experiment):
     train: Train
     decode: Decode = Decode()
     recording: TokenRecording = TokenRecording()
-    learn: LearnOptions = LearnOptions()
 
-    def protocol(self) -> str:
-        """Return a hash of data, model and recipe but for what may be tuned for each loss."""
-        data = self.data.model_dump(exclude={"workers"})
-        return short_hash([data, self.model.model_dump(), self.recipe(), self.decode.model_dump()])
+    @property
+    def surrogate_kind(self) -> str:
+        """The kind of surrogate for translations."""
+        return "translation"
+
+    def required_runs(self) -> list[RequiredRun]:
+        """Return the teacher's run, if the experiment distils from it or takes its weights."""
+        teacher = RECORD_NAME.fullmatch(self.data.teacher)
+        if teacher is None or not (self.data.distilled or self.train.from_teacher):
+            return []
+        return [RequiredRun(teacher[1], teacher[2], int(teacher[3]))]

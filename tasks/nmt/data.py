@@ -28,7 +28,7 @@ def text_files(config: Data, folder: Path) -> dict[tuple[str, str], Path]:
     return {(split, lang): root / f"{split}.{lang}" for split in SPLITS for lang in (config.source, config.target)}
 
 
-def describe(config: Data, folder: Path) -> str:
+def check(config: Data, folder: Path) -> str:
     """Return what was found.
 
     Raises:
@@ -58,7 +58,7 @@ def _check_parallel(counts: Mapping[Path, int]) -> None:
 
 def fingerprint(config: Data, folder: Path) -> str:
     """Return a hash over the texts."""
-    describe(config, folder)
+    check(config, folder)
     return _hash_of(text_files(config, folder).values())
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from reloss.experiment.config import Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, TranslationExperiment
 
 PAPER = "non-autoregressive translation (its models and scores are not recorded)"
-NOT_IN_PAPER = "none: the paper improves non-autoregressive translation"
+NOT_IN_PAPER = "the paper improves non-autoregressive translation"
 LOSSES = {"nat": ("nll", "bon", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
 # The hypothesis is in the targets, so items are recorded ones and mixtures of checkpoints.
 LEARN = LearnOptions(items=32, steps=300, mixture="checkpoints")
@@ -108,7 +109,8 @@ SMALL = {
 def _multi30k(kind: str, train: Train) -> TranslationExperiment:
     return TranslationExperiment(
         name=f"nmt/multi30k_de_en_{kind}",
-        paper="reduced: 29,000 captions and a small model",
+        scope=Scope.REDUCED,
+        scope_note="29,000 captions and a small model",
         ordinary_loss=LOSSES[kind][0],
         losses=LOSSES[kind],
         data=Data(
@@ -153,7 +155,8 @@ def _large(
     """Return the recipe of fairseq's examples for NAT and Transformer: Adam, inverse square root, batches of 8,000."""
     return TranslationExperiment(
         name=f"nmt/{name}_{source}_{target}_{kind}",
-        paper=PAPER if kind == "nat" else NOT_IN_PAPER,
+        scope=Scope.PAPER if kind == "nat" else Scope.EXTRA,
+        scope_note=PAPER if kind == "nat" else NOT_IN_PAPER,
         ordinary_loss=LOSSES[kind][0],
         losses=LOSSES[kind],
         data=Data(

@@ -1,5 +1,11 @@
 """Human pose estimation through mmpose."""
 
-from reloss_tasks.pose.task import PoseTask
+from reloss.experiment.task import Task
+from reloss_tasks.pose.experiments import EXPERIMENTS
 
-TASK = PoseTask()
+TASK = Task(
+    name="pose",
+    package=__name__,
+    libraries=("mmpose", "mmengine", "mmcv-lite", "xtcocotools"),
+    experiments=EXPERIMENTS,
+)

@@ -1,54 +1,48 @@
 """The typed config of pose estimation: what differs between experiments. Imports no torch.
 
-Networks, codecs, augmentation and schedules are mmpose's, in the config file that `model.config` names.
+Networks, codecs, augmentation and schedules come from the mmpose config file that `model.config` names.
 """
 
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from reloss.experiment.config import Experiment, Section
-from reloss.learning.options import LearnOptions
-from reloss.runtime.files import short_hash
+from reloss.experiment.config import DataSection, Experiment, Section, TrainSection
 
 
-class Data(Section):
+class Data(DataSection):
     """Which persons."""
 
     name: Literal["coco", "lsp"]
     held_out: int = Field(
-        0, ge=0, description="training persons, the last ones, that are validated on; with 0 the curve is the test's"
+        0, ge=0, description="number of training persons, the last ones, to validate on; 0: the test set"
     )
     boxes: Literal["detector", "annotated"] = Field(
-        description="of the persons to test on: from a detector's file (COCO's protocol), or as annotated"
+        description="boxes of the test persons: from a detector's file (COCO's protocol), or as annotated"
     )
     test_dev: bool = Field(False, description="predict COCO's test-dev images too, for its server to score")
-    workers: int = Field(4, ge=0, description="processes that load images")
+    workers: int = Field(4, ge=0, description="number of processes that load images")
 
 
 class Model(Section):
-    """Which network, by mmpose's config."""
+    """Which network, by its mmpose config."""
 
-    config: str = Field(description="a file in tasks/pose/configs, or one that mmpose ships, as mmpose::<path>")
-    pretrained: bool = Field(description="start from the backbone's weights that the config downloads")
+    config: str = Field(description="file in tasks/pose/configs, or a config that mmpose ships, as mmpose::<path>")
+    pretrained: bool = Field(description="start from the backbone weights that the config downloads")
 
 
-class Train(Section):
-    """The recipe; what is not here is the mmpose config's own."""
+class Train(TrainSection):
+    """The recipe; everything else is the mmpose config's own."""
 
-    epochs: int = Field(ge=1, description="the config's milestones are moved in proportion")
-    batch_size: int = Field(ge=1, description="of all processes together")
-    lr: float = Field(gt=0)
-    validate_every: int = Field(10, ge=1, description="epochs")
-    ordinary_weight: float = Field(0.0, ge=0, description="mean squared error added to a learned loss, times this")
-    init: Literal["scratch", "baseline"] = Field("scratch", description="baseline: fine-tune its weights of this seed")
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    epochs: int = Field(ge=1, description="number of epochs; the config's milestones move in proportion")
+    batch_size: int = Field(ge=1, description="persons in a batch, over all processes together")
+    validate_every: int = Field(10, ge=1, description="epochs between two validations")
 
 
 class PoseExperiment(Experiment):
     """An experiment of pose estimation."""
 
-    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.ordinary_weight")
+    OUTSIDE_PROTOCOL: ClassVar[tuple[str, ...]] = ("data.workers", "data.test_dev")
 
     metric: str = "heatmap_pck"
     ordinary_loss: str = "mse"
@@ -56,10 +50,8 @@ class PoseExperiment(Experiment):
     data: Data
     model: Model
     train: Train
-    learn: LearnOptions = LearnOptions()
 
-    def protocol(self) -> str:
-        """Return a hash of data, model and recipe but for what may be tuned for each loss."""
-        return short_hash(
-            [self.data.model_dump(exclude={"workers", "test_dev"}), self.model.model_dump(), self.recipe()]
-        )
+    @property
+    def surrogate_kind(self) -> str:
+        """The kind of surrogate for heatmaps."""
+        return "pose"

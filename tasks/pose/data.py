@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
-from reloss.experiment.task import KIND_OF_FINGERPRINT
+from reloss.experiment.task import CONTENTS
 from reloss.runtime.download import fetch, member_path
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import atomic, hash_of_files, read_json, short_hash
@@ -105,7 +105,7 @@ def _unpack(archive: Path, needed: tuple[str, ...], root: Path) -> None:
         raise RelossError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
 
 
-def describe(config: Data, folder: Path) -> str:
+def check(config: Data, folder: Path) -> str:
     """Return what was found.
 
     Raises:
@@ -169,4 +169,4 @@ def fingerprint(config: Data, folder: Path) -> str:
         images += [root / place / image["file_name"] for image in labels["images"]]
     files = [root / path for path in (*ANNOTATIONS[name], *([BOXES] if config.boxes == "detector" else []))]
     described = [hash_of_files(root, paths) for paths in ([path for path in files if path.exists()], images)]
-    return f"{KIND_OF_FINGERPRINT}-{short_hash(described)}"
+    return f"{CONTENTS}-{short_hash(described)}"

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-from reloss.experiment.config import Recording
+from reloss.experiment.config import Recording, Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.pose.config import Data, Model, PoseExperiment, Train
 
 TOPDOWN = "mmpose::body_2d_keypoint/topdown_heatmap/coco"
-NOT_IN_PAPER = "none: the numbers that could be verified are of HRNet on COCO"
 # Heatmaps have no classes to be relabelled with, and a loss that is flat at 0 cannot have a slope of 1 there.
 LEARN = LearnOptions(items=64, steps=300, penalty="off", mixture="shuffled")
 
@@ -17,7 +16,13 @@ def coco_res50_256x192() -> PoseExperiment:
 
     reloss run pose/coco_res50_256x192 --loss reloss --seed 0 --data DATA
     """
-    return _coco("coco_res50_256x192", "td-hm_res50_8xb64-210e_coco-256x192", batch_size=512, paper=NOT_IN_PAPER)
+    return _coco(
+        "coco_res50_256x192",
+        "td-hm_res50_8xb64-210e_coco-256x192",
+        batch_size=512,
+        scope=Scope.EXTRA,
+        scope_note="the numbers that could be verified are of HRNet on COCO",
+    )
 
 
 def coco_hrnet_w32_256x192() -> PoseExperiment:
@@ -29,7 +34,7 @@ def coco_hrnet_w32_256x192() -> PoseExperiment:
         "coco_hrnet_w32_256x192",
         "td-hm_hrnet-w32_8xb64-210e_coco-256x192",
         batch_size=512,
-        paper="COCO val, HRNet-W32 256x192",
+        scope_note="COCO val, HRNet-W32 256x192",
     )
 
 
@@ -45,7 +50,7 @@ def coco_hrnet_w48_dark_384x288() -> PoseExperiment:
         "coco_hrnet_w48_dark_384x288",
         "td-hm_hrnet-w48_dark-8xb32-210e_coco-384x288",
         batch_size=256,
-        paper="COCO test-dev, DARK HRNet-W48 384x288",
+        scope_note="COCO test-dev, DARK HRNet-W48 384x288",
         test_dev=True,
     )
 
@@ -61,7 +66,8 @@ def lsp_resnet18() -> PoseExperiment:
     """
     return PoseExperiment(
         name="pose/lsp_resnet18",
-        paper="reduced: 800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper's are of COCO",
+        scope=Scope.REDUCED,
+        scope_note="800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper's are of COCO",
         score="PCK",
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
         model=Model(config="lsp_resnet18_128x96.py", pretrained=False),
@@ -71,11 +77,14 @@ def lsp_resnet18() -> PoseExperiment:
     )
 
 
-def _coco(name: str, config: str, batch_size: int, paper: str, test_dev: bool = False) -> PoseExperiment:
+def _coco(
+    name: str, config: str, batch_size: int, scope_note: str, scope: Scope = Scope.PAPER, test_dev: bool = False
+) -> PoseExperiment:
     """Return mmpose's own recipe: 210 epochs of Adam, 5e-4, on pretrained backbones, tested on a detector's boxes."""
     return PoseExperiment(
         name=f"pose/{name}",
-        paper=paper,
+        scope=scope,
+        scope_note=scope_note,
         score="AP",
         data=Data(name="coco", boxes="detector", test_dev=test_dev),
         model=Model(config=f"{TOPDOWN}/{config}.py", pretrained=True),

@@ -59,7 +59,7 @@ def train(run: Run) -> None:
     Raises:
         RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
     """
-    data.describe(run.config.data, run.data)
+    data.check(run.config.data, run.data)
     runner = make_runner(run, resume=_has_checkpoint(run.record.path, run.record.epochs()))
     model = plain_model(runner)
     model.head.loss_module = make_loss(run)

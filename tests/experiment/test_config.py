@@ -5,10 +5,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reloss.experiment.config import dotted_keys, override, to_yaml
+from reloss.experiment.config import to_yaml
+from reloss.experiment.settings import canonical_settings, dotted_keys, override
 from reloss.experiment.task import find_experiment
-from reloss.learning.options import PRESETS, LearnOptions
+from reloss.learning.options import RELEASED, LearnOptions
 from reloss.runtime.errors import UsageError
+from reloss.surrogates.options import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,10 @@ def digits():
         ("learn.calibrate=no", "learn", "calibrate", False),
         ("recording.item_size=7", "recording", "item_size", 7),
         ("model.name=a=b", "model", "name", "a=b"),
+        ("model.name=my model #1", "model", "name", "my model #1"),
+        ("model.name=123", "model", "name", "123"),
+        ("train.epochs=010", "train", "epochs", 10),
+        ("learn.output=identity", "surrogate", "output", "identity"),
     ],
 )
 def test_override_takes_typed_values(digits, setting, section, key, value):
@@ -49,8 +55,11 @@ def test_override_changes_nothing_else(digits):
     assert changed == before
 
 
-def test_the_last_setting_of_a_key_counts(digits):
-    assert override(digits, ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
+def test_a_key_given_twice_is_refused(digits):
+    with pytest.raises(UsageError, match=r"train.epochs is given twice, as 3 and 4"):
+        override(digits, ["train.epochs=3", "train.epochs=4"])
+    with pytest.raises(UsageError, match=r"surrogate.output is given twice"):
+        override(digits, ["learn.output=absolute", "surrogate.output=identity"])
 
 
 @given(epochs=st.integers(1, 10**6), rate=st.floats(1e-12, 1e12))
@@ -65,8 +74,11 @@ def test_any_number_survives_override(digits, epochs, rate):
         ("train.epochs", "key=value, not 'train.epochs'"),
         ("train.epoch=3", "did you mean train.epochs"),
         ("train.lr=fast", "train.lr: Input should be a valid number.*not 'fast'"),
-        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, not 0"),
-        ("train.epochs=1.5", "train.epochs: .*fractional part, not 1.5"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, not '0'"),
+        ("train.epochs=1.5", "train.epochs: .*valid integer.*not '1.5'"),
+        ("train.epochs=1:30", "train.epochs: .*valid integer.*not '1:30'"),
+        ("train.epochs=true", "train.epochs: .*valid integer"),
+        ("train.lr=1e400", "train.lr: Input should be a finite number"),
         ("train.precision=fp8", "train.precision: Input should be 'no', 'fp16' or 'bf16', not 'fp8'"),
         ("learn.fidelity=relased", "learn.fidelity: Input should be 'released' or 'corrected'"),
         ("train.milestones=[1", "the value is not YAML"),
@@ -89,13 +101,57 @@ def test_every_key_takes_its_own_value(digits):
         assert override(digits, [f"{key}={json.dumps(value)}"]) == digits
 
 
-def test_fidelity_switches_all_that_it_names(digits):
-    for fidelity, preset in PRESETS.items():
-        learn = override(digits, [f"learn.fidelity={fidelity}"]).learn.model_dump()
-        assert {name: learn[name] for name in preset} == preset
-        assert (learn["items"], learn["steps"]) == (64, 200)  # of the digits experiment, still
-    assert PRESETS["released"].keys() == PRESETS["corrected"].keys()
-    assert override(digits, []).learn == digits.learn == override(digits, ["learn.fidelity=corrected"]).learn
+def test_released_fidelity_switches_everything_it_names(digits):
+    released = override(digits, ["learn.fidelity=released"])
+    learn = released.learn.model_dump()
+    assert {name: learn[name] for name in RELEASED} == RELEASED
+    assert released.surrogate.model_dump() == PRESETS["released"]
+    assert (learn["items"], learn["steps"]) == (64, 200)  # the digits experiment's own
+    assert override(digits, []) == digits == override(digits, ["learn.fidelity=corrected"])
+
+
+def test_the_written_defaults_are_the_corrected_ones():
+    fields = LearnOptions.model_fields
+    assert {name: fields[name].default for name in RELEASED} == {
+        "standardize": True,
+        "ties": "mean",
+        "penalty": "example",
+        "mixture": "half",
+        "calibrate": True,
+    }
+
+
+def test_settings_are_compared_by_resolved_value(digits):
+    for text in ("0.10", "1e-1", "0.1", ".1"):
+        assert canonical_settings(digits, [f"train.lr={text}"], "ce") == ("train.lr=0.1",)
+    assert canonical_settings(digits, ["train.epochs=20", "train.lr=5e-2"], "ce") == ()
+    learned = ["learn.steps=20", "train.epochs=2", "metric=top5_accuracy", "train.ordinary_weight=1"]
+    assert canonical_settings(digits, learned, "ce") == ("train.epochs=2",)
+    assert canonical_settings(digits, learned, "reloss") == (
+        "learn.steps=20",
+        "metric=top5_accuracy",
+        "train.epochs=2",
+        "train.ordinary_weight=1.0",
+    )
+
+
+def test_a_setting_that_equals_the_default_but_not_the_release_counts(digits):
+    settings = ["learn.fidelity=released", "learn.output=monotone", "surrogate.input=probability"]
+    assert canonical_settings(digits, settings, "reloss") == ("learn.fidelity=released", "surrogate.output=monotone")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.milestones=[1, 2]", "train.clip_norm=null"],
+        ["learn.mixture={recorded: 1, noisy: 3}", "learn.pool=64"],
+        ["data.per_class=5", "model.name=a b/c", "train.lr=1e-12"],
+    ],
+)
+def test_canonical_settings_resolve_to_the_same_config(digits, settings):
+    canonical = canonical_settings(digits, settings, "reloss")
+    assert override(digits, canonical) == override(digits, settings)
+    assert canonical_settings(digits, canonical, "reloss") == canonical
 
 
 def test_a_named_option_wins_over_fidelity(digits):

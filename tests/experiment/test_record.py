@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reloss.experiment.config import override, to_yaml
+from reloss.experiment.config import to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
 from reloss.experiment.record import Record, read_summary
+from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment
 from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError

@@ -5,9 +5,9 @@ import pytest
 from small import DIGITS
 from small_records import CARD, CONFIG, METRICS, NAMES, SUMMARY, jsonl, live, packed
 
-from reloss.experiment import records
 from reloss.experiment.record_parts import LARGEST, LiveFolder, check_plain
 from reloss.experiment.records import read_records, read_run, read_runs
+from reloss.experiment.settings import RENAMED_KEYS
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json, write_text
 
@@ -218,10 +218,12 @@ def test_a_record_that_is_there_twice_counts_once(tmp_path):
 
 
 def test_old_keys_are_read_under_their_new_names(tmp_path, monkeypatch):
-    moved = {"learn.input": "surrogate.input", "train.lr": "optimiser.rate", "structure": "surrogate.structure"}
-    monkeypatch.setattr(records, "MOVED_KEYS", moved)
+    monkeypatch.setitem(RENAMED_KEYS, "train.lr", "optimiser.rate")
     live(tmp_path)
-    write_text(tmp_path / NAMES[0] / "config.yaml", json.dumps({**CONFIG, "structure": "span", "surrogate": None}))
+    write_text(
+        tmp_path / NAMES[0] / "config.yaml",
+        json.dumps({**CONFIG, "learn": {"input": "probability"}, "structure": "span", "surrogate": None}),
+    )
     found = read_records(tmp_path)
     run, (surrogate,) = found.runs[0], found.surrogates
     assert run.settings == ("optimiser.rate=0.1",)

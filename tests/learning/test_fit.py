@@ -17,6 +17,7 @@ from reloss.metrics import Metric, PerItem, accuracy, average_precision, bleu
 from reloss.ranking import spearman
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates.base import gradient_norms
+from reloss.surrogates.options import PRESETS
 
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 
@@ -24,11 +25,11 @@ SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 def surrogate_for(options: LearnOptions, backwards: bool = False) -> ClassificationReLoss:
     """A fresh network whose loss falls with the target's probability, or rises if `backwards`; it is never negative."""
     torch.manual_seed(0)
-    surrogate = ClassificationReLoss(input=options.input, output=options.output, width=16)
+    surrogate = ClassificationReLoss(**PRESETS[options.fidelity], width=16)
     inputs = torch.tensor([0.1, 0.9])
     with torch.no_grad():
         surrogate.loss[2].bias.fill_(1)
-        low, high = surrogate.curve(inputs if options.input == "probability" else inputs.log())
+        low, high = surrogate.curve(inputs if surrogate.input == "probability" else inputs.log())
         if (high < low) == backwards:
             surrogate.loss[2].weight.neg_()
     return surrogate
@@ -104,7 +105,7 @@ def test_a_released_fit_ranks_synthetic_items(improving_bank):
 def test_a_corrected_fit_never_ranks_backwards(improving_bank, seed):
     torch.manual_seed(seed)
     options = LearnOptions(**SETTINGS, seed=seed)
-    surrogate = ClassificationReLoss(input=options.input, output=options.output, width=16)
+    surrogate = ClassificationReLoss(**PRESETS[options.fidelity], width=16)
     assert fit_surrogate(surrogate, improving_bank(), accuracy, options=options).spearman > 0.9
 
 

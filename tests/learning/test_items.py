@@ -11,6 +11,7 @@ from reloss.learning.options import MIXTURES
 from reloss.learning.sampling import split_counts
 from reloss.metrics import PerItem, accuracy, average_precision, binary_f1
 from reloss.runtime.errors import UsageError
+from reloss.surrogates.options import PRESETS
 
 
 def logits(n: int, b: int, c: int) -> torch.Tensor:
@@ -249,7 +250,7 @@ def test_counts_are_in_proportion(total, mixture):
 
 def fit_of(bank, metric, **settings) -> Fit:
     options = LearnOptions(items=32, **settings)
-    return Fit(ClassificationReLoss(options.input, options.output), bank, Measure(metric, True), options, "cpu")
+    return Fit(ClassificationReLoss(**PRESETS[options.fidelity]), bank, Measure(metric, True), options, "cpu")
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from small import DIGITS, SMALL
 
-from reloss.experiment.config import override
+from reloss.experiment.config import Experiment, RequiredRun
 from reloss.experiment.record import Record
+from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment, tasks
 from reloss.learning import PredictionBank
 from reloss.pipeline.stages import Request, Terminated, _Job, _status_of, run
@@ -227,9 +228,9 @@ def test_an_unknown_experiment_leaves_nothing(tmp_path):
 
 
 def test_runs_of_others_that_a_run_uses_are_made_first_and_once(run_digits, tmp_path, monkeypatch):
-    used = ("classification/digits8_cnn", "ce", 3)
+    used = RequiredRun("classification/digits8_cnn", "ce", 3)
     task = tasks()["classification"]
-    monkeypatch.setattr(type(task), "needs", lambda self, config: [used] if config.name == DIGITS else [])
+    monkeypatch.setattr(Experiment, "required_runs", lambda config: [used] if config.name == DIGITS else [])
     small = task.experiments[used[0]]().model_copy(deep=True)
     small.train.epochs = 1
     monkeypatch.setitem(task.experiments, used[0], lambda: small)

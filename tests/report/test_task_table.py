@@ -3,8 +3,9 @@ import json
 import pytest
 from small import DIGITS
 
-from reloss.experiment.config import override, to_yaml
+from reloss.experiment.config import to_yaml
 from reloss.experiment.records import read_runs
+from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment, tasks
 from reloss.report.published import read_published
 from reloss.report.row_status import RowKind, RowStatus

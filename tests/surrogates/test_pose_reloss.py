@@ -159,7 +159,7 @@ def moving_joints(path, size=(16, 12), items=80, b=8, k=4):
 @pytest.mark.parametrize(("output", "least"), [("identity", 0.92), ("monotone", 0.88)])
 def test_learns_to_rank_as_pck_and_is_kept(tmp_path, output, least):
     bank = moving_joints(tmp_path / "bank")
-    options = LearnOptions(steps=80, items=32, penalty="off", mixture="shuffled", validate_every=20, output=output)
+    options = LearnOptions(steps=80, items=32, penalty="off", mixture="shuffled", validate_every=20)
     surrogate = build("pose", bank.output_shape(), output=output)
     fit = fit_surrogate(surrogate, bank, heatmap_pck, options=options)
     assert fit.surrogate.monotone == (output == "monotone")

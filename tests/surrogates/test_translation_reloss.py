@@ -197,7 +197,7 @@ def improving_translations(path, items=60, b=8, t=9):
 @pytest.mark.parametrize("output", ["monotone", "identity"])
 def test_learns_to_rank_as_bleu(tmp_path, output):
     bank = improving_translations(tmp_path / "bank")
-    options = LearnOptions(steps=40, items=32, mixture="checkpoints", validate_every=10, output=output)
+    options = LearnOptions(steps=40, items=32, mixture="checkpoints", validate_every=10)
     surrogate = build("translation", bank.output_shape(), output=output, width=16, feedforward=16)
     fit = fit_surrogate(surrogate, bank, token_bleu, options=options)
     assert fit.spearman > 0.9

@@ -4,7 +4,8 @@ import json
 import pytest
 import yaml
 
-from reloss.experiment.config import override, to_yaml
+from reloss.experiment.config import to_yaml
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 
 EVERY = [pytest.param(task, name, id=name) for task in tasks().values() for name in task.experiments]

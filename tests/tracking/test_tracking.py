@@ -82,7 +82,7 @@ def test_a_whole_line_leaves_three_linked_runs(run_digits):
     assert trained.name == f"{DIGITS} reloss@learn.items=16,learn.steps=40,train.epochs=2 seed 0"
     for run, loss in ((baseline, "ce"), (learned, "reloss"), (trained, "reloss")):
         assert run.tags[:2] == ["classification", loss]
-        assert config.paper in run.tags
+        assert config.scope_text() in run.tags
         assert run.tags[-1] in ("git: clean", "git: changes", "git: unknown")
         assert run.exits == [0]
         assert run.step_metrics == {"*": "step"}

@@ -1,131 +1,160 @@
-"""The description of an experiment: one typed, validated config, and how `--set` changes it. Imports no torch."""
+"""The description of an experiment: one typed, validated config. Imports no torch.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+An experiment is a Python function that returns an `Experiment`. Every section is declared here or built on a section
+that is declared here, so the core reads its fields by name. `--set key=value` changes single fields.
+"""
+
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reloss.learning.options import LearnOptions
-from reloss.runtime.errors import UsageError, unknown
+from reloss.runtime.files import short_hash
+from reloss.surrogates.options import PRESETS, Fidelity, Input, Output
 
-# Losses that are learned first, and what that changes in the options of the fit.
+# The losses that are learned first, and the options of the fit that define them.
 LEARNED_LOSSES: dict[str, dict[str, Any]] = {"reloss": {"objective": "rank"}, "approx": {"objective": "value"}}
 
 
-class Section(BaseModel):
-    """A part of a config; a misspelt key is an error."""
+class Scope(StrEnum):
+    """How an experiment relates to the paper."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    PAPER = "paper"
+    """It regenerates a table or claim of the paper at full size."""
+    REDUCED = "reduced"
+    """It is smaller than the paper's experiment."""
+    EXTRA = "extra"
+    """It is not in the paper."""
+
+
+class Section(BaseModel):
+    """A part of a config. A misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Which data, and how much of them."""
+
+    name: str = Field(description="name of the data set")
+
+
+class TrainSection(Section):
+    """The recipe of the training, as far as the core reads it."""
+
+    lr: float = Field(gt=0, description="learning rate, at its highest")
+    ordinary_weight: float = Field(0.0, ge=0, description="weight of the ordinary loss that is added to a learned loss")
+    init: Literal["scratch", "baseline"] = Field(
+        "scratch", description="initial weights; baseline: fine-tune the finished baseline of the same seed"
+    )
+    precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision; no: float32")
+
+
+class SurrogateSection(Section):
+    """The network that becomes the loss. With `learn.fidelity=released`, unset fields take the release's values."""
+
+    input: Input = Field(
+        PRESETS["corrected"]["input"],
+        description="how the target's probability p enters the network; p itself passes no gradient where it is 0 or 1",
+    )
+    output: Output = Field(
+        PRESETS["corrected"]["output"],
+        description="what is done with the network's output; its absolute value can fold the learned curve, and the "
+        "gradient penalty is blind to the sign of a slope; a monotone network has neither problem",
+    )
+
+    def with_fidelity(self, fidelity: Fidelity) -> Self:
+        """Return the section with unset fields filled in for `fidelity`; they stay unset for `--set`."""
+        section = self.model_copy()
+        preset = PRESETS[fidelity]
+        section.__dict__.update({name: value for name, value in preset.items() if name not in self.model_fields_set})
+        return section
 
 
 class Recording(Section):
-    """What the baseline leaves in the prediction bank."""
+    """What the baseline records in the prediction bank."""
 
-    seed: int = Field(0, description="of the baseline that is recorded; its bank serves all seeds")
-    item_size: int = Field(128, ge=1, description="examples scored together")
-    examples: int = Field(1024, ge=1, description="validation examples whose outputs every epoch leaves in the record")
-    max_bytes: int = Field(1 << 30, ge=1, description="of the bank on disk, kept by reservoir sampling")
+    seed: int = Field(0, ge=0, description="seed of the recorded baseline; its bank serves all seeds")
+    item_size: int = Field(128, ge=1, description="examples in an item")
+    examples: int = Field(1024, ge=1, description="validation examples whose outputs every epoch keeps in the record")
+    max_bytes: int = Field(1 << 30, ge=1, description="size of the bank on disk, kept by reservoir sampling")
+
+
+class RequiredRun(NamedTuple):
+    """A run of another experiment that must be finished first."""
+
+    experiment: str
+    loss: str
+    seed: int
 
 
 class Experiment(Section):
-    """A complete experiment. Tasks add their sections: data, model, train."""
+    """A complete experiment. A task subclasses it with its own sections `data`, `model` and `train`."""
 
-    TUNED: ClassVar[tuple[str, ...]] = ()
-    """Keys that may differ between runs that are compared, such as train.lr; learn.* may too."""
+    FIXED: ClassVar[frozenset[str]] = frozenset({"name", "scope", "scope_note", "score", "ordinary_loss", "losses"})
+    """What defines an experiment: `--set` cannot change it."""
+
+    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.ordinary_weight")
+    """Keys that may be tuned for each loss. Runs that differ in them, or in how the loss was learned, are compared."""
+
+    LEARNED_ONLY: ClassVar[tuple[str, ...]] = ("metric", "surrogate.", "learn.", "train.ordinary_weight")
+    """Keys, or beginnings of keys, that only learned losses use."""
+
+    PROTOCOL: ClassVar[tuple[str, ...]] = ("data", "model", "train")
+    """Sections that define the protocol."""
+
+    OUTSIDE_PROTOCOL: ClassVar[tuple[str, ...]] = ()
+    """Keys of those sections that do not change the protocol, such as the number of worker processes."""
 
     name: str
-    paper: str = Field(
-        description="the paper's table or claim that it stands for; else `none: `, or `reduced: ` if smaller, and why"
-    )
-    score: str = Field(description="the metric of its table")
+    scope: Scope = Field(description="how the experiment relates to the paper")
+    scope_note: str = Field(description="the paper's table or claim; or why the experiment is reduced or extra")
+    score: str = Field(description="the metric of the results table")
     metric: str = Field(description="the metric that teaches the surrogate")
     ordinary_loss: str
     losses: tuple[str, ...]
+    data: DataSection
+    model: Section
+    train: TrainSection
     recording: Recording = Recording()
+    surrogate: SurrogateSection = SurrogateSection()
     learn: LearnOptions = LearnOptions()
 
-    def protocol(self) -> str:
-        """Return a hash of what two runs must share to be compared: all but how the loss was learned and tuned."""
+    @model_validator(mode="after")
+    def _fill_surrogate_from_fidelity(self) -> Self:
+        self.__dict__["surrogate"] = self.surrogate.with_fidelity(self.learn.fidelity)
+        return self
+
+    @property
+    def surrogate_kind(self) -> str:
+        """The kind of surrogate for the predictions, a key of `reloss.surrogates.KINDS`."""
         raise NotImplementedError
 
-    def recipe(self) -> dict[str, Any]:
-        """Return the section `train` but for what may be tuned for each loss."""
-        tuned = {key.removeprefix("train.") for key in self.TUNED if key.startswith("train.")}
-        train: Section = getattr(self, "train")  # noqa: B009 (the section is a task's)
-        return train.model_dump(exclude=tuned)
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether a run starts from the weights of the finished baseline of its seed."""
+        return self.train.init == "baseline"
 
+    def scope_text(self) -> str:
+        """Return scope and note as one phrase, such as `reduced: 800 persons of LSP`."""
+        return self.scope_note if self.scope is Scope.PAPER else f"{self.scope}: {self.scope_note}"
 
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
-FIXED = ("name", "paper", "score", "ordinary_loss", "losses")  # what an experiment is; not to be changed by --set
+    def required_runs(self) -> list[RequiredRun]:
+        """Return the runs of other experiments that this one needs, such as a teacher's."""
+        return []
 
-
-def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
-    """Return `config` with each `key=value` of `settings` applied; keys are dotted, values are YAML.
-
-    Raises:
-        UsageError: a setting without `=`, a key that does not exist (the nearest are named), or a value that does not
-            fit.
-    """
-    values = config.model_dump(exclude_unset=True)
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes key=value, not '{setting}'")
-        keys = dotted_keys(config)
-        if key not in keys:
-            raise unknown("config key", key, keys)
-        *path, last = key.split(".")
-        section = values
-        for part in path:
-            section = section.setdefault(part, {})
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting}: the value is not YAML ({error})") from error
-        # YAML 1.1 reads no, off, yes and on as booleans; here they are names, such as train.precision=no.
-        section[last] = text if isinstance(value, bool) and text.lower() not in ("true", "false") else value
-    try:
-        return type(config).model_validate(values)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors())
-        raise UsageError(f"--set: {found}") from None
-
-
-def tuned(config: Experiment, settings: Sequence[str]) -> list[str]:
-    """Return those of `settings` that may be tuned for each loss."""
-    return [setting for setting in settings if setting.partition("=")[0] in config.TUNED]
-
-
-def baseline_settings(config: Experiment, settings: Sequence[str]) -> tuple[str, ...]:
-    """Return what of `settings` holds for the baseline that runs share: not what is learned, or tuned for each loss."""
-    own = tuned(config, settings)
-    return tuple(setting for setting in settings if not setting.startswith("learn.") and setting not in own)
-
-
-def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
-    """Return the keys that `--set` takes, such as `train.epochs`."""
-    keys: list[str] = []
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            keys += dotted_keys(value, f"{prefix}{name}.")
-        elif not (isinstance(config, Experiment) and name in FIXED):
-            keys.append(prefix + name)
-    return keys
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by dotted keys, such as `train.epochs`."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
-
-
-def differing(own: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """Return, as `key=value`, the values of `own` that `others` says otherwise; by key, of those that both have."""
-    return [f"{name}={own[name]}" for name in sorted(own.keys() & others.keys()) if own[name] != others[name]]
+    def protocol(self) -> str:
+        """Return a hash of what two runs must share to be compared: the sections PROTOCOL without tuned keys."""
+        outside = {*self.TUNED, *self.OUTSIDE_PROTOCOL}
+        values = self.model_dump(include=set(self.PROTOCOL))
+        return short_hash(
+            [
+                {name: value for name, value in values[section].items() if f"{section}.{name}" not in outside}
+                for section in self.PROTOCOL
+            ]
+        )
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
-    *("reloss", "torch", "torchvision", "accelerate", "transformers", "tokenizers"),
-    *("mmpose", "mmengine", "mmcv-lite", "xtcocotools", "ve-fairseq", "sentencepiece", "sacrebleu"),
-    *("numpy", "scipy", "safetensors", "wandb"),
-)
+from reloss.experiment.task import tasks
+
+LIBRARIES = ("reloss", "torch", "numpy", "scipy", "safetensors", "wandb")  # tasks name more
 
 
 def commit() -> str:
@@ -46,7 +44,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a result; `not installed` where one is missing."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in dict.fromkeys([*LIBRARIES, *(name for task in tasks().values() for name in task.libraries)]):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

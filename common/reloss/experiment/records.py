@@ -26,10 +26,7 @@ from reloss.experiment.record_parts import (
     packed_surrogates,
     skipping,
 )
-
-# Config keys that have moved, from old to new, such as "learn.input": "surrogate.input". They are replaced in the
-# settings, the config and the card of each record that is read, so that old records compare with today's experiments.
-MOVED_KEYS: dict[str, str] = {}
+from reloss.experiment.settings import RENAMED_KEYS, renamed
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
 T = TypeVar("T")
@@ -247,7 +244,7 @@ def read_run(source: Source) -> RunRecord | None:
     values |= {name: environment[name] for name in ("commit", "command") if name in environment}
     values["data"] = summary.get("data")
     record = _validated(TypeAdapter(RunRecord), values, source.where("summary"))
-    return record.model_copy(update={"settings": tuple(map(with_moved_key, record.settings))})
+    return record.model_copy(update={"settings": tuple(map(renamed, record.settings))})
 
 
 def read_surrogate(source: Source) -> SurrogateRecord | None:
@@ -305,16 +302,10 @@ def experiment_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def with_moved_key(setting: str) -> str:
-    """Return a setting `key=value` under today's key."""
-    key, equals, value = setting.partition("=")
-    return f"{MOVED_KEYS.get(key, key)}{equals}{value}"
-
-
 def with_moved_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config, nested by section, under today's keys."""
     moved = copy.deepcopy(config)
-    for old, new in MOVED_KEYS.items():
+    for old, new in RENAMED_KEYS.items():
         (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
         section: Any = moved
         for key in old_path:

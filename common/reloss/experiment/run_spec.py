@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reloss.experiment.config import Experiment, override
+from reloss.experiment.config import Experiment
+from reloss.experiment.settings import canonical_settings, override
 from reloss.experiment.task import Task, find_experiment
 from reloss.runtime.errors import UsageError, unknown
 from reloss.runtime.files import short_hash
@@ -54,8 +55,7 @@ class RunSpec:
         loss = loss or config.ordinary_loss
         if loss not in config.losses:
             raise unknown(f"loss of {config.name}", loss, config.losses)
-        override(config, settings)
-        return cls(experiment, loss, seed, tuple(settings))
+        return cls(experiment, loss, seed, canonical_settings(config, settings, loss))
 
     def load(self) -> tuple[Task, Experiment]:
         """Return the task of the run, and its config with the settings applied.

@@ -1,16 +1,21 @@
-"""What a task offers to the core, and how the core finds tasks. Imports no torch.
+"""What a task is, and how the core finds tasks. Imports no torch.
 
-A task is an object of a subclass of `Task`, named by an entry point of the group `reloss.tasks`; the core never
-imports a task by name.
+A task adapts one framework to the core. It is data: a `Task` object in the `__init__` of the task's package, named by
+an entry point of the group `reloss.tasks`. The code lies in modules with fixed names, which are imported when they are
+needed:
+
+- `<package>.data`: `check(section, folder)`, `fetch(section, folder)`, `fingerprint(section, folder)`
+- `<package>.training`: `train(run)`, `evaluate(run)`
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +29,11 @@ if TYPE_CHECKING:
     from reloss.sweep.ablation import Ablation
 
 
-KIND_OF_FINGERPRINT = "contents"  # those of images begin so; earlier ones, which did not look into the files, did not
+CONTENTS = "contents"  # first word of a fingerprint that covers the contents of the files, not only names and sizes
 
 
 def comparable(fingerprint: str, other: str) -> bool:
-    """Return whether two fingerprints were made in the same way, so that they differ where the data do."""
+    """Return whether two fingerprints were computed in the same way, so that they differ if the data differ."""
     return fingerprint.rpartition("-")[0] == other.rpartition("-")[0]
 
 
@@ -37,14 +42,14 @@ class Run:
     """One training run, as a task sees it.
 
     Attributes:
-        config: the resolved experiment.
-        loss: the name of the loss to train with.
-        seed: of initialisation, data order and augmentation.
-        data: the folder in which the data sets lie.
-        record: where metrics and checkpoints go.
-        bank: to fill with the predictions of this run, each process with those it sees, if it is the recorded baseline.
+        config: the resolved experiment, of the task's own subclass.
+        loss: name of the loss to train with.
+        seed: seed of initialisation, data order and augmentation.
+        data: folder that holds the data sets.
+        record: takes metrics, checkpoints and weights.
+        bank: takes the predictions of this run if it is the recorded baseline; each process adds its own.
         surrogate: the frozen surrogate, if the loss is learned.
-        initial_weights: of a finished baseline to start from, if the run fine-tunes.
+        initial_weights: weights of a finished baseline to start from, if the run fine-tunes.
     """
 
     config: Any
@@ -57,7 +62,7 @@ class Run:
     initial_weights: Path | None = None
 
     def flush_bank(self) -> None:
-        """Write what was recorded to disk, and wait until all processes have: before each checkpoint."""
+        """Write the recorded predictions to disk and wait for all processes. Call it before each checkpoint."""
         from reloss.runtime import distributed
 
         if self.bank is not None:
@@ -65,57 +70,67 @@ class Run:
             distributed.barrier()
 
 
-class Task(ABC):
-    """The adapter of one framework."""
+@dataclass(frozen=True)
+class Task:
+    """The adapter of one framework.
+
+    Attributes:
+        name: first part of the names of its experiments.
+        package: import name of the task's package.
+        libraries: distribution names of the packages whose versions decide a result, kept in every record.
+        experiments: functions that return the experiments, by the experiments' names.
+        ablation: the task's part of the ablation, if it has one.
+    """
 
     name: str
+    package: str
+    libraries: tuple[str, ...]
+    experiments: Mapping[str, Callable[[], Experiment]]
+    ablation: Ablation | None = None
 
     @property
-    @abstractmethod
-    def experiments(self) -> Mapping[str, Callable[[], Experiment]]:
-        """Return the functions that make the experiments, by the experiments' names."""
-
-    @property
-    @abstractmethod
     def folder(self) -> Path:
-        """Return the task's folder, where `published.yaml` lies."""
+        """The folder of the package, which holds `published.yaml`."""
+        spec = find_spec(self.package)
+        assert spec is not None
+        assert spec.origin is not None
+        return Path(spec.origin).parent
 
-    @property
-    def ablation(self) -> Ablation | None:
-        """Return the task's part of the ablation, if it has one."""
-        return None
+    def check_data(self, config: Experiment, data: Path) -> str:
+        """Return one line that describes the data, or raise RelossError with what is missing and where it goes."""
+        return str(self._module("data").check(config.data, data))
 
-    @abstractmethod
-    def new_surrogate(self, config: Any) -> SurrogateLoss:
-        """Return a fresh surrogate for the experiment's predictions."""
+    def fetch_data(self, config: Experiment, data: Path) -> None:
+        """Download the data into the folder `data`, verified, or raise RelossError with how to get them."""
+        self._module("data").fetch(config.data, data)
 
-    @abstractmethod
-    def check_data(self, config: Any, data: Path) -> str:
-        """Return one line that says what was found, or raise RelossError naming what is missing and where it goes."""
+    def data_fingerprint(self, config: Experiment, data: Path) -> str:
+        """Return a hash of the data, prefixed with how it was computed (see `comparable`)."""
+        return str(self._module("data").fingerprint(config.data, data))
 
-    @abstractmethod
-    def fetch_data(self, config: Any, data: Path) -> None:
-        """Download the experiment's data into `data`, verified, or raise RelossError saying how to get it."""
-
-    @abstractmethod
-    def data_fingerprint(self, config: Any, data: Path) -> str:
-        """Return a name that changes when the data do, and tells how it was made (see `comparable`)."""
-
-    def fine_tunes(self, config: Any) -> bool:
-        """Return whether the run starts from the weights of the finished baseline of its seed."""
-        return bool(config.train.init == "baseline")
-
-    def needs(self, config: Any) -> list[tuple[str, str, int]]:
-        """Return the runs of other experiments whose records this one uses: experiment, loss and seed of each."""
-        return []
-
-    @abstractmethod
     def train(self, run: Run) -> None:
-        """Train `run`, going on from its last checkpoint, and write `run.record.weights` at the end."""
+        """Train `run`, resuming from its last checkpoint, and write `run.record.weights` at the end."""
+        self._module("training").train(run)
 
-    @abstractmethod
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return the final scores of the weights in `run.record.weights`."""
+        scores: dict[str, float] = self._module("training").evaluate(run)
+        return scores
+
+    def new_surrogate(self, config: Any) -> SurrogateLoss:
+        """Return a fresh surrogate for the experiment's predictions."""
+        from reloss.surrogates import build
+
+        shapes: dict[str, Callable[[], tuple[int, ...]]] = {
+            "pose": lambda: (1, *self._module("training").heatmap_size(config)),
+            "translation": lambda: (config.recording.length,),
+            "reading": lambda: (2, config.data.max_length),
+        }
+        shape = shapes.get(config.surrogate_kind, lambda: ())()
+        return build(config.surrogate_kind, shape, fidelity=config.learn.fidelity, **config.surrogate.model_dump())
+
+    def _module(self, name: str) -> Any:
+        return import_module(f"{self.package}.{name}")
 
 
 @lru_cache(maxsize=1)
@@ -125,15 +140,15 @@ def tasks() -> dict[str, Task]:
     Raises:
         RelossError: none is installed, or two have the same name.
     """
-    found: dict[str, Task] = {}
+    installed: dict[str, Task] = {}
     for point in entry_points(group="reloss.tasks"):
         task: Task = point.load().TASK
-        if task.name in found:
-            raise RelossError(f"two tasks are called '{task.name}'")
-        found[task.name] = task
-    if not found:
+        if task.name in installed:
+            raise RelossError(f"two tasks have the name '{task.name}'")
+        installed[task.name] = task
+    if not installed:
         raise RelossError("no task is installed: run `make setup`, or `pip install --no-deps -e .` in the checkout")
-    return found
+    return installed
 
 
 def ablations() -> list[Ablation]:
@@ -147,7 +162,7 @@ def find_experiment(name: str) -> tuple[Task, Experiment]:
     Raises:
         UsageError: there is none of that name; the nearest ones are named.
     """
-    everything = {full: task for task in tasks().values() for full in task.experiments}
-    if name not in everything:
-        raise unknown("experiment", name, everything)
-    return everything[name], everything[name].experiments[name]()
+    known = {experiment: task for task in tasks().values() for experiment in task.experiments}
+    if name not in known:
+        raise unknown("experiment", name, known)
+    return known[name], known[name].experiments[name]()

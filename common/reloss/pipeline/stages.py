@@ -19,10 +19,11 @@ from typing import Any, Literal
 import torch
 
 from reloss.experiment import environment
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned
+from reloss.experiment.config import LEARNED_LOSSES, Experiment
 from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
 from reloss.experiment.run_spec import RunSpec, variant_name
 from reloss.experiment.seeds import seed_everything
+from reloss.experiment.settings import baseline_settings, override, tuned
 from reloss.experiment.task import Run, Task, comparable, find_experiment
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.picture import measure_picture
@@ -118,7 +119,7 @@ class _Job:
 
     def run_what_is_needed(self) -> None:
         """Run those of other experiments whose records this one uses, unless they are finished."""
-        for experiment, loss, seed in self.task.needs(self.config):
+        for experiment, loss, seed in self.config.required_runs():
             request = replace(self.request, experiment=experiment, loss=loss, seed=seed, settings=(), stage="all")
             job = _Job(*find_experiment(experiment), request)
             if read_summary(job.record_folder(loss, seed)).get("status") != "finished":
@@ -195,7 +196,7 @@ class _Job:
         """Train and evaluate with the loss, after the stages that it needs if all were asked for."""
         if self.request.stage == "all" and self.request.loss in LEARNED_LOSSES:
             self.baseline()
-        if self.request.stage == "all" and self.task.fine_tunes(self.config) and not self._baseline_weights():
+        if self.request.stage == "all" and self.config.fine_tunes and not self._baseline_weights():
             self._baseline_job()._train(self.request.seed)
         return self._train(self.request.seed)
 
@@ -371,7 +372,7 @@ class _Job:
 
     def _initial_weights(self) -> Path | None:
         """Return the weights that a fine-tuning run starts from, those of the finished baseline of its seed."""
-        if not self.task.fine_tunes(self.config):
+        if not self.config.fine_tunes:
             return None
         found = self._baseline_weights()
         if not found:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, differing, flat
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
 from reloss.experiment.records import Records, RunRecord, SurrogateRecord
+from reloss.experiment.settings import differing, flat
 from reloss.experiment.task import tasks
 from reloss.report.groups import commits
 from reloss.report.row_status import RowKind, RowStatus
@@ -139,9 +140,9 @@ def _row(
         experiment=config.name,
         loss=loss,
         surrogate=surrogate.reference.removeprefix("surrogates/") if surrogate else "",
-        changes=tuple(change.removeprefix("learn.") for change in changes),
+        changes=tuple(change.partition(".")[2] for change in changes),
         metric=config.metric,
-        published="none" if config.paper.startswith(("none", "reduced")) else UNPUBLISHED,
+        published="none" if config.scope is not Scope.PAPER else UNPUBLISHED,
         rankings=rankings,
         difference=fit["spearman"] - fit["spearman_ordinary"] if "spearman_ordinary" in fit else None,
         items=_count(fit, "validation_items"),
@@ -155,8 +156,8 @@ def _row(
 
 def _changes(config: Experiment, loss: str, surrogate: SurrogateRecord) -> list[str]:
     """Return the settings in which a surrogate and its fit differ from the experiment."""
-    usual = {**config.model_dump(mode="json"), **flat(config.model_dump(mode="json", include={"learn"}))}
-    own = {**flat(surrogate.config()), **surrogate.options}
+    usual = flat(config.model_dump(mode="json", include={"learn", "surrogate"}))
+    own = flat(surrogate.config()) | flat(surrogate.options, "surrogate.")
     implied = {f"learn.{name}" for name in LEARNED_LOSSES[loss]}
     return differing({name: value for name, value in own.items() if name not in implied}, usual)
 
@@ -175,9 +176,9 @@ def _count(figures: Mapping[str, float], name: str) -> int | None:
 def _status(config: Experiment, rankings: Mapping[str, float]) -> RowStatus:
     if not rankings:
         return RowStatus(RowKind.NOT_RUN, "no surrogate and no diagnosis")
-    if config.paper.startswith("reduced"):
-        return RowStatus(RowKind.REDUCED, config.paper.partition(": ")[2])
-    if config.paper.startswith("none"):
+    if config.scope is Scope.REDUCED:
+        return RowStatus(RowKind.REDUCED, config.scope_note)
+    if config.scope is Scope.EXTRA:
         return RowStatus(RowKind.EXTRA)
     return RowStatus(RowKind.MEASURED, "no verified number to compare with")
 

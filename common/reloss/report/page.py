@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reloss.experiment.config import Experiment
+from reloss.experiment.config import Experiment, Scope
 from reloss.experiment.environment import commit, versions
 from reloss.experiment.records import Records, RunRecord, read_records
 from reloss.experiment.task import tasks
@@ -28,7 +28,11 @@ from reloss.report.task_table import TaskRow, difference_cell, task_rows
 from reloss.runtime.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCOPES = {"reduced": "Smaller than in the paper", "none": "Not in the paper"}
+SCOPES = {
+    Scope.PAPER: "In the paper",
+    Scope.REDUCED: "Smaller than in the paper",
+    Scope.EXTRA: "Not in the paper",
+}
 
 
 def write_report(runs: Path, out: Path) -> int:
@@ -133,8 +137,7 @@ def policy(style: str, script: str) -> str:
 
 def scope_sentence(config: Experiment) -> str:
     """Return how an experiment relates to the paper."""
-    scope, _, note = config.paper.partition(": ")
-    return f"{SCOPES[scope]}: {note}." if scope in SCOPES else f"In the paper: {config.paper}."
+    return f"{SCOPES[config.scope]}: {config.scope_note}."
 
 
 def unknown_records(runs: Iterable[RunRecord]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from reloss.experiment.config import FIXED, LEARNED_LOSSES, Experiment, differing, flat, override
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
 from reloss.experiment.records import RunRecord
+from reloss.experiment.settings import differing, flat, override
 from reloss.experiment.task import Task
 from reloss.report.groups import (
     Key,
@@ -189,11 +190,11 @@ def _kind(
     config: Experiment, settings: Sequence[str], ours: Sample, published: Published | None
 ) -> tuple[RowKind, str]:
     """Return how a finished row relates to the paper, with a note."""
-    if config.paper.startswith("reduced"):
-        return RowKind.REDUCED, " ".join([config.paper.partition(": ")[2], *settings])
+    if config.scope is Scope.REDUCED:
+        return RowKind.REDUCED, " ".join([config.scope_note, *settings])
     if settings:
         return RowKind.REDUCED, " ".join(settings)
-    if config.paper.startswith("none"):
+    if config.scope is Scope.EXTRA:
         return RowKind.EXTRA, ""
     if published is None or published.value is None:
         return RowKind.FULL, "no verified number to compare with"
@@ -216,7 +217,7 @@ def outdated(config: Experiment, run: RunRecord) -> str:
         return "its settings no longer exist"
     unused = () if run.loss in LEARNED_LOSSES else ("learn.", "surrogate.")
     own = {name: value for name, value in own.items() if not name.startswith(unused)}
-    changes = [setting for setting in differing(own, today) if setting.partition("=")[0] not in FIXED]
+    changes = [setting for setting in differing(own, today) if setting.partition("=")[0] not in Experiment.FIXED]
     return f"run with {' '.join(changes)}, which the experiment has changed since" if changes else ""
 
 

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, baseline_settings, override, tuned
+from reloss.experiment.config import LEARNED_LOSSES, Experiment
 from reloss.experiment.record import read_summary, record_folder
 from reloss.experiment.run_spec import variant_name
-from reloss.experiment.task import Task, ablations, find_experiment, tasks
+from reloss.experiment.settings import baseline_settings, override, tuned
+from reloss.experiment.task import ablations, find_experiment, tasks
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.runtime.files import read_object
 
@@ -85,12 +86,12 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
     fits: list[Cell] = []
     rest: list[Cell] = []
     for experiment, variants in _variants(name, losses).items():
-        task, config = find_experiment(experiment)
+        config = find_experiment(experiment)[1]
         mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
-        others += [other for cell in mine for other in _others(cell, task, config)]
+        others += [other for cell in mine for other in _others(cell, config)]
         recorded_seed = override(config, settings).recording.seed
         learned = [_fit(cell, settings, recorded_seed) for cell in mine if cell.loss in LEARNED_LOSSES]
-        first = [start for cell in mine for start in _starts(cell, task, config)]
+        first = [start for cell in mine for start in _starts(cell, config)]
         recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
         if recorded in mine and not first and not tuned(config, settings):
             first = [recorded]
@@ -106,8 +107,8 @@ def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Seq
 def needs(cell: Cell, plan: Plan) -> list[Cell]:
     """Return the cells of a plan that must have ended well before `cell` can start."""
     others, baselines, fits, _ = plan
-    task, config = find_experiment(cell.experiment)
-    used = [each for each in _others(cell, task, config) if each in others]
+    config = find_experiment(cell.experiment)[1]
+    used = [each for each in _others(cell, config) if each in others]
     if cell in others or cell in baselines:
         return used
     if cell in fits:
@@ -116,17 +117,17 @@ def needs(cell: Cell, plan: Plan) -> list[Cell]:
         return [each for each in mine if each.stage == "baseline" or each.seed == seed]
     own_fit = [fit for fit in fits if (fit.experiment, fit.loss) == (cell.experiment, cell.loss)]
     found = [fit for fit in own_fit if _learn_settings(fit) == _learn_settings(cell)]
-    return found + used + [start for start in _starts(cell, task, config) if start in (*others, *baselines)]
+    return found + used + [start for start in _starts(cell, config) if start in (*others, *baselines)]
 
 
-def _others(cell: Cell, task: Task, config: Experiment) -> list[Cell]:
+def _others(cell: Cell, config: Experiment) -> list[Cell]:
     """Return the runs of other experiments whose records a cell uses."""
-    return [Cell(*needed) for needed in task.needs(override(config, cell.settings))]
+    return [Cell(*needed) for needed in override(config, cell.settings).required_runs()]
 
 
-def _starts(cell: Cell, task: Task, config: Experiment) -> list[Cell]:
+def _starts(cell: Cell, config: Experiment) -> list[Cell]:
     """Return the run whose weights a fine-tuning cell starts from."""
-    if not task.fine_tunes(override(config, cell.settings)):
+    if not override(config, cell.settings).fine_tunes:
         return []
     return [replace(cell, loss=config.ordinary_loss, settings=baseline_settings(config, cell.settings))]
 

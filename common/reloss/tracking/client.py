@@ -53,7 +53,7 @@ def describe_run(config: Experiment, stage: str, commit: str, facts: Mapping[str
     """
     loss = "@".join(filter(None, (facts["loss"], facts.get("variant"))))
     state = "changes" if "+" in commit else "unknown" if commit == "unknown" else "clean"
-    tags = [config.name.partition("/")[0], facts["loss"], facts.get("variant"), config.paper, f"git: {state}"]
+    tags = [config.name.partition("/")[0], facts["loss"], facts.get("variant"), config.scope_text(), f"git: {state}"]
     return {
         "name": f"{config.name} {loss} " + (f"seed {facts['seed']}" if "seed" in facts else stage),
         "group": config.name,

@@ -80,7 +80,7 @@ def _blocks(config: Experiment) -> list[Any]:
     ranks = ScatterPlot(title="ranking recorded and synthetic items", x=_summary(LEARNED[0]), y=_summary(LEARNED[1]))
     return [
         H2(config.name),
-        P(f"Paper: {config.paper}. The surrogate is taught {config.metric}; the table reports {config.score}."),
+        P(f"Paper: {config.scope_text()}. The surrogate is taught {config.metric}; the table reports {config.score}."),
         PanelGrid(runsets=[trainings], panels=[*curves, RunComparer(diff_only="split")]),
         P("How its surrogates were learned: correlations of minus the loss with the metric, on held-out items."),
         PanelGrid(runsets=[fits], panels=[*learned, ranks]),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import Run, find_experiment
 from reloss_tasks.classification.config import ClassificationExperiment
 

@@ -42,7 +42,7 @@ def test_folder(images):
 def test_the_data_set_may_lie_in_a_folder_of_its_name(images, tmp_path):
     shutil.copytree(images, tmp_path / "cifar10")
     (tmp_path / "cifar10" / "test").rename(tmp_path / "cifar10" / "val")
-    assert data.describe(folder(), tmp_path) == "cifar10: 30 train, 12 validation, 12 test images of 6 classes"
+    assert data.check(folder(), tmp_path) == "cifar10: 30 train, 12 validation, 12 test images of 6 classes"
 
 
 def test_per_class(images):

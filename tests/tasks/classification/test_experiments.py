@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
+from small import merged
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.records import read_runs
@@ -42,7 +43,7 @@ def test_one_real_training_step(images, tmp_path, name):
     config = TASK.experiments[name]()
     own = config.data.name == "digits"
     rare = config.data.positive_class is not None
-    settings = (*ONE_STEP, *(() if own else FOLDER), *(RARE if rare else ()))
+    settings = merged(ONE_STEP, () if own else FOLDER, RARE if rare else ())
     record = run(Request(name, "ce", 0, settings=settings, data=images, runs=tmp_path, track="off"))
     (summary,) = read_runs(tmp_path)
     assert summary.status == "finished"

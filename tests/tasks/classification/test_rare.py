@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import Run, find_experiment
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json

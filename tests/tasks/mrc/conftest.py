@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 import numpy as np
 import pytest
 import torch
+from small import merged
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast, RobertaTokenizerFast
@@ -114,6 +115,6 @@ def run_reading(questions: Path, tiny_settings: tuple[str, ...], tmp_path: Path)
 
     def start(loss: str = "ce", *settings: str, experiment: str = "mrc/squad_minilm", **more: object) -> Path:
         asked = {"seed": 0, "data": questions, "runs": tmp_path / "runs", "track": "off", **more}
-        return run(Request(experiment, loss, settings=(*tiny_settings, *settings), **asked))  # type: ignore[arg-type]
+        return run(Request(experiment, loss, settings=merged(tiny_settings, settings), **asked))  # type: ignore[arg-type]
 
     return start

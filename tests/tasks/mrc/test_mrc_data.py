@@ -3,7 +3,7 @@ import pytest
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json, write_json
 from reloss_tasks.mrc import download as fetch
-from reloss_tasks.mrc.data import _find, describe, fingerprint, load, read
+from reloss_tasks.mrc.data import _find, check, fingerprint, load, read
 from reloss_tasks.mrc.experiments import EXPERIMENTS
 
 SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
@@ -40,7 +40,7 @@ def test_splits_are_of_other_articles_and_the_same_each_time(questions):
     whole = load(SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None}), questions)
     assert [len(part) for part in whole] == [48, 18, 18]
     assert whole.validation is whole.test
-    assert describe(SQUAD, questions).endswith(
+    assert check(SQUAD, questions).endswith(
         "20 train, 9 validation, 12 test questions, 0 of the test without an answer"
     )
 
@@ -55,7 +55,7 @@ def test_unanswerable_questions(questions):
     config = EXPERIMENTS["mrc/squad2_bert_base"]().data
     splits = load(config, questions)
     assert sum(not q.answers for q in splits.train) == 16
-    assert "6 of the test without an answer" in describe(config, questions)
+    assert "6 of the test without an answer" in check(config, questions)
 
 
 def test_answers_that_are_nowhere_are_not_trained_on(questions, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import UsageError
 from reloss.surrogates import ReadingReLoss
@@ -28,5 +28,5 @@ def test_the_surrogate_is_as_the_options_say():
 
 
 def test_windows_that_do_not_move_on_are_refused():
-    with pytest.raises(UsageError, match="must exceed max_question"):
+    with pytest.raises(UsageError, match="must be at least max_question"):
         override(TASK.experiments["mrc/squad_minilm"](), ["data.stride=180"])

@@ -10,7 +10,6 @@ import torch
 from logged import check_logged
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
-from tests.tasks.mrc.test_mrc_features import ask, config
 from torch.testing import assert_close
 from torchmetrics.functional.text import squad
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel
@@ -29,6 +28,7 @@ from reloss_tasks.mrc.data import read
 from reloss_tasks.mrc.models import load_model, load_tokenizer
 from reloss_tasks.mrc.training import collate, epoch_order, learning_rate
 from reloss_tasks.mrc.windows import make_windows
+from tests.tasks.mrc.test_mrc_windows import ask, config
 
 RECIPE = Train(epochs=2, batch_size=4, lr=0.1)
 

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small import merged
 
 from reloss.pipeline.stages import Request, run
 
@@ -43,6 +44,6 @@ def run_toy(toy: Path, tmp_path: Path) -> Callable[..., Path]:
     def start(loss: str = "nll", *settings: str, kind: str = "nat", runs: Path = tmp_path / "runs", **more: object):
         asked = {"seed": 0, "data": toy, "runs": runs, "track": "off", **more}
         name = f"nmt/multi30k_de_en_{kind}"
-        return run(Request(name, loss, settings=(*TINY, *settings), **asked))  # type: ignore[arg-type]
+        return run(Request(name, loss, settings=merged(TINY, settings), **asked))  # type: ignore[arg-type]
 
     return start

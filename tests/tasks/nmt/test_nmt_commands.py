@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reloss import TranslationReLoss
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss_tasks.nmt.data import prepare
 

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import write_json, write_text
 from reloss_tasks.nmt import commands
-from reloss_tasks.nmt.data import describe, fingerprint, prepare
+from reloss_tasks.nmt.data import check, fingerprint, prepare
 from reloss_tasks.nmt.fairseq_commands import parse
 
 TASK = tasks()["nmt"]
@@ -68,14 +68,14 @@ def test_data_are_checked(toy, tmp_path, cli):
     assert "de-en sentence pairs: 480 train, 13 valid, 11 test" in out
     data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
     with pytest.raises(RelossError, match=r"train.de is missing; put parallel texts"):
-        describe(data, tmp_path)
+        check(data, tmp_path)
     for name in ("train", "valid", "test"):
         for lang, text in (("de", "a\nb\n"), ("en", "a\nb\n" if name != "valid" else "a\n")):
             path = tmp_path / "multi30k" / f"{name}.{lang}"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
     with pytest.raises(RelossError, match=r"2 lines in .*valid.de and 1 lines in .*valid.en: they must be parallel"):
-        describe(data, tmp_path)
+        check(data, tmp_path)
     (tmp_path / "multi30k" / "valid.en").write_text("a\nb\n")
     before = fingerprint(data, tmp_path)
     (tmp_path / "multi30k" / "valid.en").write_text("a\nc\n")
@@ -100,7 +100,7 @@ def changed_toy(toy, tmp_path):
 def test_only_a_line_feed_ends_a_line(changed_toy, toy, tmp_path, tiny_settings):
     data = override(TASK.experiments["nmt/multi30k_de_en_nat"](), tiny_settings).data
     folder = changed_toy("train.de", 5, "ba\rko\x85mi\u2028lu\r".encode())
-    assert "480 train" in describe(data, folder)
+    assert "480 train" in check(data, folder)
     plain, changed = (prepare(data, each, tmp_path) / "texts" for each in (toy, folder))
     expected, found = ((texts / "train.de").read_bytes().split(b"\n") for texts in (plain, changed))
     assert found[4] == b"ba ko mi lu"
@@ -172,7 +172,7 @@ def test_a_teacher_of_other_texts_is_refused(toy, tmp_path):
 def test_every_non_autoregressive_model_can_be_distilled(name):
     config = override(TASK.experiments[name](), ["data.distilled=true"])
     teacher = name.removesuffix("_nat") + "_at"
-    assert TASK.needs(config) == [(teacher, "label_smoothing", 0)]
+    assert config.required_runs() == [(teacher, "label_smoothing", 0)]
     assert config.data.teacher == f"{teacher}/label_smoothing/seed0"
     shared = {"distilled", "teacher", "workers"}
     assert TASK.experiments[teacher]().data.model_dump(exclude=shared) == config.data.model_dump(exclude=shared)

@@ -6,6 +6,7 @@ import torch
 from logged import check_logged
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
+from small import merged
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
@@ -275,7 +276,7 @@ def test_a_model_begins_with_the_weights_that_fit(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, finish):
-    settings = (*tiny_settings, "train.updates=120", "train.ordinary_weight=1")
+    settings = merged(tiny_settings, ("train.updates=120", "train.ordinary_weight=1"))
     homes = [tmp_path / name / "nmt" / "multi30k_de_en_nat" for name in ("one", "two")]
     for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
         where = ("--data", toy, "--runs", home.parents[1], "--track", "off")
@@ -302,7 +303,7 @@ def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, f
 @pytest.mark.slow
 def test_two_processes_measure_the_same_of_the_same_model(toy, tiny_settings, tmp_path, finish):
     """With a learning rate of nothing, an epoch leaves the model as it was."""
-    settings = (*tiny_settings, "train.updates=4", "train.lr=1e-20")
+    settings = merged(tiny_settings, ("train.updates=4", "train.lr=1e-20"))
     entries = []
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
         where = ("--data", toy, "--runs", tmp_path / name, "--track", "off")

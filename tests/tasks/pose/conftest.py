@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small import merged
 
 from reloss.pipeline.stages import Request, run
 from reloss.runtime.files import read_json, write_json
@@ -84,6 +85,6 @@ def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def start(loss: str = "mse", *settings: str, runs: Path = tmp_path / "runs", **more: object) -> Path:
         asked = {"seed": 0, "data": persons, "runs": runs, "track": "off", **more}
-        return run(Request("pose/lsp_resnet18", loss, settings=(*tiny, *settings), **asked))  # type: ignore[arg-type]
+        return run(Request("pose/lsp_resnet18", loss, settings=merged(tiny, settings), **asked))  # type: ignore[arg-type]
 
     return start

@@ -3,7 +3,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json

@@ -5,10 +5,10 @@ import pytest
 import torch
 from mmpose.registry import MODELS
 
-from reloss.experiment.config import override
+from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError
-from reloss_tasks.pose.data import describe
+from reloss_tasks.pose.data import check
 from reloss_tasks.pose.training import heatmap_size, make_config
 
 TASK = tasks()["pose"]
@@ -85,11 +85,11 @@ def test_what_does_not_work_here_is_named(persons):
 
 def test_data_are_described_or_what_is_missing_is_named(persons, tmp_path):
     lsp, coco = (TASK.experiments[f"pose/{name}"]().data for name in ("lsp_resnet18", "coco_res50_256x192"))
-    assert describe(lsp, persons).endswith("12 images with 12 persons to train on, 4 images with 4 persons to test on")
+    assert check(lsp, persons).endswith("12 images with 12 persons to train on, 4 images with 4 persons to test on")
     with pytest.raises(RelossError, match=r"boxes .*AP_H_56_person.json are missing.*data.boxes=annotated"):
-        describe(coco, persons)
+        check(coco, persons)
     with pytest.raises(RelossError, match=f"{tmp_path}/lsp/annotations/lsp_train.json is missing"):
-        describe(lsp, tmp_path)
+        check(lsp, tmp_path)
     (tmp_path / "lsp").symlink_to(persons / "lsp")
     labels = json.loads((persons / "lsp/annotations/lsp_val.json").read_text())
     labels["images"][1]["file_name"] = "gone.png"
@@ -102,4 +102,4 @@ def test_data_are_described_or_what_is_missing_is_named(persons, tmp_path):
     Path(tmp_path / "lsp/annotations/lsp_train.json").symlink_to(persons / "lsp/annotations/lsp_train.json")
     (tmp_path / "lsp/annotations/lsp_val.json").write_text(json.dumps(labels))
     with pytest.raises(RelossError, match=r"1 of 4 images of .*lsp_val.json are missing in .*, such as gone.png"):
-        describe(lsp, tmp_path)
+        check(lsp, tmp_path)

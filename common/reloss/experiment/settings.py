@@ -1,0 +1,156 @@
+"""Settings: the `key=value` texts of `--set`, which change single fields of a config. Imports no torch.
+
+Settings name the variant of a run, hence its folder. So they are compared by what they resolve to: `0.10`, `1e-1` and
+`0.1` are the same setting, the default value is no setting, and what a loss does not use is no setting of its runs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.runtime.errors import UsageError, unknown
+
+# Keys of earlier versions, in commands and records, and what they are called today.
+RENAMED_KEYS = {
+    "learn.input": "surrogate.input",
+    "learn.output": "surrogate.output",
+    "structure": "surrogate.structure",
+}
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
+    """Return `config` with every `key=value` of `settings` applied; keys are dotted, such as `train.epochs=30`.
+
+    Raises:
+        UsageError: a setting without `=`, an unknown key (the nearest keys are named), a key that is given twice, or a
+            value that does not fit the field.
+    """
+    values = config.model_dump(exclude_unset=True)
+    for key, text in _parsed(config, settings).items():
+        *sections, name = key.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = _value(key, text)
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors()]
+        raise UsageError(f"--set: {'; '.join(problems)}") from None
+
+
+def canonical_settings(config: Experiment, settings: Sequence[str], loss: str) -> tuple[str, ...]:
+    """Return the settings in which a run differs from its experiment, sorted, as `key=value` with resolved values.
+
+    Settings that change nothing are dropped. So are settings that `loss` does not use.
+
+    Raises:
+        UsageError: see `override`.
+    """
+    texts = _parsed(config, settings)
+    if loss not in LEARNED_LOSSES:
+        texts = {key: text for key, text in texts.items() if not key.startswith(config.LEARNED_ONLY)}
+    values = _resolved(config, texts)
+    for key in sorted(texts):
+        others = {other: text for other, text in texts.items() if other != key}
+        if _resolved(config, others) == values:
+            texts = others
+    return tuple(f"{key}={as_text(values[key])}" for key in sorted(texts))
+
+
+def _resolved(config: Experiment, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return all values of the config by dotted keys, with the settings applied."""
+    settings = [f"{key}={text}" for key, text in texts.items()]
+    return flat(override(config, settings).model_dump(mode="json"))
+
+
+def renamed(setting: str) -> str:
+    """Return a setting of an earlier version under the key that it has today."""
+    key, equals, text = setting.partition("=")
+    return f"{RENAMED_KEYS.get(key, key)}{equals}{text}"
+
+
+def _parsed(config: BaseModel, settings: Sequence[str]) -> dict[str, str]:
+    """Return the texts of the values by key."""
+    keys = dotted_keys(config)
+    texts: dict[str, str] = {}
+    for setting in map(renamed, settings):
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes key=value, not '{setting}'")
+        if key not in keys:
+            raise unknown("config key", key, keys)
+        if key in texts:
+            raise UsageError(f"--set: {key} is given twice, as {texts[key]} and {text}; give it once")
+        texts[key] = text
+    return texts
+
+
+def _value(key: str, text: str) -> Any:
+    """Return a list or a mapping as YAML reads it, None for null, else the text, which the field's type parses.
+
+    Quotes around a text are dropped.
+    """
+    if text == "null":
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {key}={text}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def as_text(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def tuned(config: Experiment, settings: Iterable[str]) -> list[str]:
+    """Return the settings that may be tuned for each loss."""
+    return [setting for setting in settings if setting.partition("=")[0] in config.TUNED]
+
+
+def baseline_settings(config: Experiment, settings: Iterable[str]) -> tuple[str, ...]:
+    """Return the settings of the baseline that a run is compared with: without what is learned or tuned for a loss."""
+    own = ("learn.", "surrogate.", *(f"{key}=" for key in config.TUNED))
+    return tuple(setting for setting in settings if not setting.startswith(own))
+
+
+def dotted_keys(config: BaseModel, prefix: str = "") -> list[str]:
+    """Return the keys that `--set` takes, such as `train.epochs`."""
+    fixed = config.FIXED if isinstance(config, Experiment) else frozenset()
+    keys: list[str] = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            keys += dotted_keys(value, f"{prefix}{name}.")
+        elif name not in fixed:
+            keys.append(prefix + name)
+    return keys
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by dotted keys, such as `train.epochs`; keys of earlier versions as of today."""
+    flattened: dict[str, Any] = {}
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and key != "learn.mixture":  # whose value may be a mapping
+            flattened |= flat(value, f"{key}.")
+        else:
+            flattened[RENAMED_KEYS.get(key, key)] = value
+    return flattened
+
+
+def differing(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    """Return, as `key=value`, the values of `own` that differ from those of `reference`, of the keys both have."""
+    common = sorted(own.keys() & reference.keys())
+    return [f"{key}={own[key]}" for key in common if own[key] != reference[key]]
