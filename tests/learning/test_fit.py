@@ -22,10 +22,10 @@ from reloss.surrogates.options import PRESETS
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 
 
-def surrogate_for(options: LearnOptions, backwards: bool = False) -> ClassificationReLoss:
+def surrogate_for(options: LearnOptions, backwards: bool = False, **network: str) -> ClassificationReLoss:
     """A fresh network whose loss falls with the target's probability, or rises if `backwards`; it is never negative."""
     torch.manual_seed(0)
-    surrogate = ClassificationReLoss(**PRESETS[options.fidelity], width=16)
+    surrogate = ClassificationReLoss(**{**PRESETS[options.fidelity], **network}, width=16)
     inputs = torch.tensor([0.1, 0.9])
     with torch.no_grad():
         surrogate.loss[2].bias.fill_(1)
@@ -44,9 +44,10 @@ def fit(
     on_validation: Callable[[dict[str, float]], None] | None = None,
     **settings,
 ) -> FitResult:
+    network = {name: settings.pop(name) for name in ("input", "output") if name in settings}
     options = LearnOptions(**SETTINGS | settings)
     return fit_surrogate(
-        surrogate_for(options, backwards),
+        surrogate_for(options, backwards, **network),
         bank,
         metric,
         higher_is_better=higher_is_better,
@@ -425,9 +426,9 @@ def test_held_out_items_are_not_learned_from():
         ({"settings": {"step": 5}}, "unknown option of the fit 'step'.*steps"),
         (
             {"settings": {"method": "laplace", "steepness": 8}},
-            "steepness: .*of correlation spearman by method bitonic or odd_even, not of spearman by laplace, not 8",
+            "steepness is an option of correlation=spearman with method=bitonic or odd_even, not of .*method=laplace, not 8",
         ),
-        ({"settings": {"correlation": "kendall", "steepness": 8}}, "steepness: .*not of kendall by bitonic"),
+        ({"settings": {"correlation": "kendall", "steepness": 8}}, "steepness: .*not of correlation=kendall with method=bitonic"),
         ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
         ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
         ({"surrogate": ClassificationReLoss}, "the surrogate must be an instance of a surrogate class, not <class"),
@@ -452,17 +453,17 @@ def test_settings_are_options(improving_bank):
 @pytest.mark.parametrize(
     ("fidelity", "expected"),
     [
-        ("released", (False, "ordinal", "item", "relabelled", False, "probability", "absolute")),
-        ("corrected", (True, "mean", "example", "half", True, "log_probability", "monotone")),
+        ("released", (False, "ordinal", "item", "relabelled", False)),
+        ("corrected", (True, "mean", "example", "half", True)),
     ],
 )
 def test_fidelity_decides_unset_options(fidelity, expected):
-    names = ("standardize", "ties", "penalty", "mixture", "calibrate", "input", "output")
+    names = ("standardize", "ties", "penalty", "mixture", "calibrate")
     options = LearnOptions(fidelity=fidelity)
     assert tuple(getattr(options, name) for name in names) == expected
     explicit = LearnOptions(fidelity=fidelity, mixture="all", ties="mean")
     assert (explicit.mixture, explicit.ties) == ("all", "mean")
-    assert explicit.output == expected[-1]
+    assert explicit.calibrate == expected[-1]
     assert LearnOptions(**options.model_dump()) == options
 
 

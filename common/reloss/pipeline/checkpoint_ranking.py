@@ -139,7 +139,7 @@ def read_picture(surrogate: SurrogateRecord) -> dict[str, dict[str, list[float]]
     if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
         return None
     try:
-        options = LearnOptions.model_validate(surrogate.learn)
+        options = LearnOptions.model_validate(surrogate.config()["learn"])
         return measure_picture(load(folder), PredictionBank.open(bank), get_metric(surrogate.metric), options)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error
