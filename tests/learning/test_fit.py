@@ -394,7 +394,7 @@ def test_targets_beyond_the_classes_are_refused(tmp_path):
 def test_a_target_to_be_ignored_is_refused_in_any_item(tmp_path):
     targets = torch.randint(5, (160,))
     targets[-1] = -100
-    with pytest.raises(RelossError, match=r"targets must be whole numbers from 0 to 4, not -100; leave out .*keep"):
+    with pytest.raises(RelossError, match=r"targets must be whole numbers from 0 to 4, not -100; drop .*keep"):
         fit(bank_of(tmp_path, torch.randn(160, 5), targets))
 
 

@@ -18,10 +18,13 @@ class LinearLoss(SurrogateLoss):
         super().__init__()
         self.weights = torch.nn.Parameter(torch.tensor(weights))
 
-    def per_item(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return (outputs * self.weights).sum(-1).mean(-1)
+    def features(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs
 
-    ordinary_loss = options = None
+    def network(self, features: torch.Tensor) -> torch.Tensor:
+        return (features * self.weights).sum(-1)
+
+    ordinary_loss = None
 
 
 def items(n: int = 8, b: int = 6, c: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,9 +34,9 @@ REFUSED = {
         torch.tensor([0, 1, 0.5, 1]),
         "from 0 to 1, not 0.5; targets on a scale",
     ),
-    "ignored": (SetReLoss(), torch.zeros(4, 3), torch.tensor([0, 1, -100, 2]), "not -100; leave out"),
+    "ignored": (SetReLoss(), torch.zeros(4, 3), torch.tensor([0, 1, -100, 2]), "not -100; drop the examples"),
     "too many": (ClassificationReLoss(), torch.zeros(4, 3), torch.tensor([0, 1, 2, 3]), "from 0 to 2, not 3"),
-    "floats": (ClassificationReLoss(), torch.zeros(4, 3), CLASSES.float(), "not torch.float32: give targets.long()"),
+    "floats": (ClassificationReLoss(), torch.zeros(4, 3), CLASSES.float(), "not torch.float32: pass targets.long()"),
     "fractions": (SetReLoss(), torch.zeros(4, 3), CLASSES + 0.5, "not torch.float32"),
     "heatmaps": (PoseReLoss((5, 6)), torch.zeros(4, 3, 6, 5), torch.zeros(4, 3, 6, 5), "heatmaps of [5, 6]"),
 }
@@ -63,28 +63,37 @@ def test_the_ways_out_lead_on(tmp_path):
 
 
 def test_fractional_classes_are_no_targets_of_the_loss():
-    with pytest.raises(ValueError, match=r"torch\.float32: give targets\.long\(\)"):
+    with pytest.raises(ValueError, match=r"torch\.float32: pass targets\.long\(\)"):
         ClassificationReLoss()(torch.zeros(4, 3), CLASSES + 0.5)
 
 
-class Mean(SurrogateLoss):
-    """A surrogate of one's own, which says nothing of its predictions."""
+class Regression(SurrogateLoss):
+    """A user's own kind: a function of the squared error of each of three numbers, with no check of its inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.width = width
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(3, width), torch.nn.Linear(width, 1)])
 
-    def per_item(self, outputs, targets):
-        return ((outputs * self.weight).sum(-1) - targets).square().mean(-1)
+    def features(self, outputs, targets):
+        return -(outputs - targets).square()
 
     def ordinary_loss(self, outputs, targets):
-        return self.per_item(outputs, targets)
-
-    def options(self):
-        return {}
+        return (outputs - targets).square().mean((-2, -1))
 
 
-def test_a_surrogate_of_ones_own_is_tried(tmp_path):
-    assert len(recorded(tmp_path / "good", Mean(), torch.zeros(4, 3), torch.zeros(4))) == 2
-    with pytest.raises(RelossError, match=r"Mean cannot learn from .*outputs \[4, 2\] .*RuntimeError: The size"):
-        recorded(tmp_path / "bad", Mean(), torch.zeros(4, 2), torch.zeros(4))
+def test_own_kind_is_checked_by_computing_its_loss(tmp_path):
+    assert len(recorded(tmp_path / "good", Regression(), torch.zeros(4, 3), torch.zeros(4, 3))) == 2
+    with pytest.raises(RelossError, match=r"Regression cannot learn from .*outputs \[4, 2\] .*RuntimeError: mat1 and"):
+        recorded(tmp_path / "bad", Regression(), torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+def test_own_kind_needs_features_alone(tmp_path):
+    torch.manual_seed(0)
+    surrogate, targets = Regression(width=8), torch.zeros(1, 5, 3)
+    near, far = (surrogate.per_item(size * torch.ones(1, 5, 3), targets) for size in (0.1, 1.0))
+    assert near < far  # monotone by default
+    surrogate.save_pretrained(tmp_path)
+    loaded = Regression.from_pretrained(tmp_path)
+    assert loaded.options() == {"width": 8}
+    assert torch.equal(loaded.per_item(torch.ones(1, 5, 3), targets), far)

@@ -65,7 +65,7 @@ def test_a_flipped_bit_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RelossError, match=r"surrogate\.safetensors is damaged: its checksum is not that in"):
+    with pytest.raises(RelossError, match=r"surrogate\.safetensors is damaged: its checksum differs from the one in"):
         ClassificationReLoss.from_pretrained(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_changed_options_are_found(tmp_path):
     path = tmp_path / "surrogate.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "options": {**card["options"], "output": "identity"}}))
-    with pytest.raises(RelossError, match=r"surrogate\.json was changed: its options are not those"):
+    with pytest.raises(RelossError, match=r"surrogate\.json was changed: its options differ"):
         ClassificationReLoss.from_pretrained(tmp_path)
     del card["options_hash"]  # as of earlier versions
     path.write_text(json.dumps(card))
@@ -109,7 +109,7 @@ def test_options_go_with_a_file_and_not_with_a_folder(tmp_path):
     surrogate.save_pretrained(tmp_path / "s")
     loaded = ClassificationReLoss.from_pretrained(tmp_path / "s" / "surrogate.safetensors", **OPTIONS)
     assert_close(losses(loaded), losses(surrogate), rtol=0, atol=0)
-    assert "drop width" in refusal(tmp_path / "s", UsageError, width=16)
+    assert "remove width" in refusal(tmp_path / "s", UsageError, width=16)
 
 
 def test_nothing_there(tmp_path):
@@ -127,7 +127,7 @@ class Code:
 
 def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path):
     torch.save({"loss.2.bias": Code(tmp_path / "victim")}, tmp_path / "evil.ckpt")
-    assert "not a file of tensors alone" in refusal(tmp_path / "evil.ckpt")
+    assert "not a file of tensors only" in refusal(tmp_path / "evil.ckpt")
     assert not (tmp_path / "victim").exists()
 
 
@@ -191,12 +191,15 @@ def test_a_folder_without_its_weights(tmp_path):
         *(
             (
                 f'{{"class": "ClassificationReLoss", "options": {{"scale": {scale}}}}}',
-                "scale is a positive number, not ",
+                "scale must be a positive number, not ",
             )
             for scale in ("NaN", "Infinity", '"x"', "0", "-1", "true", "null")
         ),
         *(
-            (f'{{"class": "ClassificationReLoss", "options": {{"width": {width}}}}}', "width is a whole number of at ")
+            (
+                f'{{"class": "ClassificationReLoss", "options": {{"width": {width}}}}}',
+                "width must be a whole number of at ",
+            )
             for width in ("-1", "0", "1.5", '"8"', "null")
         ),
     ],
@@ -333,7 +336,7 @@ def test_adding_to_the_package(cli, improving_bank, tmp_path, monkeypatch):
     card = json.loads((tmp_path / "weights" / "some" / "name" / "surrogate.json").read_text())
     assert card == {**json.loads((tmp_path / "second" / "surrogate.json").read_text()), "about": ABOUT}
     text = (tmp_path / "weights" / "some" / "name" / "README.md").read_text()
-    for part in (f"{card['fit']['spearman']:.4f}", card["bank"], "24, a share of 0.2", "**Not good for:** much"):
+    for part in (f"{card['fit']['spearman']:.4f}", card["bank"], "24, which is 20%", "**Not good for:** much"):
         assert part in text
     first, second, added = (
         losses(ClassificationReLoss.from_pretrained(where))
@@ -490,7 +493,7 @@ def test_a_server_that_hangs_up(release, cached, tmp_path, keep):
 def test_a_download_that_is_not_tensors_is_not_kept(release, cached, tmp_path):
     good = saved(ClassificationReLoss().state_dict())
     bad = {
-        "it is not a file of tensors alone": [*GARBAGE.values(), saved({"loss.2.bias": Code(tmp_path / "victim")})],
+        "it is not a file of tensors only": [*GARBAGE.values(), saved({"loss.2.bias": Code(tmp_path / "victim")})],
         "PytorchStreamReader": [good[:-1000]],
         "it holds a list, not a state dict": [saved([1, 2])],
         "under 'epoch' it holds a int, not a tensor": [saved({"epoch": 3})],
@@ -500,7 +503,7 @@ def test_a_download_that_is_not_tensors_is_not_kept(release, cached, tmp_path):
             release.files["reloss_cls.ckpt"] = content
             message = no_download(release, tmp_path)
             assert cause in message
-            assert "; it was not kept: try again, or put a good file at " in message
+            assert "; the file was discarded: try again, or put a good one at " in message
             assert cached() == []
     assert not (tmp_path / "victim").exists()
 

@@ -107,3 +107,24 @@ def test_load_refuses_what_has_no_known_class(tmp_path):
         (tmp_path / "surrogate.json").write_text(json.dumps(card))
         with pytest.raises(RelossError, match=message):
             load(tmp_path)
+
+
+BATCHES = {
+    "classification": (torch.randn(4, 10), torch.arange(4)),
+    "pose": (torch.rand(4, 3, 12, 8), torch.rand(4, 3, 12, 8)),
+    "reading": (torch.randn(4, 2, 9), torch.ones(4, 1, 2, dtype=torch.long)),
+    "set": (torch.randn(4, 10), torch.arange(4)),
+    "translation": (-torch.rand(4, 7), torch.ones(4, 7, 2, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unfitted_surrogate_trains_no_model(kind):
+    surrogate = build(kind, SHAPES[kind])
+    weight = torch.ones(1, requires_grad=True)
+    outputs, targets = BATCHES[kind]
+    with pytest.raises(UsageError, match="has not been fitted, so it cannot train a model: fit it with fit_surrogate"):
+        surrogate(weight * outputs, targets)
+    assert surrogate(outputs, targets).isfinite()
+    surrogate.freeze()(weight * outputs, targets).backward()
+    assert weight.grad.isfinite()

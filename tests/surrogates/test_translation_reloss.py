@@ -126,9 +126,9 @@ def test_averages():
 
 def test_released_positions_are_one_for_all_tokens():
     mask = torch.tensor([[True, True, True, False, False]])
-    assert surrogate_of_seed()._places(mask).tolist() == [[1, 1, 1, 2, 3]]
-    assert surrogate_of_seed(positions="counted")._places(mask).tolist() == [[2, 3, 4, 1, 1]]
-    assert surrogate_of_seed(positions="counted", length=2)._places(mask).tolist() == [[2, 3, 3, 1, 1]]
+    assert surrogate_of_seed().pe.places(mask).tolist() == [[1, 1, 1, 2, 3]]
+    assert surrogate_of_seed(positions="counted").pe.places(mask).tolist() == [[2, 3, 4, 1, 1]]
+    assert surrogate_of_seed(positions="counted", length=2).pe.places(mask).tolist() == [[2, 3, 3, 1, 1]]
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -143,8 +143,9 @@ def test_monotone_falls_with_every_gold_token(window):
 
 def test_monotone_sees_the_window_that_ends_at_a_token():
     surrogate = surrogate_of_seed(output="monotone", average="sentence")
-    outputs = torch.zeros(1, 1, 9, requires_grad=True)
-    (gradient,) = torch.autograd.grad(surrogate._windows(outputs[0])[0, 5], outputs)
+    outputs, targets = torch.zeros(1, 1, 9, requires_grad=True), torch.zeros(1, 1, 9, 2, dtype=torch.long)
+    losses = surrogate.network(surrogate.features(outputs, targets))
+    (gradient,) = torch.autograd.grad(losses[0, 0, 5], outputs)
     assert gradient[0, 0].nonzero().flatten().tolist() == [2, 3, 4, 5]
 
 
@@ -167,9 +168,9 @@ def test_ordinary_loss_is_the_mean_negative_log_likelihood_of_tokens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "none"}, "output is one of absolute, identity, monotone, not none"),
-        ({"positions": "none"}, "positions is one of released, counted, not none"),
-        ({"average": "none"}, "average is one of sentence, token, not none"),
+        ({"output": "none"}, "output must be one of absolute, identity, monotone, not none"),
+        ({"positions": "none"}, "positions must be one of released, counted, not none"),
+        ({"average": "none"}, "average must be one of sentence, token, not none"),
         ({"heads": 3}, "width 8 is not a multiple of 3 heads"),
     ],
 )

@@ -1,7 +1,13 @@
-"""What all surrogates share: loss(outputs, targets), per_item, freezing, saving and loading."""
+"""What every surrogate is made of: features, a small network, and a mean.
+
+A metric tells which of two predictions is better but passes no useful gradient. A surrogate is a small network that
+is fitted once to rank predictions as the metric does; then it is frozen and used as the loss. Each kind of prediction
+brings its own features; the network and the mean over them are shared.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,87 +15,143 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import atomic, sha256_of, short_hash, write_json
+from reloss.runtime.errors import UsageError
+from reloss.surrogates.network import evaluate
 from reloss.surrogates.options import Fidelity, Input, Output
-from reloss.surrogates.pretrained import find_pretrained, read_card, read_weights
+from reloss.surrogates.pretrained import find_pretrained
+from reloss.surrogates.storage import load_file_of_weights, load_folder, save_surrogate
 
 
 class SurrogateLoss(nn.Module, ABC):
-    """A small network that maps a batch of outputs and targets to a loss and, once learned, is frozen and trained with.
+    """A learned loss: `reduce(network(features(outputs, targets)))`.
+
+    A kind of surrogate defines its layers in the constructor, and `features`. It overrides `network` or `reduce` where
+    the shared ones do not fit. Each argument of its constructor is kept as an attribute of the same name.
 
     Args:
-        scale: a constant by which the loss is multiplied. It leaves every ranking as it is and sets the size of the
-            gradient; `fit_surrogate(calibrate=True)` chooses it.
+        scale: constant factor of the loss. It changes no ranking, only the size of the gradient;
+            `fit_surrogate(calibrate=True)` chooses it.
 
     Raises:
         ValueError: the scale is not a positive number.
     """
 
+    output: Output = "monotone"
+    """Form of the network's output; see `reloss.surrogates.options`."""
+
     reaches_any_value: ClassVar[bool] = True
-    """Whether the network can give losses of any size; if not, one that learns a metric's value is scaled first."""
+    """Whether the network can give losses of any size. If not, it is rescaled before it learns a metric's value."""
 
     has_curve: ClassVar[bool] = False
-    """Whether the loss of an example is a curve over the probability of its target, which `curve_at` gives."""
+    """Whether the loss of an example is a curve over the probability of its target; then `curve_at` returns it."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise ValueError(f"scale is a positive number, not {scale!r}")
+            raise ValueError(f"scale must be a positive number, not {scale!r}")
         self.scale = scale
 
+    # The three parts
+
     @abstractmethod
+    def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the features of each group: outputs [N, B, ...], targets [N, B, ...] -> [N, G, F], or [N, G, H, F].
+
+        Groups are what the loss is averaged over: examples, joints, tokens. A pure function, and the only part that
+        knows the task.
+
+        Raises:
+            ValueError: the shapes do not agree.
+        """
+
+    def network(self, features: Tensor) -> Tensor:
+        """Return the loss of each group: features [..., F] -> [...]."""
+        losses = self.perceptron(features)
+        return losses.abs() if self.output == "absolute" else losses
+
+    def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
+        """Return the loss of each item: the mean over its groups, times the scale: [N, G] or [N, G, H] -> [N]."""
+        return (self.scale * losses).flatten(1).mean(-1)
+
+    def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return what `reduce` needs to know of the groups, such as which are real; None where all count alike."""
+        return None
+
+    def perceptron(self, features: Tensor) -> Tensor:
+        """Return the output of the surrogate's linear layers, in the order of their definition: [..., F] -> [...]."""
+        linears = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+        return evaluate(linears, features, monotone=self.output == "monotone")
+
+    # The loss
+
     def per_item(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each of N items: outputs [N, B, ...], targets [N, B, ...] -> [N]."""
+        """Return the loss of each of N items, in the dtype of the parameters, also under autocast.
+
+        Args:
+            outputs: [N, B, ...] predictions; see `features` of the kind.
+            targets: [N, B, ...].
+
+        Returns:
+            [N].
+
+        Raises:
+            ValueError: the shapes do not agree.
+        """
+        return self._compute(outputs, targets)
+
+    def _compute(self, outputs: Tensor, targets: Tensor, group_weights: Tensor | None = None) -> Tensor:
+        """Return the loss of each item, with other `group_weights` than the targets give if they are passed."""
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.to(self.dtype)
+            losses = self.network(self.features(outputs, targets).to(self.dtype))
+            if group_weights is None:
+                group_weights = self.group_weights(outputs, targets)
+            return self.reduce(losses, group_weights)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...].
+
+        Raises:
+            UsageError: a model is being trained with this surrogate, which has not been fitted.
+            ValueError: the shapes do not agree.
+        """
+        self._refuse_unfitted(outputs)
+        return self.per_item(outputs[None], targets[None])[0]
+
+    def _refuse_unfitted(self, outputs: Tensor) -> None:
+        """Raise UsageError where a gradient would flow through this surrogate to a model, but it is not frozen."""
+        if outputs.grad_fn is not None and any(parameter.requires_grad for parameter in self.parameters()):
+            raise UsageError(
+                f"this {type(self).__name__} has not been fitted, so it cannot train a model: fit it with "
+                "fit_surrogate, or load one with from_pretrained; to use its weights as they are, call freeze()"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the parameters."""
+        return next(self.parameters()).dtype
 
     @staticmethod
     @abstractmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that is usual for such predictions, of each of N items: [N, B, ...], [N, B, ...] -> [N]."""
-
-    @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
-        """Return the constructor's arguments that these choices lead to; see `registry.build`.
-
-        Args:
-            shape: of one example's outputs.
-            fidelity: `released` or `corrected`.
-            input: how probabilities enter the network.
-            output: form of the network's output.
-
-        Raises:
-            ValueError: this kind takes no outputs of this shape.
-        """
-        return {}
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """Return the constructor's arguments that make a surrogate of this shape."""
-
-    @classmethod
-    def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return what a file of weights alone shows of the constructor's arguments; here nothing."""
-        return {}
+        """Return the ordinary loss for such predictions, per item: outputs [N, B, ...], targets [N, B, ...] -> [N]."""
 
     def curve_at(self, log_p: Tensor) -> Tensor:
         """Return the loss of examples whose targets have these log-probabilities: [...] -> [...].
 
-        Only where `has_curve`.
+        Raises:
+            NotImplementedError: the loss is no such curve; see `has_curve`.
         """
         raise NotImplementedError(f"the loss of {type(self).__name__} is not a curve over the target's probability")
 
-    @staticmethod
-    def gold(targets: Tensor) -> Tensor:
-        """Return what of some targets is of the examples, whatever was predicted for them; here all of it."""
-        return targets
+    # What the fit needs
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError unless it can learn from such predictions: outputs [N, B, ...], targets [N, B, ...].
+        """Raise ValueError unless this surrogate can be fitted to outputs [N, B, ...] and targets [N, B, ...].
 
-        Here unless it can give their loss; a surrogate that knows its predictions better says what to do with others.
+        This one tries to compute the loss. Kinds check shapes and labels, and their messages name the remedy.
         """
         device = next(self.parameters()).device
         try:
@@ -99,101 +161,87 @@ class SurrogateLoss(nn.Module, ABC):
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def statistics(self, outputs: Tensor) -> Tensor | None:
-        """Return what the loss needs of outputs [N, B, ...] whatever their targets, [N, B, S], to be computed once.
+        """Return numbers [N, B, S] that the loss of outputs [N, B, ...] needs whatever the targets, computed once.
 
-        None, as here, if it needs the outputs themselves.
+        None, as here, where the loss needs the outputs themselves.
         """
         return None
 
     def losses_and_norms(
         self, outputs: Tensor, targets: Tensor, statistics: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses [N] and the norm of each example's gradient of its item's loss [N, B].
+        """Return the losses [N], and the norm of each example's gradient of its item's loss [N, B].
 
-        Both are differentiable in the parameters. Here by autograd, for any network; `statistics` are not used.
+        Both are differentiable in the parameters. This one uses autograd, for any network, and ignores `statistics`.
         """
         outputs = outputs.detach().requires_grad_()
         losses = self.per_item(outputs, targets)
         return losses, gradient_norms(losses, outputs, create_graph=True)
 
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...]."""
-        return self.per_item(outputs[None], targets[None])[0]
+    @staticmethod
+    def gold(targets: Tensor) -> Tensor:
+        """Return the part of the targets that belongs to the examples, not to the predictions; all of it by default."""
+        return targets
 
     def freeze(self) -> Self:
         """Stop learning: parameters take no gradient, dropout is off. Returns the surrogate itself."""
         return self.requires_grad_(False).eval()
 
+    # Building, saving and loading
+
+    @classmethod
+    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+        """Return the constructor's arguments that follow from these choices; called by `registry.build`.
+
+        Args:
+            shape: shape of one example's outputs.
+            fidelity: `released` or `corrected`.
+            input: how probabilities enter the network.
+            output: form of the network's output.
+
+        Raises:
+            ValueError: this kind takes no outputs of this shape.
+        """
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments that build a surrogate like this one."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @classmethod
+    def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the constructor's arguments that can be read from weights alone; none by default."""
+        return {}
+
     def save_pretrained(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
         """Write `surrogate.safetensors`, then `surrogate.json` (class, options and `card`), into the folder `path`."""
-        path = Path(path)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with atomic(path / "surrogate.safetensors") as temporary:
-            save_file(weights, temporary)
-        built = {"class": type(self).__name__, "options": self.options()}
-        sums = {"sha256": sha256_of(path / "surrogate.safetensors"), "options_hash": short_hash(built)}
-        write_json(path / "surrogate.json", {**built, **(card or {}), **sums})
+        save_surrogate(self, Path(path), card or {})
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
         """Load a surrogate, frozen.
 
         Args:
-            name_or_path: a folder written by `save_pretrained`; a file of weights alone: safetensors, or a plain state
-                dict such as the authors released (`.ckpt`, read with `weights_only`); or, where no such path exists, a
-                name in `pretrained_names()`: of a surrogate that ships with the package, such as
-                "classification/cifar10", or of the authors' weights, such as "released/cls", downloaded the first time.
-            options: constructor arguments for a file of weights; by default those of the release, such as the size of
+            name_or_path: one of three. A folder written by `save_pretrained`. A file of weights alone: safetensors, or
+                a plain state dict such as the authors released (`.ckpt`, read with `weights_only`). Or, if no such path
+                exists, a name in `pretrained_names()`: "classification/cifar10" ships with the package,
+                "released/cls" is downloaded on first use.
+            options: constructor arguments for a file of weights. The defaults are the release's, such as the size of
                 the heatmaps of "released/pose_384x288".
 
         Raises:
-            UsageError: nothing is there and no surrogate for this class has that name, or options were given for a
+            UsageError: there is no such path or name, the name is for another class, or options were given for a
                 folder, which has its own.
-            RelossError: the file cannot be downloaded, is damaged, of another class, or its parameters do not fit.
+            RelossError: the file cannot be downloaded, is damaged, belongs to another class, or its parameters do not
+                fit.
         """
         path = Path(name_or_path)
         if not path.exists():
             path, known = find_pretrained(str(name_or_path), cls.__name__)
             options = {**known, **options}
-        if path.is_dir():
-            if options:
-                raise UsageError(f"{path} says itself how its surrogate is built; drop {', '.join(options)}")
-            surrogate, weights = cls._from_folder(path), read_weights(path / "surrogate.safetensors")
-        else:
-            try:
-                weights = read_weights(path)
-                surrogate = cls(**{**cls.options_of(weights), **options})
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"no {cls.__name__} with {options}: {error}") from error
-        try:
-            surrogate.load_state_dict(weights)
-        except RuntimeError as error:
-            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-            raise RelossError(f"the weights in {path} do not fit {cls.__name__}: {reasons}") from error
-        return surrogate.freeze()
-
-    @classmethod
-    def _from_folder(cls, folder: Path) -> Self:
-        """Return the surrogate that the card in `folder` describes, with fresh weights; checks the checksums first."""
-        path, weights, card = folder / "surrogate.json", folder / "surrogate.safetensors", read_card(folder)
-        if card.get("sha256") is not None and weights.exists() and sha256_of(weights) != card["sha256"]:
-            raise RelossError(f"{weights} is damaged: its checksum is not that in surrogate.json")
-        if card["class"] != cls.__name__:
-            raise RelossError(f"{path} describes a {card['class']}, not a {cls.__name__}")
-        written = card.get("options_hash")  # not in cards of earlier versions
-        if written not in (None, short_hash({name: card[name] for name in ("class", "options")})):
-            raise RelossError(f"{path} was changed: its options are not those that its surrogate was saved with")
-        try:
-            return cls(**card["options"])
-        except (TypeError, ValueError) as error:
-            raise RelossError(f"{path} describes no {cls.__name__} of this version: {error}") from error
-
-
-def check_sizes(**sizes: Any) -> None:
-    """Raise ValueError unless each size of a network, given by its name, is a whole number of at least 1."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, not {size!r}")
+        if path.is_dir() and options:
+            raise UsageError(f"{path} holds the options of its surrogate; remove {', '.join(options)}")
+        return (load_folder(cls, path) if path.is_dir() else load_file_of_weights(cls, path, options)).freeze()
 
 
 def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:

@@ -1,34 +1,36 @@
-"""The surrogate for heatmaps of joints: squared errors, each joint's weighted by a network that sees them."""
+"""The surrogate for heatmaps of joints: a learned function of the squared errors of each joint's heatmap.
+
+The mean squared error treats all pixels alike. PCK asks only whether the peak is near the joint. A small network that
+sees all squared errors of a joint's heatmap can tell the errors that move the peak from those that do not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reloss.metrics.shapes import check_shapes
-from reloss.surrogates.base import SurrogateLoss, check_sizes
-from reloss.surrogates.network import evaluate
+from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.checks import check_heatmaps, check_sizes
 from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.released.pose import joint_network, weighted_error
 
 
 class PoseReLoss(SurrogateLoss):
-    """ReLoss for pose: the mean squared error of heatmaps, each joint's times a learned weight in (0, 1).
+    """ReLoss for pose: the mean over the joints of a learned function of each one's heatmap.
 
-    A small network sees the squared errors of a joint's whole heatmap and gives its weight. Architecture and parameter
-    names are the release's, so that its checkpoints load. Whatever is learned, the loss is 0 where the heatmaps are
-    right and positive elsewhere. Its curve at 0 is flat, so its slope cannot be held at 1 there: learn it with penalty
-    `one_sided` or `off`.
+    Takes heatmaps [B, K, H, W] twice. Layers and parameter names are the release's, so that its weights load.
+    Whatever is learned, the loss is 0 where the heatmaps are right. There its curve is flat, so its slope cannot be
+    held at 1: fit it with penalty `one_sided` or `off`.
 
     Args:
-        size: height and width of the heatmaps. The release's are 64 x 48 and 96 x 72.
-        monotone: a joint's loss is the network itself, of absolute weights and half of its units mirrored, less its
-            value where all errors are 0. So it rises with every error, by construction, and can level off. The
-            release's weight is free, and PCK, to which all misses are alike, teaches it to weigh large errors lightly:
-            training from scratch can then escape into errors so large that the loss vanishes.
-        width: of the hidden layer.
+        size: height and width of the heatmaps; 64 x 48 and 96 x 72 in the release.
+        monotone: whether the loss of a joint is the network itself, minus its value where all errors are 0. By
+            construction it then rises with every error, and can level off. If not, it is the mean squared error times
+            a learned weight in (0, 1), as in the release; see `reloss.surrogates.released.pose` for its flaw.
+        width: units of the hidden layer.
         scale: see `SurrogateLoss`.
 
     Raises:
@@ -42,17 +44,17 @@ class PoseReLoss(SurrogateLoss):
     ) -> None:
         super().__init__(scale)
         if not isinstance(size, Sequence) or len(size) != 2:
-            raise ValueError(f"size is the height and the width of the heatmaps, not {size}")
+            raise ValueError(f"size must be the height and the width of the heatmaps, not {size}")
         check_sizes(height=size[0], width=size[1])
         check_sizes(width=width)
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.monotone = monotone
         self.width = width
-        self.logits_fcs = nn.Sequential(nn.Linear(size[0] * size[1], width), nn.ELU(), nn.Linear(width, 1))
+        self.logits_fcs = joint_network(size[0] * size[1], width)
 
     @classmethod
     def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
-        """Return the constructor's arguments for heatmaps [K, H, W]: their size, and whether the network is monotone.
+        """Return the constructor's arguments for heatmaps [K, H, W]: their size, and whether the loss is monotone.
 
         Raises:
             ValueError: one example's outputs have another number of dimensions.
@@ -62,54 +64,67 @@ class PoseReLoss(SurrogateLoss):
         return {"size": tuple(shape[1:]), "monotone": output == "monotone"}
 
     def options(self) -> dict[str, Any]:
-        """Return the constructor's arguments that make a surrogate of this shape."""
-        return {"size": list(self.size), "monotone": self.monotone, "width": self.width, "scale": self.scale}
+        """Return the constructor's arguments that build a surrogate like this one, as JSON holds them."""
+        return {**super().options(), "size": list(self.size)}
+
+    def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared errors of each joint's heatmap: [N, B, K, H, W] twice -> [N, B, K, H·W].
+
+        Raises:
+            ValueError: the shapes do not agree, or the heatmaps have another size.
+        """
+        self.check(outputs, targets)
+        return (outputs - targets.to(outputs.dtype)).square().flatten(-2)
+
+    def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return which joints are visible, 1 or 0: [N, B, K]."""
+        return visible(targets)
+
+    def network(self, features: Tensor) -> Tensor:
+        """Return the loss of each joint: squared errors [..., H·W] -> [...]."""
+        if not self.monotone:
+            return weighted_error(self.logits_fcs, features)
+        perfect = self.perceptron(features.new_zeros(features.shape[-1]))
+        return perfect - self.perceptron(features)  # the network falls as an error grows
+
+    def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
+        """Return the mean over all joints, in which an invisible one counts as 0 (as in mmpose), times the scale."""
+        assert group_weights is not None
+        return self.scale * (losses * group_weights.to(losses.dtype)).mean((-2, -1))
 
     def per_item(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the loss of each item, in float32 also under autocast.
+        """Return the loss of each item, in the dtype of the parameters, also under autocast.
 
         Args:
             outputs: [N, B, K, H, W] heatmaps.
             targets: [N, B, K, H, W] heatmaps.
-            weights: [N, B, K] of the joints, 0 for one that is not visible; by default 0 for a joint whose target has
-                no positive value, else 1. As in mmpose, an invisible joint counts in the mean, as 0.
+            weights: [N, B, K] weights of the joints, 0 for an invisible one. By default, 1 for joints whose target has
+                a positive value, and 0 for others.
 
         Returns:
             [N].
 
         Raises:
-            ValueError: the shapes do not agree, or the heatmaps are of another size.
+            ValueError: the shapes do not agree, or the heatmaps have another size.
         """
-        self.check(outputs, targets)
-        weights = visible(targets) if weights is None else weights
-        check_shapes({"outputs [N, B, K, H, W]": outputs, "weights [N, B, K]": weights})
-        with torch.autocast(outputs.device.type, enabled=False):
-            dtype = next(self.parameters()).dtype
-            errors = (outputs.to(dtype) - targets.to(dtype)).square().flatten(-2)
-            return self.scale * (self._joints(errors) * weights.to(dtype)).mean((-2, -1))
-
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError unless both are heatmaps [N, B, K, H, W] of this surrogate's size."""
-        check_shapes({"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets})
-        if outputs.shape[-2:] != self.size:
-            raise ValueError(f"this surrogate is for heatmaps of {list(self.size)}, not {list(outputs.shape[-2:])}")
-
-    def _joints(self, errors: Tensor) -> Tensor:
-        """Return each joint's loss: squared errors [..., H·W] -> [...]."""
-        if not self.monotone:
-            return errors.mean(-1) * torch.sigmoid(self.logits_fcs(errors)).squeeze(-1)
-        linears = [layer for layer in self.logits_fcs if isinstance(layer, nn.Linear)]
-        right, found = (evaluate(linears, each, monotone=True) for each in (errors.new_zeros(errors.shape[-1]), errors))
-        return right - found  # the network falls
+        if weights is not None:
+            check_heatmaps(outputs, targets, self.size)
+            check_shapes({"outputs [N, B, K, H, W]": outputs, "weights [N, B, K]": weights})
+        return self._compute(outputs, targets, weights)
 
     def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
+        self._refuse_unfitted(outputs)
         return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless both are heatmaps [N, B, K, H, W] of this surrogate's size."""
+        check_heatmaps(outputs, targets, self.size)
 
     @staticmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean squared error of each item's visible joints, as mmpose's `KeypointMSELoss`: -> [N]."""
-        check_shapes({"outputs [N, B, K, H, W]": outputs, "targets [N, B, K, H, W]": targets})
+        """Return the mean squared error of the visible joints of each item, as mmpose's `KeypointMSELoss`: [N]."""
+        check_heatmaps(outputs, targets)
         return ((outputs - targets).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
 
 

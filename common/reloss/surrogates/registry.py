@@ -14,9 +14,10 @@ from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.options import PRESETS, Fidelity, Input, Output
 from reloss.surrogates.pose import PoseReLoss
-from reloss.surrogates.pretrained import pretrained_class, read_card
+from reloss.surrogates.pretrained import pretrained_class
 from reloss.surrogates.reading import ReadingReLoss
 from reloss.surrogates.sets import SetReLoss
+from reloss.surrogates.storage import read_card
 from reloss.surrogates.translation import TranslationReLoss
 
 KINDS: dict[str, type[SurrogateLoss]] = {
