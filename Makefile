@@ -42,9 +42,9 @@ lock: setup
 	  --output-file requirements/lock.txt
 	$(COMPILE) $(UPGRADE) --no-deps $(ENCODER).in --output-file $(ENCODER).txt
 
-# Renders the tables of results/ and the README from the records in results/runs.
+# Renders the tables of results/ and of the READMEs from the records in results/records.
 results: setup
-	$(BIN)/python -m results.render
+	$(BIN)/python -m tools.render_results
 
 # The image, by whichever engine is there: make docker DOCKER=podman.
 DOCKER := docker
@@ -58,7 +58,7 @@ docker-test:
 
 # What the tables cost, in docs/scaling.md.
 scaling: setup
-	$(BIN)/python -m results.scaling
+	$(BIN)/python -m tools.scaling
 
 # Soft ranks side by side with the alternatives that install; on a GPU if there is one.
 bench-ranking: setup

@@ -14,7 +14,7 @@ import yaml
 
 from reloss.cli import COMMANDS
 from reloss.sweep.plan import phases
-from results.render import _put
+from tools.render_results import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
@@ -48,9 +48,9 @@ def test_every_experiment_has_its_line(cli) -> None:
 
 def test_lines_go_between_markers_alone() -> None:
     page = "a\n<!-- docker: begin, written by `make results` -->\nold\n<!-- docker: end -->\nb\n"
-    assert _put(page, "docker", "new") == page.replace("old", "new")
+    assert put_between(page, "docker", "new") == page.replace("old", "new")
     with pytest.raises(ValueError, match="no '<!-- results: begin"):
-        _put(page, "results", "new")
+        put_between(page, "results", "new")
 
 
 def test_compose_is_of_the_specification() -> None:

@@ -11,10 +11,9 @@ import torch
 from reloss.experiment.config import Scope
 from reloss.experiment.task import tasks
 from reloss.learning import PredictionBank
-from reloss.runtime.files import write_json, write_text
 from reloss.surrogates import SurrogateLoss
-from results.render import add, rendered
-from results.scaling import SIZES
+from tools.render_results import rendered_pages
+from tools.scaling import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements" / "lock.txt").read_text()
@@ -66,28 +65,14 @@ def test_what_every_table_of_the_paper_costs_is_said() -> None:
 
 
 def test_rendered_results_have_not_drifted() -> None:
-    for path, text in rendered().items():
+    for path, text in rendered_pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} has drifted: run `make results`"
 
 
-def test_records_are_added_with_their_curves_and_without_data(tmp_path: Path) -> None:
-    runs, into = tmp_path / "runs", tmp_path / "into"
-    home = runs / "classification" / "digits_cnn"
-    kept = ["config.yaml", "environment.json", "metrics.jsonl"]
-    for name, status in (("ce/seed0", "finished"), ("ce/seed1", "running")):
-        write_json(home / name / "summary.json", {"status": status})
-        for other in (*kept, "examples.json", "persons.png", "checkpoint/weights.safetensors"):
-            write_text(home / name / other, other)
-    write_json(
-        home / "surrogates" / "a" / "surrogate.json", {"metric": "accuracy", "learn": {}, "fit": {"spearman": 0.5}}
-    )
-    write_json(home / "surrogates" / "a" / "picture.json", {"items": {"metric": [0.5]}})
-    write_text(home / "surrogates" / "a" / "surrogate.safetensors", "weights")
-    add(runs, into)
-    found = {str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()}
-    expected = [f"ce/seed0/{name}" for name in (*kept, "summary.json")]
-    expected += ["surrogates/a/surrogate.json", "surrogates/a/picture.json"]
-    assert found == {f"classification/digits_cnn/{name}" for name in expected}
+def test_results_are_few_files_and_hold_no_code() -> None:
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert 0 < len(files) <= 45
+    assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".jsonl"}
 
 
 def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +99,16 @@ def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.
     assert torch.isfinite(names["loss"])
 
 
-def test_readme_names_only_experiments_and_files_that_exist() -> None:
+PAGES = sorted(path for folder in (".", "tasks/*", "docs", "results") for path in ROOT.glob(f"{folder}/*.md"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_name_only_experiments_and_files_that_exist(path: Path) -> None:
     known = {name for task in tasks().values() for name in task.experiments}
-    for path in (ROOT / "README.md", *ROOT.glob("tasks/*/README.md")):
-        text = path.read_text()
-        named = set(re.findall(r"(?:run|show|sweep) ([a-z]+/[a-z0-9_]+)", text))
-        assert named <= known, path
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (path.parent / link).exists(), f"{link} in {path}"
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:run|show|sweep) ([a-z]+/[a-z0-9_]+)", text))
+    assert named <= known
+    for folder in re.findall(r"--runs (results/\S+?)`?$", text, flags=re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / link).exists(), link

@@ -14,7 +14,7 @@ from reloss.runtime.files import read_json, write_json
 from reloss.surrogates import ClassificationReLoss
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for name in ("common", "tasks", "benchmarks", "results") for path in (ROOT / name).rglob("*.py"))
+FILES = sorted(path for name in ("common", "tasks", "benchmarks", "tools") for path in (ROOT / name).rglob("*.py"))
 FORBIDDEN = {
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load", "pandas.read_pickle"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system", "shutil.unpack_archive"),

@@ -233,7 +233,11 @@ def test_old_keys_are_read_under_their_new_names(tmp_path, monkeypatch):
 
 
 def test_every_committed_record_is_whole():
-    root = Path(__file__).parents[2] / "results"
-    for folder in (root / "runs", *root.glob("*/runs")):
-        for run in read_records(folder).runs:
-            run.config(), run.metrics()
+    folders = sorted((Path(__file__).parents[2] / "results" / "records").iterdir())
+    assert [len(read_records(folder).runs) for folder in folders] == [246, 92, 150, 2]
+    for records_of_folder in map(read_records, folders):
+        for run in records_of_folder.runs:
+            assert run.config()["name"] == run.experiment
+            assert all("step" in line for line in run.metrics())
+        for surrogate in records_of_folder.surrogates:
+            surrogate.history(), surrogate.picture()

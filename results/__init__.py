@@ -1,1 +1,0 @@
-"""Committed records of runs, and the tables rendered from them."""

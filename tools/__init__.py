@@ -1,0 +1,1 @@
+"""Scripts that maintain this repository: they render the pages of results/ and docs/ from the committed records."""
