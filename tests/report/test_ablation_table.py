@@ -16,8 +16,8 @@ DIGITS = "classification/digits_cnn"
 def runs(tmp_path):
     """Records of a sweep with data.format=folder: the baseline, the centre and one variant with a failed run."""
 
-    def record(loss, own, seed, validation, status="finished", **more):
-        settings = ["data.format=folder", *own]
+    def record(loss, changes, seed, validation, status="finished", **more):
+        settings = ["data.format=folder", *changes]
         folder = tmp_path / DIGITS / f"{loss}@{','.join(settings)}" / f"seed{seed}"
         scores = {"accuracy": validation - 0.1, "validation_accuracy": validation} if validation else {}
         facts = {"experiment": DIGITS, "loss": loss, "settings": settings, "seed": seed, "protocol": "p", **more}

@@ -2,7 +2,10 @@ import json
 
 import pytest
 import torch
+from records import record
+from small import DIGITS
 
+from reloss.experiment.records import read_runs
 from reloss.learning import LearnOptions
 from reloss.learning.picture import loss_curve
 from reloss.metrics import accuracy
@@ -32,14 +35,11 @@ def assert_png(path):
 
 
 def test_training_curves(tmp_path, drawn):
-    records = []
     for loss, seed, epochs in (("ce", 0, 3), ("ce", 1, 2), ("reloss", 0, 3)):
-        folder = tmp_path / f"{loss}{seed}"
-        folder.mkdir()
+        folder = record(tmp_path, DIGITS, loss, seed, 0.9)
         entries = [{"epoch": epoch, "accuracy": 0.25 * epoch + 0.1 * seed} for epoch in range(1, epochs + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*entries, {"other": 1}]))
-        records.append((loss, folder))
-    figures.training_curves(records, "accuracy", tmp_path / "figures" / "curves.png")
+    figures.training_curves(read_runs(tmp_path), "accuracy", tmp_path / "figures" / "curves.png")
     assert_png(tmp_path / "figures" / "curves.png")
     (figure,) = drawn
     assert labels(figure) == [("epoch", "accuracy, %")]

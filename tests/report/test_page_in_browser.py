@@ -24,30 +24,32 @@ CONTRAST = """() => {
     const [x, y, z] = [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * x + 0.7152 * y + 0.0722 * z;
   };
-  const behind = (element) => {
-    for (let each = element; each; each = each.parentElement) {
-      const color = rgb(getComputedStyle(each).backgroundColor);
+  const background = (element) => {
+    for (let parent = element; parent; parent = parent.parentElement) {
+      const color = rgb(getComputedStyle(parent).backgroundColor);
       if (color[3] === 255) return color;
     }
     return [255, 255, 255, 255];
   };
-  const found = [];
-  for (const each of document.querySelectorAll("body *")) {
-    const own = [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    const hidden = !each.getClientRects().length || each.closest(".skip, script, style");
-    if (!own || hidden) continue;
-    const style = getComputedStyle(each);
-    const [a, b] = [light(rgb(each.closest("svg") ? style.fill : style.color)), light(behind(each))];
+  const faint = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const hasText = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    const hidden = !element.getClientRects().length || element.closest(".skip, script, style");
+    if (!hasText || hidden) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(rgb(element.closest("svg") ? style.fill : style.color)), light(background(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push(`${each.tagName} ${each.className} ${each.textContent.trim()}: ${ratio.toFixed(2)}`);
+    if (ratio < 4.5) {
+      faint.push(`${element.tagName} ${element.className} ${element.textContent.trim()}: ${ratio.toFixed(2)}`);
+    }
   }
-  return found;
+  return faint;
 }"""
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium, driven by playwright; a skip where there is none, a failure where one is required."""
+    """Debian's Chromium, driven by playwright; without it, the tests are skipped, or fail if it is required."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
@@ -58,7 +60,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        # Chromium's sandbox needs rights that root in a container lacks; the page is our own.
+        # Chromium's sandbox needs rights that root in a container lacks. The page is trusted.
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -73,38 +75,38 @@ def report(report_runs, tmp_path_factory):
 
 @pytest.fixture
 def visit(chromium, report):
-    """Opens the report; what it logs, asks of the network or fails on ends the test."""
-    opened, wrong = [], []
+    """Opens the report; a logged message, a network request or an error fails the test."""
+    pages, problems = [], []
 
     def open_page(path=report, viewport=DESKTOP, **more):
         page = chromium.new_page(viewport=viewport, **more)
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("request", lambda request: wrong.append(request.url) if _leaves(request.url) else None)
+        page.on("console", lambda message: problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda request: problems.append(request.url) if _leaves(request.url) else None)
         page.goto(path.as_uri())
-        opened.append(page)
+        pages.append(page)
         return page
 
     yield open_page
-    for page in opened:
+    for page in pages:
         page.close()
-    assert wrong == []
+    assert problems == []
 
 
 def _leaves(url):
     return not url.startswith(("file:", "data:"))
 
 
-def shown(page, selector=ROWS, what="each.innerText"):
-    """Return of all elements that are visible what the expression `what` says."""
+def visible(page, selector=ROWS, expression="element.innerText"):
+    """Return the value of a JavaScript expression for all visible elements."""
     return page.eval_on_selector_all(
-        selector, f"all => all.filter((each) => each.checkVisibility()).map((each) => {what})"
+        selector, f"all => all.filter((element) => element.checkVisibility()).map((element) => {expression})"
     )
 
 
 def column(page, table, number):
-    cells = shown(page, f"#{table}-caption ~ tbody tr td:nth-child({number})")
+    cells = visible(page, f"#{table}-caption ~ tbody tr td:nth-child({number})")
     return [cell.split("\n")[0] for cell in cells]
 
 
@@ -112,22 +114,22 @@ def button(page, table, name):
     return page.locator(f"#{table}-caption ~ thead th", has_text=name).get_by_role("button")
 
 
-def test_it_shows_what_was_run_and_hides_what_was_not(visit):
+def test_rows_without_runs_are_hidden_at_first(visit):
     page = visit()
     assert page.title() == "reloss: results"
     assert page.get_by_role("heading", name="Does training with it help?").is_visible()
-    rows = shown(page)
+    rows = visible(page)
     assert 5 <= len(rows) < 10
     assert not any("not run" in row for row in rows)
     assert page.locator("#count").inner_text().startswith(f"{len(rows)} of ")
     page.get_by_label("show rows without runs").check()
-    every = shown(page)
+    every = visible(page)
     assert len(every) > 100
     assert any("no record" in row for row in every)
     assert page.evaluate("window.hostile") is None
 
 
-def test_a_click_sorts_by_number_and_once_more_turns_it_round(visit):
+def test_a_click_sorts_by_number_and_a_second_one_reverses(visit):
     page = visit()
     page.get_by_label("show rows without runs").check()
     ours = button(page, "results", "ours, %")
@@ -140,7 +142,7 @@ def test_a_click_sorts_by_number_and_once_more_turns_it_round(visit):
         assert means == sorted(means, key=lambda value: sign * value)
         assert len(means) >= 5
         assert len(values) > 100
-        assert not any(value[0].isdigit() for value in values[len(means) :])  # no number: at the end
+        assert not any(value[0].isdigit() for value in values[len(means) :])  # cells without a number come last
     button(page, "results", "loss").click()
     assert header.get_attribute("aria-sort") is None
     losses = column(page, "results", 2)
@@ -158,7 +160,7 @@ def test_the_keyboard_reaches_and_sorts(visit):
     for name in ("task", "absent"):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == name
-    page.keyboard.press("Tab")  # the box of the first table, which scrolls
+    page.keyboard.press("Tab")  # the scrollable box of the first table
     assert page.evaluate("document.activeElement.getAttribute('role')") == "region"
     page.keyboard.press("Tab")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
@@ -168,48 +170,48 @@ def test_the_keyboard_reaches_and_sorts(visit):
         assert page.evaluate("document.activeElement.parentElement.getAttribute('aria-sort')") == direction
 
 
-def test_the_filter_keeps_one_task(visit):
+def test_the_filter_shows_one_task(visit):
     page = visit()
     page.locator("#task").select_option("pose")
-    assert shown(page, f"{ROWS} th") == ["pose/lsp_resnet18"]
-    assert shown(page, ".experiment h3") == ["pose/lsp_resnet18"]
+    assert visible(page, f"{ROWS} th") == ["pose/lsp_resnet18"]
+    assert visible(page, ".experiment h3") == ["pose/lsp_resnet18"]
     page.get_by_label("show rows without runs").check()
-    assert {name.split("/")[0] for name in shown(page, f"{ROWS} th")} == {"pose"}
+    assert {name.split("/")[0] for name in visible(page, f"{ROWS} th")} == {"pose"}
     page.locator("#task").select_option("all")
-    assert len(shown(page)) > 100
+    assert len(visible(page)) > 100
 
 
 @pytest.mark.parametrize("absent", [False, True])
 def test_a_phone_scrolls_the_tables_and_not_the_page(visit, absent):
     page = visit(viewport=PHONE)
     page.get_by_label("show rows without runs").set_checked(absent)
-    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("scrollTo(100, 0), scrollX") == 0
-    assert max(shown(page, ".box", "each.getBoundingClientRect().right")) <= PHONE["width"]
+    assert max(visible(page, ".box", "element.getBoundingClientRect().right")) <= PHONE["width"]
     size = page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)")
     assert size >= 16
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out(visit, scheme):
+def test_all_text_has_contrast(visit, scheme):
     page = visit(color_scheme=scheme)
     page.get_by_label("show rows without runs").check()
-    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(word.strip("rgb() ")) for word in background.split(","))
     assert brightness > 700 if scheme == "light" else brightness < 100
     assert page.evaluate(CONTRAST) == []
 
 
-def test_without_scripts_everything_is_there(visit):
+def test_without_scripts_everything_is_shown(visit):
     page = visit(java_script_enabled=False)
-    assert len(shown(page)) > 100
+    assert len(visible(page)) > 100
     assert not page.locator(".controls").is_visible()
     assert page.locator("summary").count() > 100
 
 
-def test_paper_shows_what_is_closed_on_the_screen(visit):
+def test_printing_opens_what_is_closed(visit):
     page = visit()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
@@ -222,7 +224,7 @@ def test_paper_shows_what_is_closed_on_the_screen(visit):
 
 @pytest.fixture
 def served(report):
-    """A server of this machine that has the report and an empty page, and what else was asked of it."""
+    """A local server with the report and an empty page, and the list of other paths that were requested."""
     pages = {"/report": report.read_bytes(), "/empty": b"<!doctype html><title>empty</title><body>"}
     paths = []
 
@@ -244,7 +246,7 @@ def served(report):
     server.shutdown()
 
 
-def test_the_browser_itself_refuses_whatever_is_not_in_the_page(chromium, served):
+def test_the_browser_refuses_everything_outside_the_page(chromium, served):
     url, paths = served
     script = """async () => {
       const refused = [];
@@ -258,7 +260,7 @@ def test_the_browser_itself_refuses_whatever_is_not_in_the_page(chromium, served
     page = chromium.new_page()
     page.goto(f"{url}/empty")
     assert page.evaluate(script) == []
-    assert {"/data", "/picture"} <= set(paths)  # without the policy both are fetched
+    assert {"/data", "/picture"} <= set(paths)  # without the policy, both are fetched
     page.goto(f"{url}/report")
     paths.clear()
     assert {"img-src", "script-src-elem", "connect-src"} <= set(page.evaluate(script))
@@ -267,7 +269,7 @@ def test_the_browser_itself_refuses_whatever_is_not_in_the_page(chromium, served
     page.close()
 
 
-def test_a_sweep_of_hundreds_of_runs_sorts_and_filters_at_once(visit, tmp_path):
+def test_hundreds_of_runs_are_sorted_and_filtered_quickly(visit, tmp_path):
     for seed in range(10):
         for rate in range(20):
             record(tmp_path / "runs", DIGITS, "ce", seed, 0.5 + rate / 100, settings=(f"train.lr={rate}",))
@@ -276,10 +278,10 @@ def test_a_sweep_of_hundreds_of_runs_sorts_and_filters_at_once(visit, tmp_path):
     page = visit(path)
     milliseconds = page.evaluate(
         """() => {
-          const began = performance.now();
+          const started = performance.now();
           document.querySelector("#records-caption ~ thead button").click();
           document.getElementById("task").dispatchEvent(new Event("change"));
-          return performance.now() - began;
+          return performance.now() - started;
         }"""
     )
     assert milliseconds < 3000

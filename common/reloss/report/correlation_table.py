@@ -52,7 +52,7 @@ class CorrelationRow:
         metric: name of the metric.
         published: why there is no published number.
         rankings: the measured rank correlations, by the keys of RANKINGS.
-        difference: rank correlation minus that of the ordinary loss, on recorded items.
+        difference: rank correlation minus the one of the ordinary loss, on recorded items.
         items: number of recorded items.
         checkpoints: number of checkpoints.
         status: how the row relates to the paper.
@@ -157,9 +157,9 @@ def _row(
 def _changes(config: Experiment, loss: str, surrogate: SurrogateRecord) -> list[str]:
     """Return the settings in which a surrogate and its fit differ from the experiment."""
     usual = flat(config.model_dump(mode="json", include={"learn", "surrogate"}))
-    own = flat(surrogate.config()) | flat(surrogate.options, "surrogate.")
+    fitted = flat(surrogate.config()) | flat(surrogate.options, "surrogate.")
     implied = {f"learn.{name}" for name in LEARNED_LOSSES[loss]}
-    return differing({name: value for name, value in own.items() if name not in implied}, usual)
+    return differing({name: value for name, value in fitted.items() if name not in implied}, usual)
 
 
 def _command(config: Experiment, loss: str, changes: Sequence[str]) -> str:

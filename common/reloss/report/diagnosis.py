@@ -28,7 +28,7 @@ COLUMNS = {
 """The keys of an entry that the table shows, with their headers."""
 
 MAX_LEARNED = 3
-"""Learned losses in a figure: those that rank checkpoints best."""
+"""Number of learned losses in a figure; the ones that rank checkpoints best are drawn."""
 
 
 def write_diagnosis(experiment: str, runs: Path, out: Path) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.records import RunRecord
 from reloss.learning import PredictionBank
 from reloss.learning.diagnostics import Checkpoints, measure_checkpoints
 from reloss.learning.options import LearnOptions
@@ -26,22 +26,22 @@ from reloss.surrogates import SurrogateLoss
 COLORS = mpl.color_sequences["tab10"]
 
 
-def training_curves(records: list[tuple[str, Path]], metric: str, path: Path) -> None:
+def training_curves(runs: Sequence[RunRecord], metric: str, path: Path) -> None:
     """Draw `metric` against the epoch: for each loss, the mean over the seeds and a band from lowest to highest.
 
     Args:
-        records: pairs of a loss and the folder of a record.
-        metric: a key of `metrics.jsonl`, in [0, 1]; drawn in percent.
+        runs: records of runs.
+        metric: a metric that the runs logged, in [0, 1]; drawn in percent.
         path: PNG file to write.
     """
-    curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
-    for loss, folder in records:
-        curves[loss].append([entry for entry in read_metrics(folder / "metrics.jsonl") if metric in entry])
+    curves: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
+    for run in runs:
+        curves[run.loss].append([line for line in run.metrics() if metric in line])
     figure, axes = _figure(1)
-    for color, (loss, runs) in zip(COLORS, curves.items(), strict=False):
-        epochs = [entry["epoch"] for entry in min(runs, key=len)]
-        values = 100 * np.array([[entry[metric] for entry in run[: len(epochs)]] for run in runs])
-        axes[0].plot(epochs, values.mean(0), color=color, label=f"{loss} ({len(runs)} seeds)")
+    for color, (loss, logs) in zip(COLORS, curves.items(), strict=False):
+        epochs = [line["epoch"] for line in min(logs, key=len)]
+        values = 100 * np.array([[line[metric] for line in log[: len(epochs)]] for log in logs])
+        axes[0].plot(epochs, values.mean(0), color=color, label=f"{loss} ({len(logs)} seeds)")
         axes[0].fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
     axes[0].set(xlabel="epoch", ylabel=f"{metric.replace('_', ' ')}, %")
     axes[0].legend()

@@ -177,7 +177,7 @@ def _markdown_line(texts: Iterable[str]) -> str:
 
 
 def _json_value(cell: Cell) -> Any:
-    """Return a cell as JSON holds it: a number as a number, what is missing as null."""
+    """Return a cell for JSON: a number stays a number, a missing value becomes null."""
     if isinstance(cell, Number):
         return cell.value
     if isinstance(cell, Missing):

@@ -50,7 +50,7 @@ class TaskRow:
         ours: our score in percent, None without a finished run.
         difference: difference to the baseline, in points of the score.
         is_baseline: whether the row is the baseline that other rows are compared with.
-        baseline_rate: learning rate of the baseline, if it is not the row's own.
+        baseline_rate: learning rate of the baseline, if the row has another one.
         spearman: rank correlation of minus the loss with the metric, on held-out recorded items.
         status: how the row relates to the paper.
         command: the command that runs the first seed.
@@ -208,7 +208,7 @@ def _kind(
 def outdated(config: Experiment, run: RunRecord) -> str:
     """Return a remark if settings that the run took from its experiment have changed since; else the empty string."""
     try:
-        own = flat(run.config())
+        recorded = flat(run.config())
     except RelossError:
         return "its config cannot be read"
     try:
@@ -216,8 +216,8 @@ def outdated(config: Experiment, run: RunRecord) -> str:
     except UsageError:
         return "its settings no longer exist"
     unused = () if run.loss in LEARNED_LOSSES else ("learn.", "surrogate.")
-    own = {name: value for name, value in own.items() if not name.startswith(unused)}
-    changes = [setting for setting in differing(own, today) if setting.partition("=")[0] not in Experiment.FIXED]
+    used = {name: value for name, value in recorded.items() if not name.startswith(unused)}
+    changes = [setting for setting in differing(used, today) if setting.partition("=")[0] not in Experiment.FIXED]
     return f"run with {' '.join(changes)}, which the experiment has changed since" if changes else ""
 
 
