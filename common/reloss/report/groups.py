@@ -36,7 +36,7 @@ def scores_by_seed(runs: Iterable[RunRecord], score: str) -> dict[int, float]:
 def learning_rate(config: Experiment, settings: Iterable[str]) -> float:
     """Return the learning rate of a run with `settings`."""
     rates = [setting.removeprefix(LEARNING_RATE) for setting in settings if setting.startswith(LEARNING_RATE)]
-    return float(rates[0]) if rates else float(config.model_dump()["train"]["lr"])
+    return float(rates[0]) if rates else config.train.lr
 
 
 def baseline_group(
