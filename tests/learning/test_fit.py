@@ -428,7 +428,10 @@ def test_held_out_items_are_not_learned_from():
             {"settings": {"method": "laplace", "steepness": 8}},
             "steepness is an option of correlation=spearman with method=bitonic or odd_even, not of .*method=laplace, not 8",
         ),
-        ({"settings": {"correlation": "kendall", "steepness": 8}}, "steepness: .*not of correlation=kendall with method=bitonic"),
+        (
+            {"settings": {"correlation": "kendall", "steepness": 8}},
+            "steepness: .*not of correlation=kendall with method=bitonic",
+        ),
         ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
         ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
         ({"surrogate": ClassificationReLoss}, "the surrogate must be an instance of a surrogate class, not <class"),
