@@ -27,13 +27,6 @@ def test_importing_the_package_loads_no_heavy_module(package):
     assert loaded_modules(f"import {package}") & HEAVY == set()
 
 
-def test_help_loads_no_heavy_module():
-    code = "from reloss.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
-    modules = loaded_modules(code)
-    assert "reloss.cli" in modules
-    assert modules & HEAVY == set()
-
-
 @pytest.mark.parametrize("name", reloss.__all__)
 def test_every_public_name_can_be_imported(name):
     (module,) = [module for module, names in reloss._NAMES.items() if name in names]

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
 LAYERS = (
     {"runtime", "ranking", "metrics"},
-    {"surrogates", "learning"},
+    {"surrogates"},
+    {"learning"},
     {"experiment", "tracking"},
     {"pipeline"},
     {"sweep"},
