@@ -1,76 +1,23 @@
 import copy
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
-from torch.testing import assert_close
+from fits import SETTINGS, assert_same_fit, fit, held_out, surrogate_for
 from torchmetrics.classification import MulticlassAccuracy
 
 from reloss import ClassificationReLoss
-from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
+from reloss.learning import LearnOptions, fit_surrogate
 from reloss.learning.metric_cache import CHECKED
 from reloss.learning.options import MIXTURES
-from reloss.learning.sampling import split_items
-from reloss.metrics import Metric, PerItem, accuracy, average_precision, bleu
+from reloss.metrics import PerItem, accuracy
 from reloss.ranking import spearman
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates.base import gradient_norms
 from reloss.surrogates.options import PRESETS
 
-SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
-
-
-def surrogate_for(options: LearnOptions, backwards: bool = False, **network: str) -> ClassificationReLoss:
-    """A fresh network whose loss falls with the target's probability, or rises if `backwards`; it is never negative."""
-    torch.manual_seed(0)
-    surrogate = ClassificationReLoss(**{**PRESETS[options.fidelity], **network}, width=16)
-    inputs = torch.tensor([0.1, 0.9])
-    with torch.no_grad():
-        surrogate.loss[2].bias.fill_(1)
-        low, high = surrogate.curve(inputs if surrogate.input == "probability" else inputs.log())
-        if (high < low) == backwards:
-            surrogate.loss[2].weight.neg_()
-    return surrogate
-
-
-def fit(
-    bank: PredictionBank,
-    metric: Metric = accuracy,
-    backwards: bool = False,
-    higher_is_better: bool = True,
-    checkpoint: Path | None = None,
-    on_validation: Callable[[dict[str, float]], None] | None = None,
-    **settings,
-) -> FitResult:
-    network = {name: settings.pop(name) for name in ("input", "output") if name in settings}
-    options = LearnOptions(**SETTINGS | settings)
-    return fit_surrogate(
-        surrogate_for(options, backwards, **network),
-        bank,
-        metric,
-        higher_is_better=higher_is_better,
-        options=options,
-        checkpoint=checkpoint,
-        on_validation=on_validation,
-    )
-
-
-def assert_same_fit(result: FitResult, expected: FitResult) -> None:
-    assert {**result.summary(), "seconds": None} == {**expected.summary(), "seconds": None}
-    assert result.history == expected.history
-    assert result.surrogate.scale == expected.surrogate.scale
-    for name, weight in expected.surrogate.state_dict().items():
-        assert_close(result.surrogate.state_dict()[name], weight, rtol=0, atol=0)
-
 
 def error_rate(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return -accuracy(outputs, targets)
-
-
-def held_out(bank: PredictionBank) -> tuple[torch.Tensor, torch.Tensor]:
-    return bank.items(split_items(len(bank), LearnOptions())[1])
 
 
 def test_the_bank_of_these_tests_improves(improving_bank):
@@ -259,34 +206,6 @@ def test_a_frozen_surrogate_can_be_fitted_further(improving_bank, tmp_path):
     assert not torch.equal(loaded.state_dict()["loss.0.weight"], weights["loss.0.weight"])
 
 
-def not_finite(outputs, targets):
-    return torch.full((len(outputs),), float("nan"))
-
-
-def per_example(outputs, targets):
-    return torch.zeros(outputs.shape[:2])
-
-
-@pytest.mark.parametrize(
-    ("metric", "message"),
-    [
-        (not_finite, "metric not_finite returned nan for item 0"),
-        (per_example, r"metric per_example returned \[120, 32\] for 120"),
-        (lambda o, t: 0.5, "metric <lambda> returned a float for 120 items"),
-        (PerItem(lambda o, t: float("nan"), name="undefined"), "metric undefined returned nan for item 0"),
-    ],
-)
-def test_the_error_names_a_metric_without_one_finite_value_per_item(improving_bank, metric, message):
-    with pytest.raises(RelossError, match=message):
-        fit(improving_bank(), metric)
-
-
-@pytest.mark.parametrize("metric", [average_precision, bleu])
-def test_the_error_names_a_metric_for_other_predictions(improving_bank, metric):
-    with pytest.raises(RelossError, match=f"metric {metric.__name__} cannot measure the bank's predictions"):
-        fit(improving_bank(), metric)
-
-
 def share_correct(outputs, targets):
     return (outputs.argmax(-1) == targets).float().mean()
 
@@ -317,174 +236,6 @@ def test_a_second_fit_uses_the_stored_values(improving_bank, tmp_path):
     assert calls.stat().st_size == 120 + synthetic + CHECKED + synthetic + CHECKED
 
 
-def test_a_direction_that_contradicts_a_torchmetrics_object_is_refused(improving_bank):
-    with pytest.raises(UsageError, match="metric MulticlassAccuracy declares that higher is better"):
-        fit(improving_bank(), MulticlassAccuracy(5), higher_is_better=False)
-
-
-def constant(outputs, targets):
-    return torch.full((len(outputs),), 0.25)
-
-
-@pytest.mark.parametrize("mixture", ["half", "recorded", "relabelled"])
-def test_a_constant_metric_is_refused(improving_bank, mixture):
-    with pytest.raises(RelossError, match=r"metric constant is 0\.25 for every item, so there is nothing to rank"):
-        fit(improving_bank(), constant, mixture=mixture)
-
-
-def test_a_metric_that_is_constant_only_on_held_out_recorded_items_is_warned_of(improving_bank, capsys):
-    bank = improving_bank()
-    held_out_outputs, _ = held_out(bank)
-
-    def metric(outputs, targets):
-        is_held_out = (outputs[:, None] == held_out_outputs).flatten(2).all(-1).any(-1)
-        return torch.where(is_held_out, 0.5, accuracy(outputs, targets))
-
-    result = fit(bank, metric)
-    assert result.spearman == 0
-    assert result.spearman_synthetic > 0.8
-    assert "warning: metric metric is 0.5 for all held-out recorded items" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("fidelity", "remedy"), [("corrected", "output=monotone"), ("released", "mixture=half")])
-def test_a_surrogate_that_ranks_backwards_is_warned_of(improving_bank, capsys, fidelity, remedy):
-    result = fit(improving_bank(), fidelity=fidelity, output="identity", backwards=True)
-    assert result.spearman < 0
-    warning = capsys.readouterr().err.splitlines()[-1]
-    assert "warning: the surrogate does not rank held-out recorded items as accuracy does" in warning
-    assert remedy in warning
-    fit(improving_bank(name="again"))
-    assert "warning" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("steps", "count"), [(95, 19), (100, 20)])
-def test_few_held_out_items_are_warned_of(improving_bank, capsys, steps, count):
-    assert fit(improving_bank(steps=steps), steps=2).validation_items == count
-    has_warning = f"warning: only {count} held-out items are ranked" in capsys.readouterr().err
-    assert has_warning == (count < 20)
-
-
-def bank_of(path: Path, outputs: torch.Tensor, targets: torch.Tensor) -> PredictionBank:
-    bank = PredictionBank.create(path / "other", item_size=8)
-    bank.append(outputs, targets, 0)
-    bank.finish()
-    return bank
-
-
-@pytest.mark.parametrize(
-    ("outputs", "targets", "shapes"),
-    [
-        ((160,), (160,), r"outputs \[N, 8\] and targets \[N, 8\]"),
-        ((160, 3, 4, 4), (160, 3, 4, 4), r"outputs \[N, 8, 3, 4, 4\] and targets \[N, 8, 3, 4, 4\]"),
-        ((160, 5), (160, 5), r"outputs \[N, 8, 5\] and targets \[N, 8, 5\]"),
-    ],
-)
-def test_the_error_names_a_bank_of_other_predictions(tmp_path, outputs, targets, shapes):
-    bank = bank_of(tmp_path, torch.randn(outputs), torch.randint(2, targets))
-    with pytest.raises(RelossError, match=f"ClassificationReLoss cannot learn from the bank {bank.path}.*{shapes}"):
-        fit(bank)
-
-
-def test_targets_beyond_the_classes_are_refused(tmp_path):
-    bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 7))
-    with pytest.raises(RelossError, match=r"ClassificationReLoss cannot learn .*outputs \[N, 8, 5\]"):
-        fit(bank)
-
-
-def test_a_target_to_be_ignored_is_refused_in_any_item(tmp_path):
-    targets = torch.randint(5, (160,))
-    targets[-1] = -100
-    with pytest.raises(RelossError, match=r"targets must be whole numbers from 0 to 4, not -100; drop .*keep"):
-        fit(bank_of(tmp_path, torch.randn(160, 5), targets))
-
-
-def test_a_bank_of_one_class_is_refused(tmp_path):
-    bank = bank_of(tmp_path, torch.randn(160, 5), torch.full((160,), 3))
-    with pytest.raises(
-        RelossError, match=f"all targets in the bank {bank.path} are 3, so no item is better than another"
-    ):
-        fit(bank)
-
-
-@pytest.mark.parametrize("items", [0, 1, 5])
-def test_too_few_items(improving_bank, items):
-    with pytest.raises(RelossError, match=f"holds {items} items, too few to learn from and to hold out 20%"):
-        fit(improving_bank(steps=items))
-
-
-def test_held_out_items_are_not_learned_from():
-    learned_from, held_out = split_items(100, LearnOptions())
-    assert len(held_out) == 20
-    assert sorted([*learned_from.tolist(), *held_out.tolist()]) == list(range(100))
-    assert held_out.tolist() != split_items(100, LearnOptions(seed=1))[1].tolist()
-    assert len(split_items(100_000, LearnOptions())[1]) == 1024
-
-
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        ({"settings": {"step": 5}}, "unknown option of the fit 'step'.*steps"),
-        (
-            {"settings": {"method": "laplace", "steepness": 8}},
-            "steepness is an option of correlation=spearman with method=bitonic or odd_even, not of .*method=laplace, not 8",
-        ),
-        (
-            {"settings": {"correlation": "kendall", "steepness": 8}},
-            "steepness: .*not of correlation=kendall with method=bitonic",
-        ),
-        ({"settings": {"steps": 0}}, "options of the fit: steps: .*greater than or equal to 1, not 0"),
-        ({"bank": "bank"}, "the bank must be a PredictionBank, not 'bank'; PredictionBank.open reads"),
-        ({"surrogate": ClassificationReLoss}, "the surrogate must be an instance of a surrogate class, not <class"),
-    ],
-)
-def test_the_error_names_the_mistake(improving_bank, mistake, message):
-    surrogate, bank = mistake.get("surrogate", ClassificationReLoss()), mistake.get("bank", improving_bank())
-    with pytest.raises(UsageError, match=message):
-        fit_surrogate(surrogate, bank, accuracy, **mistake.get("settings", {}))
-
-
-def test_options_and_settings_exclude_each_other(improving_bank):
-    with pytest.raises(UsageError, match="either options or single settings"):
-        fit_surrogate(ClassificationReLoss(), improving_bank(), accuracy, options=LearnOptions(), steps=3)
-
-
 def test_settings_are_options(improving_bank):
     result = fit_surrogate(ClassificationReLoss(width=4), improving_bank(), accuracy, steps=3, items=8)
     assert [entry["step"] for entry in result.history] == [3]
-
-
-@pytest.mark.parametrize(
-    ("fidelity", "expected"),
-    [
-        ("released", (False, "ordinal", "item", "relabelled", False)),
-        ("corrected", (True, "mean", "example", "half", True)),
-    ],
-)
-def test_fidelity_decides_unset_options(fidelity, expected):
-    names = ("standardize", "ties", "penalty", "mixture", "calibrate")
-    options = LearnOptions(fidelity=fidelity)
-    assert tuple(getattr(options, name) for name in names) == expected
-    explicit = LearnOptions(fidelity=fidelity, mixture="all", ties="mean")
-    assert (explicit.mixture, explicit.ties) == ("all", "mean")
-    assert explicit.calibrate == expected[-1]
-    assert LearnOptions(**options.model_dump()) == options
-
-
-@pytest.mark.parametrize("method", ["odd_even", "laplace", "pairwise"])
-def test_options_survive_a_round_trip(method):
-    """The written options include every default, also that of `steepness`."""
-    options = LearnOptions(method=method)
-    assert LearnOptions(**options.model_dump()) == options
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"stepz": 3}, {"steps": 0}, {"items": 1}, {"validation_fraction": 1.0}, {"ties": "x"}]
-)
-def test_unknown_options_and_wrong_values_are_refused(wrong):
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
-        LearnOptions(**wrong)
-
-
-def test_a_diverging_fit_is_reported(improving_bank):
-    with pytest.raises(RelossError, match="smaller learning_rate"):
-        fit_surrogate(ClassificationReLoss(width=16), improving_bank(), accuracy, steps=3, items=8, learning_rate=1e30)

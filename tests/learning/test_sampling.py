@@ -7,7 +7,7 @@ from reloss.learning import LearnOptions
 from reloss.learning.fit import Fit
 from reloss.learning.measure import Measure
 from reloss.learning.options import MIXTURES
-from reloss.learning.sampling import split_counts
+from reloss.learning.sampling import split_counts, split_items
 from reloss.metrics import PerItem, accuracy
 from reloss.surrogates.options import PRESETS
 
@@ -61,3 +61,11 @@ def test_a_metric_by_item_uses_a_pool_decided_by_the_seed(improving_bank):
     assert torch.equal(first["relabelled"].metric, second["relabelled"].metric)
     assert fit_of(bank, accuracy).sampler.pool is None
     assert len(fit_of(bank, PerItem(metric), pool=8).sampler.pool["relabelled"].metric) == 8
+
+
+def test_held_out_items_are_not_learned_from():
+    learned_from, held_out = split_items(100, LearnOptions())
+    assert len(held_out) == 20
+    assert sorted([*learned_from.tolist(), *held_out.tolist()]) == list(range(100))
+    assert held_out.tolist() != split_items(100, LearnOptions(seed=1))[1].tolist()
+    assert len(split_items(100_000, LearnOptions())[1]) == 1024
