@@ -63,6 +63,7 @@ WRONG = {
     "null": "null", "list": "[]", "cut": '{"status": "fin', "deep": DEEP, "empty": "",
     "status": json.dumps({**SUMMARY, "status": "great"}),
     "seed": json.dumps({**SUMMARY, "seed": "1"}),
+    "long seed": json.dumps({**SUMMARY, "seed": 2**63}),
     "negative seed": json.dumps({**SUMMARY, "seed": -1}),
     "nan": json.dumps({**SUMMARY, "scores": {"accuracy": float("nan")}}),
     "infinite": json.dumps({**SUMMARY, "scores": {"accuracy": float("inf")}}),
@@ -141,9 +142,8 @@ def test_what_is_too_large_is_damaged():
 
 def test_metrics_that_are_not_finite_are_dropped(tmp_path):
     live(tmp_path)
-    write_text(
-        tmp_path / NAMES[0] / "metrics.jsonl", '{"step": 1, "loss": NaN, "other": 1e999}\n{"step": 2, "loss": 3}\n'
-    )
+    first = f'{{"step": 1, "loss": NaN, "other": 1e999, "long": 1{400 * "0"}}}'
+    write_text(tmp_path / NAMES[0] / "metrics.jsonl", f'{first}\n{{"step": 2, "loss": 3}}\n')
     assert read_runs(tmp_path)[0].metrics() == [{"step": 1}, {"step": 2, "loss": 3}]
 
 

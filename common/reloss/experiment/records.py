@@ -1,4 +1,4 @@
-"""Records, read back: one validated object per run and per surrogate, from live folders and packed files alike.
+"""Reading records: one validated object per run and per surrogate, from live folders and packed files alike.
 
 Everything is validated once, when it is read. A damaged record is named and skipped, whatever is wrong with it, so that
 one bad file does not hide the results of a hundred runs. See `reloss.experiment.record_parts` for the two forms.
@@ -7,7 +7,6 @@ one bad file does not hide the results of a hundred runs. See `reloss.experiment
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +25,27 @@ from reloss.experiment.record_parts import (
     packed_surrogates,
     skipping,
 )
+from reloss.experiment.run_spec import MAX_SEED
 from reloss.experiment.settings import RENAMED_KEYS, renamed
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
 T = TypeVar("T")
 
 
-def _finite(value: float) -> float:
-    if not abs(value) < math.inf or abs(value) > 1e300:
+def _is_finite(value: float) -> bool:
+    """Return whether a number, or an integer of any length, can be computed with."""
+    return abs(value) <= 1e300
+
+
+def _check_finite(value: float) -> float:
+    if not _is_finite(value):
         raise ValueError("not a finite number")
     return value
 
 
-Figures = dict[str, Annotated[int | float, AfterValidator(_finite)]]
+Number = Annotated[int | float, AfterValidator(_check_finite)]
+Figures = dict[str, Number]
 """Finite numbers by name."""
-STRICT = ConfigDict(strict=True)
-FIGURES, LINES = TypeAdapter(Figures, config=STRICT), TypeAdapter(list[dict[str, int | float]], config=STRICT)
-PICTURE = TypeAdapter(dict[str, dict[str, list[int | float]]], config=STRICT)
-OBJECT, OBJECTS = TypeAdapter(dict[str, Any], config=STRICT), TypeAdapter(list[dict[str, Any]], config=STRICT)
 
 
 class Recorded(BaseModel):
@@ -64,7 +66,7 @@ class Recorded(BaseModel):
     def _lines(self, part: str) -> list[dict[str, float]]:
         """Return a part that is a list of named numbers; a value that is not finite is dropped."""
         lines = _part(self.source, part, LINES) or []
-        return [{name: value for name, value in line.items() if math.isfinite(value)} for line in lines]
+        return [{name: value for name, value in line.items() if _is_finite(value)} for line in lines]
 
 
 class RunRecord(Recorded):
@@ -73,7 +75,7 @@ class RunRecord(Recorded):
     experiment: str
     loss: str
     settings: Annotated[tuple[str, ...], Strict(False)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     protocol: str
     """Hash of what two runs must share to be compared."""
     status: Literal["running", "finished", "failed", "interrupted"]
@@ -84,7 +86,7 @@ class RunRecord(Recorded):
     """Why the run failed."""
     data: str | None = None
     """Fingerprint of the data."""
-    wall_seconds: Annotated[int | float, AfterValidator(_finite), Field(ge=0)] | None = None
+    wall_seconds: Annotated[Number, Field(ge=0)] | None = None
     surrogate: str = ""
     """Surrogate the run trained with: its folder within the experiment's, such as surrogates/0123456789ab, or empty."""
     fit: Figures = {}
@@ -102,7 +104,7 @@ class RunRecord(Recorded):
         Raises:
             RelossError: it is damaged.
         """
-        return with_moved_keys(_part(self.source, "config", OBJECT) or {})
+        return with_renamed_keys(_part(self.source, "config", OBJECT) or {})
 
     def metrics(self) -> list[dict[str, float]]:
         """Return the metrics logged during training, one dictionary per line; values that are not finite are dropped.
@@ -141,7 +143,7 @@ class SurrogateRecord(Recorded):
 
     def config(self) -> dict[str, Any]:
         """Return the sections of a config that hold the options of the fit under today's keys."""
-        return with_moved_keys({"learn": self.learn})
+        return with_renamed_keys({"learn": self.learn})
 
     def history(self) -> list[dict[str, float]]:
         """Return the figures logged during the fit, one dictionary per line; values that are not finite are dropped.
@@ -158,6 +160,18 @@ class SurrogateRecord(Recorded):
             RelossError: it is damaged.
         """
         return _part(self.source, "picture", PICTURE)
+
+
+def _strict(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
+
+
+RUN, SURROGATE = TypeAdapter(RunRecord), TypeAdapter(SurrogateRecord)
+OBJECT: TypeAdapter[dict[str, Any]] = _strict(dict[str, Any])
+OBJECTS: TypeAdapter[list[dict[str, Any]]] = _strict(list[dict[str, Any]])
+FIGURES: TypeAdapter[Figures] = _strict(Figures)
+LINES: TypeAdapter[list[dict[str, float]]] = _strict(list[dict[str, int | float]])
+PICTURE: TypeAdapter[dict[str, dict[str, list[float]]]] = _strict(dict[str, dict[str, list[Number]]])
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,7 @@ def read_run(source: Source) -> RunRecord | None:
     values |= {"fit": {name: value for name, value in surrogate.items() if name != "folder"}, "source": source}
     values |= {name: environment[name] for name in ("commit", "command") if name in environment}
     values["data"] = summary.get("data")
-    record = _validated(TypeAdapter(RunRecord), values, source.where("summary"))
+    record = _validated(RUN, values, source.where("summary"))
     return record.model_copy(update={"settings": tuple(map(renamed, record.settings))})
 
 
@@ -258,7 +272,7 @@ def read_surrogate(source: Source) -> SurrogateRecord | None:
         return None
     values = {"name": source.name, "source": source}
     values |= {name: value for name, value in card.items() if name in ("metric", "learn", "options", "fit")}
-    record = _validated(TypeAdapter(SurrogateRecord), values, source.where("card"))
+    record = _validated(SURROGATE, values, source.where("card"))
     if "spearman" not in record.fit:
         raise damage(source.where("card"), "wrong: fit.spearman")
     return record
@@ -302,7 +316,7 @@ def experiment_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def with_moved_keys(config: dict[str, Any]) -> dict[str, Any]:
+def with_renamed_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config, nested by section, under today's keys."""
     moved = copy.deepcopy(config)
     for old, new in RENAMED_KEYS.items():
