@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from records import record
 
 from reloss.experiment.records import read_records
 from reloss.report.ablation_table import HEADERS, ablation_rows, ablation_table, best_variants, started_ablations
@@ -58,6 +59,20 @@ def test_rows(runs):
     assert (off.validation.n, off.difference.mean) == (1, pytest.approx(-10))
     assert (off.status.kind, str(off.status)) == (RowKind.INCOMPLETE, "seed 1 failed: diverged")
     assert str(row_of(rows, "Kendall").status) == "not run (no record)"
+
+
+def test_variants_are_found_by_the_values_of_their_settings(tmp_path):
+    shared = ["data.per_class=5", "learn.steps=100"]  # cross-entropy does not use the second one
+    for loss, settings, score in (
+        ("ce", shared[:1], 0.5),
+        ("reloss", shared, 0.6),
+        ("reloss", [*shared, "learn.penalty_weight=1.0"], 0.7),
+    ):
+        record(tmp_path, DIGITS, loss, 0, score, settings=settings, scores={"validation_accuracy": score})
+    rows = read_rows(tmp_path)
+    assert row_of(rows, "cross-entropy").validation.mean == pytest.approx(50)
+    assert row_of(rows, "fidelity=corrected").difference.mean == pytest.approx(10)
+    assert row_of(rows, "example, weight 1").difference.mean == pytest.approx(20)
 
 
 def test_the_best_paired_difference_is_named(runs, tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
+from reloss.experiment.config import LEARNED_LOSSES, Experiment
 from reloss.experiment.records import Records, RunRecord
 from reloss.experiment.task import ablations, find_experiment
-from reloss.report.groups import commits, group_key, group_runs, scores_by_seed, unfinished_runs
+from reloss.report.groups import Key, commits, group_key, group_runs, scores_by_seed, unfinished_runs
 from reloss.report.row_status import RowKind, RowStatus
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.table import Cell, Missing, Number, Table
@@ -80,17 +81,37 @@ def ablation_rows(records: Records) -> list[AblationRow]:
 
 def _experiment_rows(experiment: str, variants: Sequence[Variant], records: Records) -> list[AblationRow]:
     config = find_experiment(experiment)[1]
-    groups = group_runs(run for run in records.runs if run.experiment == experiment)
-    ordinary = [settings for loss, settings in groups if loss == config.ordinary_loss]
-    shared = min(ordinary, key=len, default=())  # settings of the whole sweep, such as data.format=folder
-    baseline = groups.get((config.ordinary_loss, shared), [])
+    groups = group_runs(config, (run for run in records.runs if run.experiment == experiment))
+    variant_groups = _variant_groups(config, variants, groups)
+    baseline = next(group for variant, group in variant_groups.items() if variant.factor == BASELINE)
     reference = scores_by_seed(baseline, f"validation_{config.score}")
-    rows = []
-    for variant in variants:
-        group = groups.get(group_key(variant.loss, (*shared, *variant.settings)), [])
-        rankings = _rankings(experiment, group, records)
-        rows.append(_row(experiment, variant, group, config.score, reference, rankings))
-    return rows
+    return [
+        _row(experiment, variant, group, config.score, reference, _rankings(experiment, group, records))
+        for variant, group in variant_groups.items()
+    ]
+
+
+def _variant_groups(
+    config: Experiment, variants: Sequence[Variant], groups: Mapping[Key, Sequence[RunRecord]]
+) -> dict[Variant, Sequence[RunRecord]]:
+    """Return the runs of each variant, which may have none.
+
+    All variants of a sweep may share further settings, such as data.format=folder. They are the settings of the
+    smallest group without a factor: for the ordinary loss, and for learned losses, which use more settings.
+    """
+    own = {variant: set(group_key(config, variant.loss, variant.settings)[1]) for variant in variants}
+    factors = set().union(*own.values())
+
+    def shared(losses: Collection[str]) -> tuple[str, ...]:
+        plain = [settings for loss, settings in groups if loss in losses and factors.isdisjoint(settings)]
+        return min(plain, key=len, default=())
+
+    ordinary, learned = shared({config.ordinary_loss}), shared(LEARNED_LOSSES)
+    keys = {
+        variant: (variant.loss, tuple(sorted(settings.union(learned if variant.loss in LEARNED_LOSSES else ordinary))))
+        for variant, settings in own.items()
+    }
+    return {variant: groups.get(key, []) for variant, key in keys.items()}
 
 
 def _rankings(experiment: str, group: Sequence[RunRecord], records: Records) -> dict[str, float]:

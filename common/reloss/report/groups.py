@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from statistics import mean
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
+from reloss.experiment.settings import as_text, flat, override, renamed
+from reloss.runtime.errors import UsageError
 
 LEARNING_RATE, INITIALISATION = "train.lr=", "train.init="
 
 Key = tuple[str, tuple[str, ...]]
-"""A loss and its settings, sorted."""
+"""A loss and its settings, sorted, with their values written in one way."""
 
 
-def group_key(loss: str, settings: Iterable[str]) -> Key:
-    """Return the key of a group, which does not depend on the order of the settings."""
-    return loss, tuple(sorted(settings))
+def group_key(config: Experiment, loss: str, settings: Iterable[str]) -> Key:
+    """Return the key of a group. It depends neither on the order of the settings nor on how their values are written.
+
+    Settings that do not fit the experiment any more are taken as they are.
+    """
+    settings = tuple(sorted(settings))
+    with suppress(UsageError):
+        values = flat(override(config, settings).model_dump(mode="json"))
+        keys = (setting.partition("=")[0] for setting in map(renamed, settings))
+        settings = tuple(sorted(f"{key}={as_text(values[key])}" for key in keys))
+    return loss, settings
 
 
-def group_runs(runs: Iterable[RunRecord]) -> dict[Key, list[RunRecord]]:
-    """Return the runs of one experiment by loss and settings."""
-    groups: dict[Key, list[RunRecord]] = defaultdict(list)
+def group_runs(config: Experiment, runs: Iterable[RunRecord]) -> dict[Key, list[RunRecord]]:
+    """Return the runs of one experiment by loss and settings, ordered by loss and by the settings as written."""
+    as_written: dict[Key, list[RunRecord]] = defaultdict(list)
     for run in runs:
-        groups[group_key(run.loss, run.settings)].append(run)
+        as_written[run.loss, tuple(sorted(run.settings))].append(run)
+    groups: dict[Key, list[RunRecord]] = defaultdict(list)
+    for loss, settings in sorted(as_written):
+        groups[group_key(config, loss, settings)] += as_written[loss, settings]
     return dict(groups)
 
 

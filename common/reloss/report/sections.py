@@ -139,7 +139,7 @@ def run_groups(config: Experiment, runs: Sequence[RunRecord]) -> tuple[list[RunG
 
     The ordinary loss comes first; the others follow by their mean score, the best first.
     """
-    groups = group_runs(runs)
+    groups = group_runs(config, runs)
     shared = set.intersection(*(set(settings) for _, settings in groups)) if len(groups) > 1 else set()
 
     def order(key: Key) -> tuple[bool, float]:

@@ -89,12 +89,12 @@ def task_rows(task: Task, runs: Sequence[RunRecord]) -> list[TaskRow]:
 def _experiment_rows(
     config: Experiment, runs: Sequence[RunRecord], published: Mapping[tuple[str, str], Published]
 ) -> list[TaskRow]:
-    groups = group_runs(run for run in runs if run.experiment == config.name)
+    groups = group_runs(config, (run for run in runs if run.experiment == config.name))
     rows = []
     for loss in config.losses:
         entry = published.get((config.name, loss))
         comparable = entry if entry and not entry.needs else None
-        loss_groups = [groups[key] for key in sorted(groups) if key[0] == loss]
+        loss_groups = [group for key, group in groups.items() if key[0] == loss]
         rows += [_row(config, group, comparable, groups) for group in loss_groups]
         if not loss_groups:
             rows.append(_empty_row(config, loss, comparable))
@@ -163,11 +163,16 @@ def _spearman(
     """Return how well the loss ranks held-out items, as the fit of a surrogate measured it.
 
     Each fit measures the ordinary loss as well. For this loss, a fit that belongs to runs with the same settings comes
-    first, because these rows are compared with each other.
+    first, because these rows are compared with each other; next comes one with the same settings of the ordinary loss.
     """
+
+    def ordinary_settings(run: RunRecord) -> list[str]:
+        return [setting for setting in run.settings if not setting.startswith(config.LEARNED_ONLY)]
+
     first = group[0]
     if first.loss == config.ordinary_loss:
         candidates = [run for runs in groups.values() for run in runs if run.protocol == first.protocol]
+        candidates.sort(key=lambda run: ordinary_settings(run) != ordinary_settings(first))
         candidates.sort(key=lambda run: run.settings != first.settings)
         correlations = [run.fit["spearman_ordinary"] for run in candidates if "spearman_ordinary" in run.fit]
     else:

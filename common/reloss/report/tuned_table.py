@@ -14,7 +14,6 @@ from reloss.report.groups import (
     LEARNING_RATE,
     Key,
     baseline_group,
-    group_key,
     group_runs,
     learning_rate,
     scores_by_seed,
@@ -80,9 +79,9 @@ def tuned_rows(task: Task, runs: Sequence[RunRecord], score: str) -> list[TunedR
 
 def _experiment_rows(config: Experiment, runs: Sequence[RunRecord], score: str) -> list[TunedRow]:
     tried: dict[Key, dict[float, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
-    for (loss, settings), group in group_runs(runs).items():
+    for (loss, settings), group in group_runs(config, runs).items():
         others = [setting for setting in settings if not setting.startswith(LEARNING_RATE)]
-        tried[group_key(loss, others)][learning_rate(config, settings)] += group
+        tried[loss, tuple(others)][learning_rate(config, settings)] += group
     measured = {key: rates for key, rates in tried.items() if any(map(_finished, rates.values()))}
     best = {key: _best_rate(rates, score) for key, rates in measured.items()}
     chosen = {key: rates[best[key]] for key, rates in measured.items()}
@@ -99,13 +98,13 @@ def _row(
     score: str,
 ) -> TunedRow:
     """Return the row of one loss with settings; `chosen` holds the runs of every loss at its best rate."""
-    (loss, settings), group = key, chosen[key]
+    loss, group = key[0], chosen[key]
     test = scores_by_seed(group, score)
     reference = scores_by_seed(baseline_group(chosen, config.ordinary_loss, group[0], score), score)
     return TunedRow(
         experiment=config.name,
         loss=loss,
-        settings=settings,
+        settings=tuple(sorted(text for text in group[0].settings if not text.startswith(LEARNING_RATE))),
         rates=tuple(sorted(rates)),
         failed=_failures(rates),
         best=best,
