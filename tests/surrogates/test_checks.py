@@ -1,4 +1,4 @@
-"""What a surrogate cannot learn from is refused by the first batch that is recorded, with the way out."""
+"""The bank refuses the first batch that its surrogate cannot learn from, and names the remedy."""
 
 import re
 
@@ -43,26 +43,26 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_the_first_batch_that_cannot_be_learned_from_is_refused(tmp_path, kind):
-    surrogate, outputs, targets, way_out = REFUSED[kind]
+def test_first_unusable_batch_is_refused(tmp_path, kind):
+    surrogate, outputs, targets, remedy = REFUSED[kind]
     with pytest.raises(
-        RelossError, match=rf"{type(surrogate).__name__} cannot learn from the batch of step 7.*{re.escape(way_out)}"
+        RelossError, match=rf"{type(surrogate).__name__} cannot learn from the batch of step 7.*{re.escape(remedy)}"
     ):
         recorded(tmp_path / "bank", surrogate, outputs, targets)
 
 
-def test_the_ways_out_lead_on(tmp_path):
+def test_remedies_work(tmp_path):
     pixels, labels = torch.randn(4, 3, 5, 6), torch.randint(3, (4, 5, 6))
     outputs, targets = pixels.movedim(1, -1).flatten(0, -2), labels.flatten()
     assert outputs[17].tolist() == pixels[0, :, 2, 5].tolist()
     assert targets[17] == labels[0, 2, 5]
     assert len(recorded(tmp_path / "pixels", SetReLoss(), outputs, targets)) == 60
     scores = torch.zeros(4, 1), ONE_HOT[:, :1]
-    assert len(recorded(tmp_path / "scores", SetReLoss(), *(each.squeeze(-1) for each in scores))) == 2
+    assert len(recorded(tmp_path / "scores", SetReLoss(), *(part.squeeze(-1) for part in scores))) == 2
     assert len(recorded(tmp_path / "labels", SetReLoss(), torch.zeros(4, 3).flatten(), ONE_HOT.flatten())) == 6
 
 
-def test_fractional_classes_are_no_targets_of_the_loss():
+def test_loss_refuses_fractional_classes():
     with pytest.raises(ValueError, match=r"torch\.float32: pass targets\.long\(\)"):
         ClassificationReLoss()(torch.zeros(4, 3), CLASSES + 0.5)
 

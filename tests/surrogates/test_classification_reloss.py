@@ -29,7 +29,7 @@ def surrogate_of_seed(seed: int = 0, **options) -> ClassificationReLoss:
     return ClassificationReLoss(**options)
 
 
-def test_parameters_are_the_released_ones():
+def test_parameters_match_the_release():
     assert {name: tuple(p.shape) for name, p in ClassificationReLoss().named_parameters()} == RELEASED_SHAPES
 
 
@@ -43,7 +43,7 @@ def test_items_are_independent():
 
 
 @pytest.mark.parametrize("options", [{}, {"input": "log_probability", "output": "identity", "scale": 2.5}])
-def test_loss_is_the_mean_of_the_curve_over_the_targets_probability(options):
+def test_loss_is_the_mean_of_the_curve(options):
     outputs, targets = items()
     surrogate = surrogate_of_seed(**options)
     probability = outputs[1].softmax(-1)[torch.arange(7), targets[1]]
@@ -53,7 +53,7 @@ def test_loss_is_the_mean_of_the_curve_over_the_targets_probability(options):
     assert_close(surrogate(outputs[1], targets[1]), expected.mean())
 
 
-def test_absolute_folds_and_identity_does_not():
+def test_absolute_folds_the_curve_and_identity_does_not():
     surrogates = [surrogate_of_seed(output=output) for output in ("absolute", "identity")]
     for surrogate in surrogates:
         torch.nn.init.constant_(surrogate.loss[2].bias, -5)
@@ -65,7 +65,7 @@ def test_absolute_folds_and_identity_does_not():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("input", ["probability", "log_probability"])
 def test_a_monotone_loss_falls_as_the_probability_rises(input, seed):
-    """Whatever its weights: fresh, or drawn anew with signs of their own."""
+    """For any weights: fresh ones, and random ones with both signs."""
     surrogate = surrogate_of_seed(seed, input=input, output="monotone", width=16)
     inputs = torch.linspace(0.001, 1, 200)
     inputs = (inputs if input == "probability" else inputs.log()).requires_grad_()
@@ -102,7 +102,7 @@ def test_scale_multiplies_loss_and_gradient():
 
 @pytest.mark.parametrize("margin", [-200.0, 200.0])
 def test_gradient_where_the_probability_is_zero_or_one(margin):
-    """Trap 7: p itself saturates; of its logarithm, only p = 1 does, where nothing is left to learn."""
+    """p saturates at 0 and at 1. Its logarithm saturates only at 1, where nothing is left to learn."""
     logits = torch.tensor([[margin, 0.0, 0.0]])
     gradients = {}
     for input in ("probability", "log_probability"):
@@ -166,7 +166,7 @@ SHAPES = [(input, output) for input in ("probability", "log_probability") for ou
 
 @pytest.mark.parametrize(("input", "output"), SHAPES)
 @pytest.mark.parametrize("n", [8, 160])
-def test_analytic_norms_are_those_of_autograd(input, output, n):
+def test_analytic_norms_equal_autograd(input, output, n):
     outputs, targets = (part[:: 160 // n] for part in many_items())
     surrogate = surrogate_of_seed(input=input, output=output)
     losses, norms = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
@@ -189,15 +189,15 @@ def test_analytic_norms_are_those_of_autograd(input, output, n):
         assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-3
 
 
-def test_statistics_are_computed_where_they_are_not_given():
+def test_missing_statistics_are_computed():
     outputs, targets = items()
     surrogate = surrogate_of_seed()
-    given = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
-    for ours, theirs in zip(surrogate.losses_and_norms(outputs, targets), given, strict=True):
+    expected = surrogate.losses_and_norms(outputs, targets, surrogate.statistics(outputs))
+    for ours, theirs in zip(surrogate.losses_and_norms(outputs, targets), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_knots_stay_finite_where_all_inputs_are_equal():
+def test_equal_inputs_give_finite_losses():
     surrogate = surrogate_of_seed(input="log_probability", output="monotone")
     outputs, targets = torch.zeros(200, 128, 4), torch.zeros(200, 128, dtype=torch.long)
     losses, norms = surrogate.losses_and_norms(outputs, targets)
@@ -211,14 +211,14 @@ def test_units_are_elu(dtype):
     surrogate = surrogate_of_seed(output="identity").to(dtype)
     inputs = torch.linspace(0, 1, 50, dtype=dtype)
     assert_close(surrogate.curve(inputs), surrogate.loss(surrogate.logits_fcs(inputs[:, None])).squeeze(-1))
-    surrogate.logits_fcs[0].bias.data.zero_()  # the slope at exactly 0 counts once
+    surrogate.logits_fcs[0].bias.data.zero_()  # at exactly 0, both branches of ELU could add their slopes
     at_zero = torch.zeros(1, dtype=dtype, requires_grad=True)
     ours, theirs = surrogate.curve(at_zero).sum(), surrogate.loss(surrogate.logits_fcs(at_zero[:, None])).sum()
     assert_close(torch.autograd.grad(ours, at_zero), torch.autograd.grad(theirs, at_zero))
 
 
-def test_places_of_quantiles_reach_from_the_first_value_to_the_last():
-    for count in (EXACT + 1, 2**24 + 3, 2**31 + 1):  # in float32, the last place of the second would be 2**24 + 4
+def test_quantile_places_reach_from_first_to_last_value():
+    for count in (EXACT + 1, 2**24 + 3, 2**31 + 1):  # in float32, the second one would end at 2**24 + 4
         places = quantile_places(count, torch.device("cpu"))
         assert (len(places), int(places[0]), int(places[-1])) == (KNOTS // 2, 0, count - 1)
         assert int(places.diff().max() - places.diff().min()) <= 1

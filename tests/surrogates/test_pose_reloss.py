@@ -22,7 +22,7 @@ def surrogate_of_seed(seed=0, **options):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (96, 72), (7, 5)])
-def test_parameters_are_the_released_ones(size):
+def test_parameters_match_the_release(size):
     assert {name: tuple(value.shape) for name, value in PoseReLoss(size).named_parameters()} == {
         "logits_fcs.0.weight": (8, size[0] * size[1]),
         "logits_fcs.0.bias": (8,),
@@ -31,7 +31,7 @@ def test_parameters_are_the_released_ones(size):
     }
 
 
-def test_loss_is_the_mean_squared_error_times_a_weight_for_each_joint():
+def test_loss_is_each_joints_squared_error_times_its_weight():
     outputs, targets = heatmaps()
     surrogate = surrogate_of_seed(scale=3.0)
     expected = torch.zeros(2)
@@ -44,7 +44,7 @@ def test_loss_is_the_mean_squared_error_times_a_weight_for_each_joint():
     assert_close(surrogate(outputs[1], targets[1]), expected[1])
 
 
-def test_invisible_joints_are_left_out_and_counted():
+def test_invisible_joints_count_as_zero():
     outputs, targets = heatmaps()
     targets[:, :, 1] = 0
     surrogate = surrogate_of_seed()
@@ -53,15 +53,15 @@ def test_invisible_joints_are_left_out_and_counted():
     losses = surrogate.per_item(outputs, targets)
     assert torch.equal(visible(targets), weights)
     assert_close(losses, surrogate.per_item(outputs, targets, weights), rtol=0, atol=0)
-    others = [0, 2]
-    assert_close(losses, surrogate.per_item(outputs[:, :, others], targets[:, :, others]) * 2 / 3)
+    visible_joints = [0, 2]
+    assert_close(losses, surrogate.per_item(outputs[:, :, visible_joints], targets[:, :, visible_joints]) * 2 / 3)
     outputs.requires_grad_()
     (gradient,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
     assert gradient[:, :, 1].abs().max() == 0
-    assert gradient[:, :, others].abs().min() > 0
+    assert gradient[:, :, visible_joints].abs().min() > 0
 
 
-def test_weights_multiply_a_joints_loss():
+def test_weights_multiply_the_loss_of_a_joint():
     outputs, targets = heatmaps()
     surrogate = surrogate_of_seed()
     ones = torch.ones(2, 4, 3)
@@ -81,7 +81,7 @@ def test_monotone_never_falls_as_an_error_grows():
     assert (losses.diff(dim=0) > 0).all()
 
 
-def test_the_released_network_can_be_taught_that_the_worst_is_best():
+def test_released_network_can_learn_that_the_worst_is_best():
     outputs, targets = heatmaps()
     surrogate = surrogate_of_seed()
     torch.nn.init.constant_(surrogate.logits_fcs[2].weight, -1.0)
@@ -90,7 +90,7 @@ def test_the_released_network_can_be_taught_that_the_worst_is_best():
     assert (far < near).all()
 
 
-def test_nothing_visible_is_no_loss_and_no_gradient():
+def test_no_visible_joint_gives_zero_loss_and_gradient():
     outputs, targets = heatmaps()
     outputs.requires_grad_()
     losses = surrogate_of_seed().per_item(outputs, 0 * targets)
@@ -100,7 +100,7 @@ def test_nothing_visible_is_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize("joints", [1, 13, 14])
-def test_any_number_of_joints_and_a_perfect_prediction(joints):
+def test_number_of_joints_is_free_and_perfect_heatmaps_cost_nothing(joints):
     outputs, targets = heatmaps(k=joints)
     surrogate = surrogate_of_seed()
     assert (surrogate.per_item(outputs, targets) > 0).all()
@@ -108,7 +108,7 @@ def test_any_number_of_joints_and_a_perfect_prediction(joints):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_under_autocast(dtype):
+def test_loss_is_float32_under_autocast(dtype):
     outputs, targets = heatmaps()
     surrogate = surrogate_of_seed()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -117,7 +117,7 @@ def test_float32_under_autocast(dtype):
     assert_close(losses, surrogate.per_item(outputs.to(dtype).float(), targets), rtol=0, atol=0)
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_are_refused():
     outputs, targets = heatmaps()
     surrogate = surrogate_of_seed()
     with pytest.raises(ValueError, match=r"for heatmaps of \[12, 8\], not \[8, 12\]"):
@@ -130,7 +130,7 @@ def test_wrong_shapes_are_named():
         PoseReLoss((64,))
 
 
-def test_ordinary_loss_is_the_mean_squared_error_of_visible_joints():
+def test_ordinary_loss_is_the_squared_error_of_visible_joints():
     outputs, targets = heatmaps()
     targets[0, 1, 2] = 0
     errors = (outputs - targets).square().mean((-2, -1))
@@ -139,7 +139,7 @@ def test_ordinary_loss_is_the_mean_squared_error_of_visible_joints():
 
 
 def moving_joints(path, size=(16, 12), items=80, b=8, k=4):
-    """A bank of heatmaps with a bump, whose predicted place comes nearer to the true one with the step."""
+    """Record heatmaps with one bump each; the predicted place gets closer to the true one with every step."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.arange(size[0]).view(-1, 1), torch.arange(size[1])
     bank = PredictionBank.create(path, item_size=b)
@@ -150,14 +150,14 @@ def moving_joints(path, size=(16, 12), items=80, b=8, k=4):
     for step in range(items):
         y = torch.randint(2, size[0] - 2, (b, k), generator=generator).float()
         x = torch.randint(2, size[1] - 2, (b, k), generator=generator).float()
-        away = (2 * (1 - step / items) * torch.randn(2, b, k, generator=generator)).round()
-        bank.append(bumps(y + away[0], x + away[1]), bumps(y, x), step)
+        offsets = (2 * (1 - step / items) * torch.randn(2, b, k, generator=generator)).round()
+        bank.append(bumps(y + offsets[0], x + offsets[1]), bumps(y, x), step)
     bank.finish()
     return bank
 
 
 @pytest.mark.parametrize(("output", "least"), [("identity", 0.92), ("monotone", 0.88)])
-def test_learns_to_rank_as_pck_and_is_kept(tmp_path, output, least):
+def test_learns_to_rank_as_pck_and_reloads(tmp_path, output, least):
     bank = moving_joints(tmp_path / "bank")
     options = LearnOptions(steps=80, items=32, penalty="off", mixture="shuffled", validate_every=20)
     surrogate = build("pose", bank.output_shape(), output=output)
@@ -165,11 +165,11 @@ def test_learns_to_rank_as_pck_and_is_kept(tmp_path, output, least):
     assert fit.surrogate.monotone == (output == "monotone")
     assert fit.spearman > least
     assert fit.spearman_synthetic > 0.8
-    fit.surrogate.save_pretrained(tmp_path / "kept")
-    again = PoseReLoss.from_pretrained(tmp_path / "kept")
+    fit.surrogate.save_pretrained(tmp_path / "saved")
+    loaded = PoseReLoss.from_pretrained(tmp_path / "saved")
     outputs, targets = bank.items(torch.arange(3))
-    assert again.size == (16, 12)
-    assert_close(again.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
+    assert loaded.size == (16, 12)
+    assert_close(loaded.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
 
 
 def test_learn_command(tmp_path, cli):
@@ -183,7 +183,7 @@ def test_learn_command(tmp_path, cli):
     assert "ClassificationReLoss cannot learn from the bank" in err
 
 
-def test_a_bank_of_another_kind_is_refused(tmp_path, improving_bank, cli):
+def test_bank_of_another_kind_is_refused(tmp_path, improving_bank, cli):
     bank = improving_bank()
     with pytest.raises(ValueError, match=r"expected heatmaps \[K, H, W\] of an example, not \[5\]"):
         build("pose", bank.output_shape())

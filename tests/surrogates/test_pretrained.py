@@ -36,7 +36,7 @@ def losses(surrogate: ClassificationReLoss) -> torch.Tensor:
 
 
 def refusal(path: Path, error: type[RelossError] = RelossError, **options) -> str:
-    """The message with which `path` is refused, checked to be one line that names the path."""
+    """Return the error message for `path`, after checking that it is one line and names the path."""
     with pytest.raises(error) as caught:
         ClassificationReLoss.from_pretrained(path, **options)
     message = str(caught.value)
@@ -55,11 +55,12 @@ def test_round_trip(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     card = json.loads((tmp_path / "s" / "surrogate.json").read_text())
     digest = hashlib.sha256((tmp_path / "s" / "surrogate.safetensors").read_bytes()).hexdigest()
-    built = {"class": "ClassificationReLoss", "options": OPTIONS}
-    assert card == {**built, "metric": "accuracy", "sha256": digest, "options_hash": short_hash(built)}
+    description = {"class": "ClassificationReLoss", "options": OPTIONS}
+    hashes = {"sha256": digest, "options_hash": short_hash(description)}
+    assert card == {**description, "metric": "accuracy", **hashes}
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+def test_flipped_bit_is_refused(tmp_path):
     ClassificationReLoss(**OPTIONS).save_pretrained(tmp_path)
     path = tmp_path / "surrogate.safetensors"
     content = bytearray(path.read_bytes())
@@ -69,14 +70,14 @@ def test_a_flipped_bit_is_found(tmp_path):
         ClassificationReLoss.from_pretrained(tmp_path)
 
 
-def test_changed_options_are_found(tmp_path):
+def test_changed_options_are_refused(tmp_path):
     ClassificationReLoss(output="monotone").save_pretrained(tmp_path)
     path = tmp_path / "surrogate.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "options": {**card["options"], "output": "identity"}}))
     with pytest.raises(RelossError, match=r"surrogate\.json was changed: its options differ"):
         ClassificationReLoss.from_pretrained(tmp_path)
-    del card["options_hash"]  # as of earlier versions
+    del card["options_hash"]  # earlier versions wrote none
     path.write_text(json.dumps(card))
     assert ClassificationReLoss.from_pretrained(tmp_path).output == "monotone"
 
@@ -89,14 +90,14 @@ def test_saving_again_replaces(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["surrogate.json", "surrogate.safetensors"]
 
 
-def test_a_frozen_surrogate_still_passes_a_gradient_to_the_outputs(tmp_path):
+def test_frozen_surrogate_passes_gradients_to_the_outputs(tmp_path):
     ClassificationReLoss(**OPTIONS).save_pretrained(tmp_path)
     outputs = torch.randn(8, 3, requires_grad=True)
     ClassificationReLoss.from_pretrained(tmp_path)(outputs, torch.zeros(8, dtype=torch.long)).backward()
     assert outputs.grad.abs().min() > 0
 
 
-def test_a_released_checkpoint_is_a_plain_state_dict(tmp_path):
+def test_released_weights_are_a_plain_state_dict(tmp_path):
     surrogate = ClassificationReLoss()
     torch.save(surrogate.state_dict(), tmp_path / "reloss_cls.ckpt")
     loaded = ClassificationReLoss.from_pretrained(tmp_path / "reloss_cls.ckpt")
@@ -104,7 +105,7 @@ def test_a_released_checkpoint_is_a_plain_state_dict(tmp_path):
     assert_close(losses(loaded), losses(surrogate), rtol=0, atol=0)
 
 
-def test_options_go_with_a_file_and_not_with_a_folder(tmp_path):
+def test_options_are_for_files_and_not_for_folders(tmp_path):
     surrogate = ClassificationReLoss(**OPTIONS)
     surrogate.save_pretrained(tmp_path / "s")
     loaded = ClassificationReLoss.from_pretrained(tmp_path / "s" / "surrogate.safetensors", **OPTIONS)
@@ -112,7 +113,7 @@ def test_options_go_with_a_file_and_not_with_a_folder(tmp_path):
     assert "remove width" in refusal(tmp_path / "s", UsageError, width=16)
 
 
-def test_nothing_there(tmp_path):
+def test_missing_path_is_refused(tmp_path):
     assert "expected a folder with surrogate.json" in refusal(tmp_path / "absent", UsageError)
     assert "does not exist" in refusal(tmp_path)
 
@@ -125,7 +126,7 @@ class Code:
         return os.mkdir, (str(self.victim),)
 
 
-def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path):
+def test_code_in_a_file_of_weights_is_refused_and_never_run(tmp_path):
     torch.save({"loss.2.bias": Code(tmp_path / "victim")}, tmp_path / "evil.ckpt")
     assert "not a file of tensors only" in refusal(tmp_path / "evil.ckpt")
     assert not (tmp_path / "victim").exists()
@@ -136,14 +137,14 @@ GARBAGE = {"empty": b"", "garbage": b"garbage " * 20, "page": b"<!DOCTYPE html>"
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
-def test_a_file_that_holds_no_weights(tmp_path, suffix, content):
+def test_file_without_weights_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     assert "cannot read weights" in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_a_truncated_file(tmp_path, suffix):
+def test_truncated_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     ClassificationReLoss().save_pretrained(tmp_path)
     torch.save(ClassificationReLoss().state_dict(), tmp_path / "weights.ckpt")
@@ -152,19 +153,19 @@ def test_a_truncated_file(tmp_path, suffix):
     assert "cannot read weights" in refusal(path)
 
 
-@pytest.mark.parametrize("held", [torch.zeros(3), [1, 2]])
-def test_a_checkpoint_that_is_no_state_dict(tmp_path, held):
-    torch.save(held, tmp_path / "w.ckpt")
-    assert f"it holds a {type(held).__name__}" in refusal(tmp_path / "w.ckpt")
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2]])
+def test_file_that_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.ckpt")
+    assert f"it holds a {type(content).__name__}" in refusal(tmp_path / "w.ckpt")
 
 
-@pytest.mark.parametrize("held", [{"state_dict": {}}, {"loss.2.bias": 3}, {1: torch.zeros(1)}])
-def test_a_state_dict_of_something_else_than_tensors(tmp_path, held):
-    torch.save(held, tmp_path / "w.ckpt")
-    assert f"under {next(iter(held))!r} it holds a" in refusal(tmp_path / "w.ckpt")
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"loss.2.bias": 3}, {1: torch.zeros(1)}])
+def test_state_dict_of_other_values_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.ckpt")
+    assert f"under {next(iter(content))!r} it holds a" in refusal(tmp_path / "w.ckpt")
 
 
-def test_weights_that_do_not_fit(tmp_path):
+def test_weights_of_another_size_are_refused(tmp_path):
     weights = ClassificationReLoss(width=16).state_dict()
     torch.save(weights, tmp_path / "narrow.ckpt")
     weights.pop("loss.2.bias")
@@ -173,7 +174,7 @@ def test_weights_that_do_not_fit(tmp_path):
     assert "Missing key" in refusal(tmp_path / "short.ckpt")
 
 
-def test_a_folder_without_its_weights(tmp_path):
+def test_folder_without_weights_is_refused(tmp_path):
     ClassificationReLoss().save_pretrained(tmp_path)
     (tmp_path / "surrogate.safetensors").unlink()
     assert "surrogate.safetensors" in refusal(tmp_path)
@@ -204,7 +205,7 @@ def test_a_folder_without_its_weights(tmp_path):
         ),
     ],
 )
-def test_a_card_that_describes_something_else(tmp_path, card, cause):
+def test_wrong_card_is_refused(tmp_path, card, cause):
     ClassificationReLoss().save_pretrained(tmp_path)
     (tmp_path / "surrogate.json").write_text(card)
     assert cause in refusal(tmp_path)
@@ -230,7 +231,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unreachable")
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_surrogate_loads_frozen_from_anywhere(name, tmp_path, monkeypatch):
+def test_shipped_surrogate_loads_frozen_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card = shipped_card(name)
     surrogate = CLASSES[card["class"]].from_pretrained(name)
@@ -240,7 +241,7 @@ def test_a_shipped_surrogate_loads_frozen_from_anywhere(name, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_card_says_what_its_json_says(name):
+def test_shipped_model_card_matches_its_json(name):
     folder, card = WEIGHTS / name, shipped_card(name)
     text = (folder / "README.md").read_text()
     assert text == model_card(name, card)
@@ -255,20 +256,20 @@ def test_a_shipped_card_says_what_its_json_says(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_surrogate_is_small_and_complete(name):
+def test_shipped_surrogate_is_small_and_complete(name):
     files = {path.name: path.stat().st_size for path in (WEIGHTS / name).iterdir()}
     assert files.keys() == {"surrogate.safetensors", "surrogate.json", "README.md"}
     assert sum(files.values()) < 1_000_000
 
 
-def test_the_shipped_surrogate_ranks_predictions_that_it_has_not_seen(improving_bank):
+def test_shipped_surrogate_ranks_other_predictions(improving_bank):
     bank = improving_bank()
     outputs, targets = bank.items(torch.arange(len(bank)))
     losses = ClassificationReLoss.from_pretrained("classification/cifar10").per_item(outputs, targets)
     assert spearman(-losses, get_metric("accuracy")(outputs, targets)) > 0.95
 
 
-def test_the_wheel_holds_every_shipped_file(tmp_path):
+def test_wheel_holds_every_shipped_file(tmp_path):
     root = Path(__file__).parents[2]
     for part in ("common", "tasks"):
         shutil.copytree(root / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -279,9 +280,10 @@ def test_the_wheel_holds_every_shipped_file(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     folder = "reloss/surrogates/weights"
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(folder)}
-    assert held == {f"{folder}/{path.relative_to(WEIGHTS).as_posix()}" for path in WEIGHTS.rglob("*") if path.is_file()}
-    assert len(held) == 3 * len(SHIPPED) > 0
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(folder)}
+    shipped = [path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert files == {f"{folder}/{path}" for path in shipped}
+    assert len(files) == 3 * len(SHIPPED) > 0
 
 
 def test_names():
@@ -290,13 +292,13 @@ def test_names():
     assert "classification/cifar10" in SHIPPED
 
 
-def test_a_path_comes_before_a_name(tmp_path, monkeypatch):
+def test_existing_path_has_priority_over_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ClassificationReLoss(**OPTIONS).save_pretrained("classification/cifar10")
     assert ClassificationReLoss.from_pretrained("classification/cifar10").options() == OPTIONS
 
 
-def test_an_unknown_name():
+def test_unknown_name_is_refused():
     message = refusal(Path("clasification/cifar10"), UsageError)
     assert ", ".join(pretrained_names()) in message
     assert message.endswith("; did you mean classification/cifar10?")
@@ -304,7 +306,7 @@ def test_an_unknown_name():
 
 
 @pytest.mark.parametrize(
-    ("asked", "name", "made_for"),
+    ("surrogate_class", "name", "named_class"),
     [
         (SetReLoss, "classification/cifar10", "ClassificationReLoss"),
         (SetReLoss, "released/cls", "ClassificationReLoss"),
@@ -314,9 +316,9 @@ def test_an_unknown_name():
     ],
 )
 @pytest.mark.usefixtures("unreachable")
-def test_a_name_of_another_class(asked, name, made_for):
-    with pytest.raises(UsageError, match=f"^{name} is for {made_for}, not for {asked.__name__}$"):
-        asked.from_pretrained(name)
+def test_name_for_another_class_is_refused(surrogate_class, name, named_class):
+    with pytest.raises(UsageError, match=f"^{name} is for {named_class}, not for {surrogate_class.__name__}$"):
+        surrogate_class.from_pretrained(name)
 
 
 ABOUT = {"data": "synthetic", "commands": ["reloss learn"], "good_for": "tests", "not_good_for": "much"}
@@ -332,7 +334,7 @@ def test_adding_to_the_package(cli, improving_bank, tmp_path, monkeypatch):
     assert "some/name" not in pretrained_names()
     add_pretrained("some/name", tmp_path / "first", ABOUT)
     assert "some/name" in pretrained_names()
-    add_pretrained("some/name", tmp_path / "second")  # what was said of the first is kept
+    add_pretrained("some/name", tmp_path / "second")  # keeps `about` of the first
     card = json.loads((tmp_path / "weights" / "some" / "name" / "surrogate.json").read_text())
     assert card == {**json.loads((tmp_path / "second" / "surrogate.json").read_text()), "about": ABOUT}
     text = (tmp_path / "weights" / "some" / "name" / "README.md").read_text()
@@ -356,7 +358,7 @@ def saved(value: object) -> bytes:
 
 
 class Release:
-    """A server in the place of the authors'. `files` are what it has; `keep` is the share of a file that it sends."""
+    """A local server in place of the authors'. `files` is its content; `keep` is the share of each file it sends."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -400,7 +402,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Release
 
 @pytest.fixture
 def cached(tmp_path: Path) -> Callable[[], list[str]]:
-    """Lists what is in the cache, hidden files too."""
+    """Return a function that lists the cache, hidden files included."""
     return lambda: sorted(path.name for path in (tmp_path / "cache").glob("*"))
 
 
@@ -419,7 +421,7 @@ def test_released_weights_are_downloaded_once(release, cached, capsys):
 
 
 @pytest.mark.parametrize("name", sorted(pretrained.RELEASED))
-def test_the_file_of_each_released_name(release, cached, name):
+def test_file_of_each_released_name(release, cached, name):
     file = {
         "released/cls": "reloss_cls.ckpt",
         "released/pose_256x192": "reloss_pose_256x192.ckpt",
@@ -428,17 +430,17 @@ def test_the_file_of_each_released_name(release, cached, name):
     }[name]
     release.files[file] = saved({"loss.bias": torch.ones(2)})
     kind, options = pretrained.RELEASED[name]
-    path, known = pretrained.find_pretrained(name, kind)
-    assert known == options
+    path, released_options = pretrained.find_pretrained(name, kind)
+    assert released_options == options
     assert path.read_bytes() == release.files[file]
     assert cached() == [file]
 
 
-def test_the_authors_address():
+def test_address_of_the_release():
     assert pretrained.RELEASE == "https://github.com/hunto/ReLoss/releases/download/v1.0.0"
 
 
-def test_released_weights_put_there_by_hand_need_no_network(release, tmp_path):
+def test_manually_downloaded_weights_need_no_network(release, tmp_path):
     (tmp_path / "cache").mkdir()
     surrogate = ClassificationReLoss()
     torch.save(surrogate.state_dict(), tmp_path / "cache" / "reloss_cls.ckpt")
@@ -446,8 +448,8 @@ def test_released_weights_put_there_by_hand_need_no_network(release, tmp_path):
     assert release.requests == []
 
 
-def no_download(release: Release, tmp_path: Path) -> str:
-    """The message, one line, where the weights cannot be had: the address, and where to put the file by hand."""
+def failed_download(release: Release, tmp_path: Path) -> str:
+    """Return the error message of a failed download: one line with the address, and where to put the file instead."""
     with pytest.raises(RelossError) as caught:
         ClassificationReLoss.from_pretrained("released/cls")
     message = str(caught.value)
@@ -458,39 +460,39 @@ def no_download(release: Release, tmp_path: Path) -> str:
     return message
 
 
-def test_no_such_file_on_the_server(release, cached, tmp_path):
-    assert ": HTTP Error 404: Not Found; try again, or download it elsewhere" in no_download(release, tmp_path)
+def test_missing_file_on_the_server(release, cached, tmp_path):
+    assert ": HTTP Error 404: Not Found; try again, or download it elsewhere" in failed_download(release, tmp_path)
     assert cached() == []
 
 
-def test_no_server(release, cached, tmp_path):
+def test_unreachable_server(release, cached, tmp_path):
     release.close()
-    assert "Connection refused; try again" in no_download(release, tmp_path)
+    assert "Connection refused; try again" in failed_download(release, tmp_path)
     assert cached() == []
 
 
-def test_a_server_that_does_not_answer(release, cached, tmp_path, monkeypatch):
+def test_server_that_does_not_answer(release, cached, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         release.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(pretrained, "RELEASE", release.url)
         monkeypatch.setattr(download, "TIMEOUT", 0.1)
-        assert "timed out; try again" in no_download(release, tmp_path)
+        assert "timed out; try again" in failed_download(release, tmp_path)
     assert cached() == []
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
-def test_a_server_that_hangs_up(release, cached, tmp_path, keep):
+def test_server_that_hangs_up(release, cached, tmp_path, keep):
     content = release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss().state_dict())
     release.keep = keep
     missing = len(content) - round(keep * len(content))
-    assert f"the connection ended {missing} bytes too early; try again" in no_download(release, tmp_path)
+    assert f"the connection ended {missing} bytes too early; try again" in failed_download(release, tmp_path)
     assert cached() == []
     release.keep = 1.0
     ClassificationReLoss.from_pretrained("released/cls")
     assert cached() == ["reloss_cls.ckpt"]
 
 
-def test_a_download_that_is_not_tensors_is_not_kept(release, cached, tmp_path):
+def test_download_of_anything_but_tensors_is_discarded(release, cached, tmp_path):
     good = saved(ClassificationReLoss().state_dict())
     bad = {
         "it is not a file of tensors only": [*GARBAGE.values(), saved({"loss.2.bias": Code(tmp_path / "victim")})],
@@ -501,14 +503,14 @@ def test_a_download_that_is_not_tensors_is_not_kept(release, cached, tmp_path):
     for cause, contents in bad.items():
         for content in contents:
             release.files["reloss_cls.ckpt"] = content
-            message = no_download(release, tmp_path)
+            message = failed_download(release, tmp_path)
             assert cause in message
             assert "; the file was discarded: try again, or put a good one at " in message
             assert cached() == []
     assert not (tmp_path / "victim").exists()
 
 
-def test_a_cache_that_cannot_be_written(release, tmp_path, monkeypatch):
+def test_unwritable_cache(release, tmp_path, monkeypatch):
     release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss().state_dict())
     (tmp_path / "file").touch()
     monkeypatch.setenv("RELOSS_CACHE", str(tmp_path / "file"))
@@ -516,7 +518,7 @@ def test_a_cache_that_cannot_be_written(release, tmp_path, monkeypatch):
         ClassificationReLoss.from_pretrained("released/cls")
 
 
-def test_where_downloads_are_kept(monkeypatch):
+def test_location_of_the_cache(monkeypatch):
     for name in ("RELOSS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/a/home")

@@ -13,7 +13,7 @@ from reloss.surrogates.reading import LOWEST, coverage
 
 
 def predictions(n=3, b=5, t=9, g=2, seed=0):
-    """Logits whose last two positions are masked, and gold spans among the others; some are no answer or padding."""
+    """Return logits with the last two positions masked, and gold spans before them; some are no answer or padding."""
     generator = torch.Generator().manual_seed(seed)
     outputs = 2 * torch.randn(n, b, 2, t, generator=generator)
     outputs[..., t - 2 :] = MASKED
@@ -29,7 +29,7 @@ def surrogate_of_seed(seed=0, **options):
 
 
 def by_hand(surrogate, outputs, targets):
-    """The loss of one example by loops over positions and gold spans."""
+    """Return the loss of one example, computed with loops over positions and gold spans."""
     p, losses = outputs.softmax(-1), []
     covered = []
     for t in range(outputs.shape[-1]):
@@ -45,8 +45,8 @@ def by_hand(surrogate, outputs, targets):
         points = [p[0, first], p[1, last]]
         if surrogate.input == "log_probability":
             points = [value.log() for value in points]
-        more = [inside / (last - first + 1), -torch.log1p(sum(covered) - inside)]
-        parts = [[value] for value in points] if surrogate.structure == "points" else [[*points, *more]]
+        overlap = [inside / (last - first + 1), -torch.log1p(sum(covered) - inside)]
+        parts = [[value] for value in points] if surrogate.structure == "points" else [[*points, *overlap]]
         losses.append(surrogate.network(torch.tensor(parts)).mean())
     return min(losses)
 
@@ -65,7 +65,7 @@ def test_equals_loops_over_positions(structure, input, output):
     assert surrogate(outputs[1], targets[1]).item() == pytest.approx(expected[1], rel=1e-4)
 
 
-def test_coverage_is_the_probability_of_drawn_spans():
+def test_coverage_is_a_sum_over_all_spans():
     probabilities = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)).softmax(-1)
     expected = torch.zeros(6)
     for i in range(6):
@@ -77,7 +77,7 @@ def test_coverage_is_the_probability_of_drawn_spans():
 
 @pytest.mark.parametrize("structure", ["points", "span"])
 @pytest.mark.parametrize("seed", range(4))
-def test_monotone_falls_as_the_gold_positions_gain(structure, seed):
+def test_monotone_falls_as_gold_logits_rise(structure, seed):
     surrogate = surrogate_of_seed(seed, structure=structure)
     outputs = torch.zeros(1, 1, 2, 8)
     losses = []
@@ -88,8 +88,8 @@ def test_monotone_falls_as_the_gold_positions_gain(structure, seed):
     assert losses[0] > losses[-1]
 
 
-def test_span_sees_what_points_do_not():
-    """Two readers equally sure of the gold span; one puts the rest beside it, one far away."""
+def test_span_tells_near_misses_from_far_ones():
+    """Both readers are equally sure of the gold span; one puts the rest next to it, the other far away."""
     outputs = torch.full((2, 1, 2, 40), -5.0)
     outputs[:, :, 0, 10] = outputs[:, :, 1, 12] = 3.0
     outputs[0, :, 0, 9] = outputs[0, :, 1, 13] = 3.0
@@ -101,7 +101,7 @@ def test_span_sees_what_points_do_not():
     assert near < far
 
 
-def test_the_mask_is_the_same_as_masked_outputs():
+def test_mask_equals_masked_outputs():
     outputs, targets = predictions()
     surrogate = surrogate_of_seed()
     mask = torch.ones(3, 5, 9, dtype=torch.bool)
@@ -116,28 +116,28 @@ def test_the_mask_is_the_same_as_masked_outputs():
 
 
 @pytest.mark.parametrize("structure", ["points", "span"])
-def test_hopeless_and_constant_input_is_finite(structure):
+def test_extreme_inputs_give_finite_losses(structure):
     surrogate = surrogate_of_seed(structure=structure)
     outputs, targets = predictions()
-    for changed, gold in (
+    for extreme, gold in (
         (torch.full_like(outputs, MASKED), targets),
         (torch.zeros_like(outputs), targets),
         (40 * outputs.clamp(-10, 10), targets),
         (outputs, torch.full_like(targets, -2)),
         (outputs, torch.full_like(targets, 8)),  # gold outside the passage
     ):
-        changed = changed.clone().requires_grad_()
-        losses = surrogate.per_item(changed, gold)
+        extreme = extreme.clone().requires_grad_()
+        losses = surrogate.per_item(extreme, gold)
         losses.sum().backward()
         assert torch.isfinite(losses).all()
-        assert torch.isfinite(changed.grad).all()
+        assert torch.isfinite(extreme.grad).all()
     masked = surrogate_of_seed(structure="points").per_item(outputs, torch.full_like(targets, 8))
     lowest = surrogate_of_seed(structure="points").network(torch.tensor([LOWEST]))
     assert_close(masked, lowest.expand(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_under_autocast(dtype):
+def test_loss_is_float32_under_autocast(dtype):
     outputs, targets = predictions()
     surrogate = surrogate_of_seed()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -146,7 +146,7 @@ def test_float32_under_autocast(dtype):
     assert_close(losses, surrogate.per_item(outputs.to(dtype).float(), targets), rtol=0, atol=0)
 
 
-def test_ordinary_loss_is_that_of_transformers():
+def test_ordinary_loss_equals_transformers():
     transformers = pytest.importorskip("transformers")
     from transformers.loss.loss_utils import ForQuestionAnsweringLoss
 
@@ -160,7 +160,7 @@ def test_ordinary_loss_is_that_of_transformers():
     assert uniform.item() == pytest.approx(math.log(9))
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_refused():
     outputs, targets = predictions()
     with pytest.raises(ValueError, match=r"expected outputs \[N, B, 2, T\] and targets \[N, B, G, 2\]"):
         ReadingReLoss().per_item(outputs, targets[..., 0])
@@ -175,21 +175,22 @@ def test_wrong_arguments_are_named():
 
 
 def improving_reader(path, items=80, b=16, t=24):
-    """A bank of a reader that is sure of a span that comes nearer to the gold one with the step."""
+    """Record a reader that is sure of one span, which gets closer to the gold one with every step."""
     generator = torch.Generator().manual_seed(0)
     bank = PredictionBank.create(path, item_size=b)
     for step in range(items):
         start = torch.randint(1, t - 4, (b,), generator=generator)
         gold = torch.stack((start, start + torch.randint(0, 4, (b,), generator=generator)), -1)
-        away = (4 * (1 - step / items) * torch.randn(b, 2, generator=generator)).round().long()
-        said = (gold + away).clamp(1, t - 1)
-        outputs = torch.randn(b, 2, t, generator=generator).scatter_add(-1, said[..., None], torch.full((b, 2, 1), 6.0))
+        offsets = (4 * (1 - step / items) * torch.randn(b, 2, generator=generator)).round().long()
+        predicted = (gold + offsets).clamp(1, t - 1)
+        noise, confidence = torch.randn(b, 2, t, generator=generator), torch.full((b, 2, 1), 6.0)
+        outputs = noise.scatter_add(-1, predicted[..., None], confidence)
         bank.append(outputs, gold[:, None], step)
     bank.finish()
     return bank
 
 
-def test_learns_to_rank_as_f1_and_is_kept(tmp_path):
+def test_learns_to_rank_as_f1_and_reloads(tmp_path):
     bank = improving_reader(tmp_path / "bank")
     options = LearnOptions(steps=60, items=24, mixture="shuffled", validate_every=20)
     for structure in ("points", "span"):
@@ -198,11 +199,11 @@ def test_learns_to_rank_as_f1_and_is_kept(tmp_path):
         fit = fit_surrogate(surrogate, bank, reading_f1, options=options)
         assert fit.spearman > max(0.85, fit.spearman_ordinary - 0.03)
         assert fit.spearman_synthetic > 0.7
-    fit.surrogate.save_pretrained(tmp_path / "kept")
-    again = ReadingReLoss.from_pretrained(tmp_path / "kept")
-    assert again.options() == fit.surrogate.options()
+    fit.surrogate.save_pretrained(tmp_path / "saved")
+    loaded = ReadingReLoss.from_pretrained(tmp_path / "saved")
+    assert loaded.options() == fit.surrogate.options()
     outputs, targets = bank.items(torch.arange(3))
-    assert_close(again.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
+    assert_close(loaded.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
 
 
 def test_learn_command(tmp_path, cli):
@@ -213,6 +214,6 @@ def test_learn_command(tmp_path, cli):
     assert ReadingReLoss.from_pretrained(tmp_path / "surrogate").structure == "span"
 
 
-def test_a_bank_of_another_kind_is_refused(tmp_path, improving_bank):
+def test_bank_of_another_kind_is_refused(tmp_path, improving_bank):
     with pytest.raises(RelossError, match="ReadingReLoss cannot learn from the bank"):
         fit_surrogate(ReadingReLoss(), improving_bank(), reading_f1, steps=1)

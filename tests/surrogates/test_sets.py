@@ -23,7 +23,7 @@ def surrogate_of_seed(seed: int = 0, **options) -> SetReLoss:
 
 
 def scores(n: int = 4, b: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items of which each has positives and negatives, but for the first (negatives alone) and second (positives)."""
+    """Return items with positives and negatives; the first has only negatives, the second only positives."""
     generator = torch.Generator().manual_seed(0)
     targets = (torch.arange(b) < b // 3).long().repeat(n, 1)
     targets[0], targets[1] = 0, 1
@@ -31,7 +31,7 @@ def scores(n: int = 4, b: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def classes(n: int = 3, b: int = 8, c: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of which the last class occurs in no item, and the first item holds one class only."""
+    """Return logits and classes; the last class never occurs, and the first item has one class only."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(c - 1, (n, b), generator=generator)
     targets[0] = 2
@@ -52,8 +52,8 @@ def test_items_are_independent(examples, output):
         assert_close(losses[index], surrogate(outputs[index], targets[index]))
 
 
-def test_loss_is_the_network_of_the_two_means():
-    """Written out for one item, example by example."""
+def test_loss_is_a_network_over_two_means():
+    """Computed by hand for one item, example by example."""
     outputs, targets = (part[2] for part in scores())
     surrogate = surrogate_of_seed(output="identity", scale=2.5)
     softplus = torch.nn.Softplus()
@@ -65,7 +65,7 @@ def test_loss_is_the_network_of_the_two_means():
     assert_close(surrogate(outputs, targets), 2.5 * surrogate.loss(softplus(hidden))[0])
 
 
-def test_classes_are_set_against_the_rest():
+def test_each_class_is_compared_with_the_rest():
     outputs, targets = classes()
     surrogate = surrogate_of_seed()
     p = outputs[1].double().softmax(-1)
@@ -77,14 +77,14 @@ def test_classes_are_set_against_the_rest():
 
 @EXAMPLES
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_the_order_of_the_examples_is_of_no_account(examples, output):
+def test_order_of_examples_does_not_matter(examples, output):
     outputs, targets = examples()
     order = torch.randperm(outputs.shape[1], generator=torch.Generator().manual_seed(1))
     surrogate = surrogate_of_seed(output=output)
     assert_close(surrogate.per_item(outputs[:, order], targets[:, order]), surrogate.per_item(outputs, targets))
 
 
-def test_the_names_of_the_classes_are_of_no_account():
+def test_order_of_classes_does_not_matter():
     outputs, targets = classes()
     order = torch.tensor([3, 0, 4, 2, 1])
     surrogate = surrogate_of_seed()
@@ -96,7 +96,7 @@ def test_the_names_of_the_classes_are_of_no_account():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("redraw", [False, True])
 def test_a_monotone_loss_falls_with_positives_and_rises_with_negatives(seed, redraw):
-    """Whatever its weights: fresh, or drawn anew with signs of their own."""
+    """For any weights: fresh ones, and random ones with both signs."""
     surrogate = surrogate_of_seed(seed)
     if redraw:
         for parameter in surrogate.parameters():
@@ -117,18 +117,18 @@ def test_a_monotone_loss_is_convex_in_the_scores():
     assert (ends - middle).min() > 1e-3
 
 
-def test_identity_is_not_bound_to_be_monotone():
+def test_identity_can_rise_or_fall():
     outputs, targets = scores()
     outputs.requires_grad_()
     surrogate = surrogate_of_seed(output="identity")
     with torch.no_grad():
         surrogate.loss.weight.neg_()
-    (there,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
+    (falling,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
     with torch.no_grad():
         surrogate.loss.weight.neg_()
-    (back,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
-    assert_close(there, -back)
-    assert back.abs().min() > 0
+    (rising,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
+    assert_close(falling, -rising)
+    assert rising.abs().min() > 0
 
 
 def test_absolute_is_the_absolute_value():
@@ -141,7 +141,7 @@ def test_absolute_is_the_absolute_value():
 
 
 @EXAMPLES
-def test_one_class_alone_and_far_scores_stay_finite(examples):
+def test_single_class_and_extreme_scores_give_finite_losses(examples):
     outputs, targets = examples()
     for size in (0.0, 1.0, 1e4):
         sized = (size * outputs).requires_grad_()
@@ -149,10 +149,10 @@ def test_one_class_alone_and_far_scores_stay_finite(examples):
         (gradients,) = torch.autograd.grad(losses.sum(), sized)
         assert torch.isfinite(losses).all()
         assert torch.isfinite(gradients).all()
-        assert gradients.flatten(1).abs().amax(1).min() > 1e-4  # no item is without a pull
+        assert gradients.flatten(1).abs().amax(1).min() > 1e-4  # every item has a gradient
 
 
-def test_without_positives_only_the_negatives_count():
+def test_without_positives_only_negatives_count():
     outputs, targets = scores()
     surrogate = surrogate_of_seed()
     before = surrogate.per_item(outputs, targets)[:2]
@@ -166,7 +166,7 @@ def test_log_odds():
     outputs = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert_close(log_odds(outputs), outputs.softmax(-1).logit())
     assert torch.autograd.gradcheck(log_odds, outputs[:5].requires_grad_())
-    certain = torch.tensor([[200.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # where p rounds to 1 or 0, and where all are equal
+    certain = torch.tensor([[200.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # p rounds to 1 or 0; all logits are equal
     two = torch.tensor(2.0).log()
     assert_close(
         log_odds(certain), torch.stack((torch.stack((200 - two, *[torch.tensor(-200.0)] * 2)), -two.expand(3)))
@@ -183,8 +183,8 @@ def test_gradient_equals_finite_differences(examples, output):
 
 
 @EXAMPLES
-def test_norms_can_be_learned_from(examples):
-    """The penalty needs the gradient of the norms in every parameter that the slopes depend on."""
+def test_norms_are_differentiable(examples):
+    """The gradient penalty needs the gradient of the norms in every parameter."""
     surrogate = surrogate_of_seed()
     losses, norms = surrogate.losses_and_norms(*examples())
     assert norms.shape == examples()[1].shape
@@ -254,7 +254,7 @@ def test_round_trip(tmp_path):
 
 
 def scores_bank(path: Path, steps: int = 160, item_size: int = 64, positive: float = 1 / 8) -> PredictionBank:
-    """Records scores, some of them positive, whose margin grows with the step: from no order to nearly right."""
+    """Record scores and labels whose margin grows with every step, from random order to nearly right."""
     generator = torch.Generator().manual_seed(0)
     bank = PredictionBank.create(path, item_size=item_size)
     for step in range(steps):
@@ -273,7 +273,7 @@ def fit(bank: PredictionBank, metric: Metric, **settings) -> FitResult:
 
 @pytest.mark.parametrize(("metric", "ahead"), [(average_precision, 0.02), (binary_f1, 0.04)])
 def test_a_fit_ranks_held_out_items_of_scores(tmp_path, metric, ahead):
-    """Better than the binary cross-entropy does."""
+    """And better than binary cross-entropy does."""
     result = fit(scores_bank(tmp_path), metric)
     assert result.spearman > 0.88
     assert result.spearman > result.spearman_ordinary + ahead
@@ -284,8 +284,8 @@ def test_a_fit_ranks_held_out_items_of_classes(improving_bank):
     assert result.spearman > 0.9
 
 
-def test_an_item_without_positives_is_told_from_a_good_one(tmp_path):
-    """Its average precision is 0, though no positive in it is wrong: a quarter of these small items are so."""
+def test_item_without_positives_costs_more_than_a_good_one(tmp_path):
+    """Its average precision is 0 though no positive is ranked wrongly; a quarter of these small items have none."""
     bank = scores_bank(tmp_path, steps=320, item_size=12)
     surrogate = fit(bank, average_precision, mixture="recorded").surrogate
     empty = torch.full((12,), -2.0)
@@ -293,11 +293,11 @@ def test_an_item_without_positives_is_told_from_a_good_one(tmp_path):
     assert surrogate(empty, torch.zeros(12)) > surrogate(good, (good > 0).long())
 
 
-@pytest.mark.parametrize(("penalty", "finds_the_positives"), [("example", False), ("one_sided", True)])
-def test_the_penalty_decides_what_a_few_positives_weigh(tmp_path, penalty, finds_the_positives):
-    """A slope held at 1 gives a rare positive no more pull than a negative: to predict none of them costs least.
+@pytest.mark.parametrize(("penalty", "prefers_positives"), [("example", False), ("one_sided", True)])
+def test_penalty_decides_how_much_rare_positives_weigh(tmp_path, penalty, prefers_positives):
+    """With slopes held at 1, a rare positive pulls no harder than a negative, and predicting none costs least.
 
-    Both losses rank alike; the documentation says which penalty to take for rare classes.
+    Both losses rank equally well; the documentation says which penalty suits rare classes.
     """
     options = LearnOptions(steps=40, items=64, penalty=penalty)
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def test_the_penalty_decides_what_a_few_positives_weigh(tmp_path, penalty, finds
     targets = (torch.arange(64) < 4).long()
     right = 2.0 * targets - 1
     none_predicted = right - 4
-    assert (result.surrogate(right, targets) < result.surrogate(none_predicted, targets)) == finds_the_positives
+    assert (result.surrogate(right, targets) < result.surrogate(none_predicted, targets)) == prefers_positives
 
 
 def test_a_fit_is_calibrated_to_the_ordinary_gradient(improving_bank):
@@ -322,15 +322,15 @@ def test_a_fit_is_calibrated_to_the_ordinary_gradient(improving_bank):
     assert surrogate.scale != 1
 
 
-def test_boolean_targets_are_those_of_zeros_and_ones(tmp_path):
+def test_boolean_targets_equal_zeros_and_ones(tmp_path):
     outputs, targets = scores()
     surrogate = surrogate_of_seed()
     assert_close(surrogate.per_item(outputs, targets.bool()), surrogate.per_item(outputs, targets), rtol=0, atol=0)
     assert_close(SetReLoss.ordinary_loss(outputs, targets.bool()), SetReLoss.ordinary_loss(outputs, targets))
-    whole = scores_bank(tmp_path / "whole")
-    truth = PredictionBank.create(tmp_path / "truth", item_size=64, surrogate=SetReLoss())
-    for step, (output, target) in enumerate(zip(*whole.items(torch.arange(len(whole))), strict=True)):
-        truth.append(output, target.bool(), step)
-    truth.finish()
-    results = [fit(bank, binary_f1, mixture="all") for bank in (whole, truth)]
+    integers = scores_bank(tmp_path / "integers")
+    booleans = PredictionBank.create(tmp_path / "booleans", item_size=64, surrogate=SetReLoss())
+    for step, (output, target) in enumerate(zip(*integers.items(torch.arange(len(integers))), strict=True)):
+        booleans.append(output, target.bool(), step)
+    booleans.finish()
+    results = [fit(bank, binary_f1, mixture="all") for bank in (integers, booleans)]
     assert results[0].history == results[1].history

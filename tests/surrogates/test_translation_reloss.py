@@ -22,7 +22,7 @@ KINDS = (
 
 
 def recorded(n=3, b=5, t=7, seed=0):
-    """Log-probabilities and targets of sentences of 1 to t tokens."""
+    """Return log-probabilities and targets of sentences with 1 to t tokens."""
     generator = torch.Generator().manual_seed(seed)
     outputs = -3 * torch.rand(n, b, t, generator=generator)
     targets = torch.randint(50, (n, b, t, 2), generator=generator)
@@ -36,33 +36,33 @@ def surrogate_of_seed(seed=0, **options):
     return TranslationReLoss(**{**SMALL, **options}).eval()
 
 
-def test_parameters_are_the_released_ones():
+def test_parameters_match_the_release():
     names = {name.removeprefix("block.0.") for name in TranslationReLoss(**SMALL).state_dict() if "block.1" not in name}
     projections = {f"self_attn.{name}_proj.{kind}" for name in ("k", "v", "q", "out") for kind in ("weight", "bias")}
-    others = ("logits_layer.0", "logits_layer.2", "loss_layer.0", "loss_layer.2", "fc1", "fc2")
+    rest = ("logits_layer.0", "logits_layer.2", "loss_layer.0", "loss_layer.2", "fc1", "fc2")
     norms = ("self_attn_layer_norm", "final_layer_norm")
-    layers = {f"{name}.{kind}" for name in (*others, *norms) for kind in ("weight", "bias")}
+    layers = {f"{name}.{kind}" for name in (*rest, *norms) for kind in ("weight", "bias")}
     assert names == projections | layers | {"pe.weight"}
 
 
-def test_weights_alone_show_their_sizes(tmp_path):
-    kept = surrogate_of_seed()
-    save_file(kept.state_dict(), tmp_path / "nat.safetensors")
-    again = TranslationReLoss.from_pretrained(tmp_path / "nat.safetensors", heads=2)
-    assert again.options() == kept.options()
-    assert_close(again.per_item(*recorded()), kept.per_item(*recorded()), rtol=0, atol=0)
+def test_sizes_are_read_from_weights(tmp_path):
+    surrogate = surrogate_of_seed()
+    save_file(surrogate.state_dict(), tmp_path / "nat.safetensors")
+    loaded = TranslationReLoss.from_pretrained(tmp_path / "nat.safetensors", heads=2)
+    assert loaded.options() == surrogate.options()
+    assert_close(loaded.per_item(*recorded()), surrogate.per_item(*recorded()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_padding_and_other_items_change_nothing(options):
+def test_padding_and_other_items_do_not_matter(options):
     outputs, targets = recorded()
     surrogate = surrogate_of_seed(**options)
     losses = surrogate.per_item(outputs, targets)
-    longer = (
+    padded = (
         torch.cat([outputs, torch.full((3, 5, 3), -1.0)], -1),
         torch.cat([targets, torch.full((3, 5, 3, 2), -1)], -2),
     )
-    assert_close(surrogate.per_item(*longer), losses)
+    assert_close(surrogate.per_item(*padded), losses)
     assert_close(surrogate.per_item(outputs[1:2], targets[1:2]), losses[1:2])
     outputs.requires_grad_()
     (gradient,) = torch.autograd.grad(surrogate.per_item(outputs, targets).sum(), outputs)
@@ -72,7 +72,7 @@ def test_padding_and_other_items_change_nothing(options):
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_a_batch_of_log_probabilities_is_one_item(options):
+def test_batch_of_log_probabilities_equals_one_item(options):
     outputs, targets = recorded(1)
     surrogate = surrogate_of_seed(**options)
     log_probs = torch.randn(5, 7, 50)
@@ -85,7 +85,7 @@ def test_a_batch_of_log_probabilities_is_one_item(options):
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_sentences_without_tokens_and_of_one(options):
+def test_sentences_with_no_token_or_one(options):
     surrogate = surrogate_of_seed(**options)
     outputs, targets = recorded()
     targets[0] = -1
@@ -112,19 +112,19 @@ def test_half_precision_is_computed_in_float32(options):
     assert torch.isfinite(surrogate.per_item(extreme, targets)).all()
 
 
-def test_averages():
+def test_averages_over_sentences_and_tokens():
     outputs, targets = recorded()
     counts = (targets[..., 0] >= 0).sum(-1)
     one_by_one = surrogate_of_seed(output="identity")
-    each = torch.stack([one_by_one.per_item(outputs[:, [i]], targets[:, [i]]) for i in range(5)], -1)
-    assert_close(one_by_one.per_item(outputs, targets), each.mean(-1))
+    sentences = torch.stack([one_by_one.per_item(outputs[:, [i]], targets[:, [i]]) for i in range(5)], -1)
+    assert_close(one_by_one.per_item(outputs, targets), sentences.mean(-1))
     by_token = surrogate_of_seed(output="identity", average="token")
-    assert_close(by_token.per_item(outputs, targets), (each * counts).sum(-1) / counts.sum(-1))
+    assert_close(by_token.per_item(outputs, targets), (sentences * counts).sum(-1) / counts.sum(-1))
     folded = surrogate_of_seed()
-    assert_close(folded.per_item(outputs, targets), each.abs().mean(-1))
+    assert_close(folded.per_item(outputs, targets), sentences.abs().mean(-1))
 
 
-def test_released_positions_are_one_for_all_tokens():
+def test_released_positions_are_the_same_for_all_tokens():
     mask = torch.tensor([[True, True, True, False, False]])
     assert surrogate_of_seed().pe.places(mask).tolist() == [[1, 1, 1, 2, 3]]
     assert surrogate_of_seed(positions="counted").pe.places(mask).tolist() == [[2, 3, 4, 1, 1]]
@@ -150,7 +150,7 @@ def test_monotone_sees_the_window_that_ends_at_a_token():
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_the_gradient_penalty_is_differentiable(options):
+def test_gradient_penalty_is_differentiable(options):
     surrogate = surrogate_of_seed(**options)
     objective = rank_objective(surrogate, Items(*recorded()), torch.arange(3.0), LearnOptions())
     objective.total.backward()
@@ -159,7 +159,7 @@ def test_the_gradient_penalty_is_differentiable(options):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_ordinary_loss_is_the_mean_negative_log_likelihood_of_tokens():
+def test_ordinary_loss_is_the_negative_log_likelihood_of_tokens():
     outputs, targets = recorded()
     expected = [-outputs[i][targets[i, ..., 0] >= 0].mean() for i in range(3)]
     assert_close(TranslationReLoss.ordinary_loss(outputs, targets), torch.stack(expected))
@@ -174,13 +174,13 @@ def test_ordinary_loss_is_the_mean_negative_log_likelihood_of_tokens():
         ({"heads": 3}, "width 8 is not a multiple of 3 heads"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         surrogate_of_seed(**options)
 
 
 def improving_translations(path, items=60, b=8, t=9):
-    """A bank of sentences whose tokens get more probable, and more often the argmax, with the step."""
+    """Record sentences whose gold tokens get more probable, and are more often predicted, with every step."""
     generator = torch.Generator().manual_seed(0)
     bank = PredictionBank.create(path, item_size=b)
     for step in range(items):
@@ -204,9 +204,9 @@ def test_learns_to_rank_as_bleu(tmp_path, output):
     assert fit.spearman > 0.9
     assert fit.spearman_synthetic > 0.7
     outputs, targets = bank.items(torch.arange(3))
-    fit.surrogate.save_pretrained(tmp_path / "kept")
-    again = TranslationReLoss.from_pretrained(tmp_path / "kept")
-    assert_close(again.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
+    fit.surrogate.save_pretrained(tmp_path / "saved")
+    loaded = TranslationReLoss.from_pretrained(tmp_path / "saved")
+    assert_close(loaded.per_item(outputs, targets), fit.surrogate.per_item(outputs, targets), rtol=0, atol=0)
 
 
 def test_learn_command(tmp_path, cli):

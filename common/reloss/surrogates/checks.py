@@ -1,4 +1,4 @@
-"""All checks of what a surrogate is given: shapes, labels, and the arguments of its constructor.
+"""All checks of the inputs of a surrogate: shapes, labels, and the arguments of its constructor.
 
 A message names the expected shape or range and, where predictions of another form can be converted, how.
 """

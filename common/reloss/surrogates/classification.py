@@ -122,7 +122,7 @@ class ClassificationReLoss(SurrogateLoss):
             largest, log_sum, others = (self.statistics(outputs) if statistics is None else statistics).unbind(-1)
             distance = _widen(outputs.gather(-1, targets.long()[..., None]).squeeze(-1)) - largest
             log_p = distance - log_sum
-            # `others` leaves out the largest probability; add it, and remove the target's, unless they are the same.
+            # `others` lacks the largest probability: add it and subtract the target's, unless they are the same.
             p, top = log_p.exp(), (-log_sum).exp()
             squares = others + torch.where(distance < 0, top.square() - p.square(), 0.0)
             norms = (torch.expm1(log_p).square() + squares).sqrt()

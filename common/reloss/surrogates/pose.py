@@ -1,7 +1,7 @@
 """The surrogate for heatmaps of joints: a learned function of the squared errors of each joint's heatmap.
 
 The mean squared error treats all pixels alike. PCK asks only whether the peak is near the joint. A small network that
-sees all squared errors of a joint's heatmap can tell the errors that move the peak from those that do not.
+sees all squared errors of a joint's heatmap can tell errors that move the peak from errors that do not.
 """
 
 from __future__ import annotations

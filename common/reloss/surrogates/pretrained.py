@@ -1,4 +1,4 @@
-"""Fitted surrogates by name: those that ship with the package, and the authors' weights, downloaded once.
+"""Fitted surrogates by name: the package ships some, and the authors' weights are downloaded once.
 
 The package holds each of its surrogates as a folder with weights, card and a model card in Markdown. The authors'
 weights are plain state dicts on GitHub; they are downloaded on first use and kept in a cache.
@@ -108,7 +108,7 @@ def add_pretrained(name: str, folder: str | Path, about: dict[str, Any] | None =
         name: name to load it by.
         folder: folder that `reloss learn` wrote.
         about: facts that only its maker knows: `data` (source of the predictions), `commands` (a list of all that
-            reproduce it), `good_for` and `not_good_for`. By default, those of the surrogate that is replaced.
+            reproduce it), `good_for` and `not_good_for`. By default, the facts in the card it replaces.
 
     Raises:
         UsageError: there is no surrogate to replace, so `about` is required.

@@ -78,7 +78,7 @@ class SetReLoss(SurrogateLoss):
             targets: [N, B] labels 0 or 1 in any dtype, or classes from 0 to C - 1 in an integer dtype.
 
         Returns:
-            [M, B, 2]: score, and 1 for a positive, else 0. The M sets are those that `group_weights` marks, in order:
+            [M, B, 2]: score, and 1 for a positive, else 0. The M sets are in the order of `group_weights`:
             one per item of scores, one per class that occurs in an item of logits.
 
         Raises:
