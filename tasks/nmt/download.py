@@ -1,4 +1,4 @@
-"""Downloads of parallel texts."""
+"""Download of WMT16 English-Romanian: archives of plain text and SGML, turned into one sentence per line."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
 from reloss.runtime.download import discard, fetch
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_text
 from reloss.runtime.progress import say
 from reloss_tasks.nmt.config import Data
-from reloss_tasks.nmt.data import text_files
+from reloss_tasks.nmt.texts import text_files
 
 STATMT = "http://data.statmt.org/wmt16/translation-task"
-# The training texts that WMT16 names for Romanian, Europarl and SETimes, and its news of 2016. No source states sums.
+# WMT16's training texts for Romanian, Europarl and SETimes, and its news of 2016. No source states checksums.
 ADDRESSES = {
     "europarl.tgz": f"{STATMT}/training-parallel-ep-v8.tgz",
     "setimes.zip": "http://opus.nlpl.eu/download.php?f=SETIMES/v2/moses/en-ro.txt.zip",
     "dev.tgz": f"{STATMT}/dev.tgz",
     "test.tgz": f"{STATMT}/test.tgz",
 }
-# What of each archive makes each split, by language.
+# The files that make up each split: an archive, and the name of its file in each language.
 PARTS = {
     "train": (
         ("europarl.tgz", {lang: f"europarl-v8.ro-en.{lang}" for lang in ("en", "ro")}),
@@ -36,24 +36,17 @@ PARTS = {
 SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 
 
-def fetch_texts(config: Data, folder: Path) -> None:
-    """Download the texts of WMT16 English-Romanian into FOLDER/wmt16_en_ro; what is there already stays.
+def fetch_wmt16_en_ro(config: Data, folder: Path) -> None:
+    """Download the texts of WMT16 English-Romanian into FOLDER/wmt16_en_ro. Existing splits are kept.
 
     Raises:
-        UsageError: other texts, which are not downloaded.
-        RelossError: an archive cannot be downloaded or lacks a file (it is then removed); the same call goes on from
-            there.
+        RelossError: an archive cannot be downloaded, or lacks a file and is removed; running the command again resumes.
     """
-    if config.name != "wmt16_en_ro":
-        raise UsageError(
-            f"{config.name} is not fetched; put its texts at {folder / config.name}/{{train,valid,test}}."
-            f"{{{config.source},{config.target}}}, a sentence a line"
-        )
     files = text_files(config, folder)
+    langs = (config.source, config.target)
     for split, parts in PARTS.items():
-        langs = (config.source, config.target)
         if all(files[split, lang].exists() for lang in langs):
-            say(f"{split} is there")
+            say(f"{split} exists already")
             continue
         pairs = [pair for archive, members in parts for pair in _pairs(folder / config.name, archive, members, langs)]
         for number, lang in enumerate(langs):
@@ -63,7 +56,7 @@ def fetch_texts(config: Data, folder: Path) -> None:
 
 
 def _pairs(folder: Path, archive: str, members: dict[str, str], langs: tuple[str, str]) -> list[tuple[str, str]]:
-    """Return the sentence pairs of an archive, downloaded first, without those of which one is empty."""
+    """Download an archive and return its sentence pairs; pairs with an empty sentence are dropped."""
     path = folder / archive
     fetch(ADDRESSES[archive], path, None)
     read = _reader(path)
@@ -73,30 +66,30 @@ def _pairs(folder: Path, archive: str, members: dict[str, str], langs: tuple[str
             raise RelossError(f"{path} has {len(source)} sentences, but {len(target)} translations")
     except RelossError as error:
         discard(path)
-        raise RelossError(f"{error}; it was removed: fetch again") from error
+        raise RelossError(f"{error}; the archive was removed: run the command again") from error
     return [pair for pair in zip(source, target, strict=True) if all(pair)]
 
 
 def _sentences(text: str, name: str) -> list[str]:
-    """Return the sentences of a plain text or of SGML, each on one line."""
-    found = [html.unescape(part) for part in SEGMENT.findall(text)] if name.endswith(".sgm") else text.split("\n")
-    return [" ".join(sentence.split()) for sentence in found]
+    """Return the sentences of a plain text or of SGML."""
+    lines = [html.unescape(part) for part in SEGMENT.findall(text)] if name.endswith(".sgm") else text.split("\n")
+    return [" ".join(line.split()) for line in lines]
 
 
 def _reader(path: Path) -> Callable[[str], str]:
-    """Return what reads a file of the archive, by its name without folders."""
+    """Return a function that reads a file of the archive, by its name without folders."""
 
     def read(name: str) -> str:
         try:
             if path.suffix == ".zip":
-                with ZipFile(path) as opened:
-                    (member,) = [each for each in opened.namelist() if PurePosixPath(each).name == name]
-                    return opened.read(member).decode("utf-8")
-            with tarfile.open(path) as opened_tar:
-                (found,) = [each for each in opened_tar.getmembers() if PurePosixPath(each.name).name == name]
-                extracted = opened_tar.extractfile(found)
-                assert extracted is not None
-                return extracted.read().decode("utf-8")
+                with ZipFile(path) as archive:
+                    (member,) = [member for member in archive.namelist() if PurePosixPath(member).name == name]
+                    return archive.read(member).decode("utf-8")
+            with tarfile.open(path) as tar:
+                (info,) = [info for info in tar.getmembers() if PurePosixPath(info.name).name == name]
+                file = tar.extractfile(info)
+                assert file is not None
+                return file.read().decode("utf-8")
         except (BadZipFile, tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise RelossError(f"{path} lacks {name}, or is damaged ({error})") from error
 

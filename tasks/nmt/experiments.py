@@ -1,4 +1,4 @@
-"""The experiments of machine translation: one function each, returning the complete config."""
+"""The experiments of machine translation: each function returns one complete config."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ from reloss_tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, 
 PAPER = "non-autoregressive translation (its models and scores are not recorded)"
 NOT_IN_PAPER = "the paper improves non-autoregressive translation"
 LOSSES = {"nat": ("nll", "bon", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
-# The hypothesis is in the targets, so items are recorded ones and mixtures of checkpoints.
+# The targets contain the hypothesis, so items are mixtures of recorded checkpoints.
 LEARN = LearnOptions(items=32, steps=300, mixture="checkpoints")
 
 
 def wmt14_en_de_nat() -> TranslationExperiment:
     """WMT14 English-German with a base-sized NAT, 300,000 updates of 64,000 tokens, on distilled targets.
 
-    The recipe, dropout 0.3 with it, is that of fairseq's examples/nonautoregressive_translation. Targets are the
-    translations of nmt/wmt14_en_de_at, which is trained first unless it is there; raw targets with --set
-    data.distilled=false. Time and score not measured.
+    The recipe follows fairseq's examples/nonautoregressive_translation, including dropout 0.3. The targets are
+    translations by nmt/wmt14_en_de_at, which is trained first if its record is missing; --set data.distilled=false
+    trains on the references. Time and score are not measured.
 
     reloss run nmt/wmt14_en_de_nat --loss reloss --seed 0 --data DATA
     """
@@ -26,9 +26,9 @@ def wmt14_en_de_nat() -> TranslationExperiment:
 
 
 def wmt14_en_de_at() -> TranslationExperiment:
-    """WMT14 English-German with the base Transformer of Vaswani et al. (2017): the teacher, 100,000 updates.
+    """WMT14 English-German with the base Transformer of Vaswani et al. (2017), 100,000 updates: the teacher.
 
-    Time and score not measured.
+    Time and score are not measured.
 
     reloss run nmt/wmt14_en_de_at --loss reloss --seed 0 --data DATA
     """
@@ -36,10 +36,10 @@ def wmt14_en_de_at() -> TranslationExperiment:
 
 
 def wmt16_en_ro_nat() -> TranslationExperiment:
-    """WMT16 English-Romanian with a base-sized NAT, 300,000 updates of 32,000 tokens; raw targets.
+    """WMT16 English-Romanian with a base-sized NAT, 300,000 updates of 32,000 tokens, on the references.
 
-    With --set data.distilled=true on the translations of nmt/wmt16_en_ro_at, which is then trained first unless it is
-    there. Time and score not measured.
+    --set data.distilled=true trains on translations by nmt/wmt16_en_ro_at, which is trained first if its record is
+    missing. Time and score are not measured.
 
     reloss run nmt/wmt16_en_ro_nat --loss reloss --seed 0 --data DATA
     """
@@ -49,7 +49,7 @@ def wmt16_en_ro_nat() -> TranslationExperiment:
 def wmt16_en_ro_at() -> TranslationExperiment:
     """WMT16 English-Romanian with a base Transformer, 100,000 updates of 32,000 tokens: the teacher.
 
-    Time and score not measured.
+    Time and score are not measured.
 
     reloss run nmt/wmt16_en_ro_at --loss reloss --seed 0 --data DATA
     """
@@ -57,10 +57,10 @@ def wmt16_en_ro_at() -> TranslationExperiment:
 
 
 def iwslt14_de_en_nat() -> TranslationExperiment:
-    """IWSLT14 German-English with a small NAT of 6 + 6 layers, 256 wide; raw targets.
+    """IWSLT14 German-English with a small NAT (6 + 6 layers, width 256), 100,000 updates, on the references.
 
-    With --set data.distilled=true on the translations of nmt/iwslt14_de_en_at, which is then trained first unless it is
-    there. Time and score not measured.
+    --set data.distilled=true trains on translations by nmt/iwslt14_de_en_at, which is trained first if its record is
+    missing. Time and score are not measured.
 
     reloss run nmt/iwslt14_de_en_nat --loss reloss --seed 0 --data DATA
     """
@@ -68,9 +68,9 @@ def iwslt14_de_en_nat() -> TranslationExperiment:
 
 
 def iwslt14_de_en_at() -> TranslationExperiment:
-    """IWSLT14 German-English with a small Transformer of 6 + 6 layers, 256 wide, 50,000 updates: the teacher.
+    """IWSLT14 German-English with a small Transformer (6 + 6 layers, width 256), 50,000 updates: the teacher.
 
-    Time and score not measured.
+    Time and score are not measured.
 
     reloss run nmt/iwslt14_de_en_at --loss reloss --seed 0 --data DATA
     """
@@ -78,12 +78,13 @@ def iwslt14_de_en_at() -> TranslationExperiment:
 
 
 def multi30k_de_en_nat() -> TranslationExperiment:
-    """Multi30k German-English (29,000 captions, lower-cased) with a small NAT, at a size for one CPU core.
+    """Multi30k German-English (29,000 captions, lower-cased) with a small NAT, sized for one CPU core.
 
-    Targets are the translations of the teacher, nmt/multi30k_de_en_at, which is trained first unless it is there, and
-    training begins with its weights as far as they fit; raw targets and a start from nothing: --set
-    data.distilled=false train.from_teacher=false. Expect 12 to 19 minutes a run on one core of a busy machine, the
-    teacher's 19 and its translations' 4 apart, and of nll sacreBLEU 25.6 (three seeds; the source as it is: 0.7).
+    The teacher is nmt/multi30k_de_en_at, which is trained first if its record is missing. The targets are its
+    translations, and training starts from those of its weights that fit; --set data.distilled=false
+    train.from_teacher=false trains without a teacher. Expect 12 to 19 minutes per run on one core of a busy machine,
+    plus once 19 minutes for the teacher and 4 for its translations. Expect sacreBLEU 25.6 with loss nll (three seeds);
+    copying the source gives 0.7.
 
     reloss run nmt/multi30k_de_en_nat --loss reloss --seed 0 --data DATA
     """
@@ -93,7 +94,7 @@ def multi30k_de_en_nat() -> TranslationExperiment:
 def multi30k_de_en_at() -> TranslationExperiment:
     """Multi30k German-English (29,000 captions, lower-cased) with a small autoregressive Transformer: the teacher.
 
-    Expect 19 minutes on one core of a busy machine, and of label_smoothing sacreBLEU 36.1 (seed 0).
+    Expect 19 minutes on one core of a busy machine, and sacreBLEU 36.1 with loss label_smoothing (seed 0).
 
     reloss run nmt/multi30k_de_en_at --loss reloss --seed 0 --data DATA
     """
@@ -107,6 +108,7 @@ SMALL = {
 
 
 def _multi30k(kind: str, train: Train) -> TranslationExperiment:
+    """Return the model for Multi30k, small enough for one CPU core."""
     return TranslationExperiment(
         name=f"nmt/multi30k_de_en_{kind}",
         scope=Scope.REDUCED,
@@ -140,11 +142,12 @@ def _multi30k(kind: str, train: Train) -> TranslationExperiment:
 
 
 def _iwslt14(kind: str, updates: int) -> TranslationExperiment:
-    made = _large("iwslt14", "de", "en", kind, subwords=10_000, updates=updates, accumulate=1, dropout=0.3)
-    return made.model_copy(
+    """Return the small model for IWSLT14, on lower-cased texts."""
+    config = _large("iwslt14", "de", "en", kind, subwords=10_000, updates=updates, accumulate=1, dropout=0.3)
+    return config.model_copy(
         update={
             "model": Model(kind=kind, layers=6, width=256, feedforward=1024, heads=4, dropout=0.3),
-            "data": made.data.model_copy(update={"lowercase": True}),
+            "data": config.data.model_copy(update={"lowercase": True}),
         }
     )
 
@@ -152,7 +155,10 @@ def _iwslt14(kind: str, updates: int) -> TranslationExperiment:
 def _large(
     name: str, source: str, target: str, kind: str, subwords: int, updates: int, accumulate: int, dropout: float
 ) -> TranslationExperiment:
-    """Return the recipe of fairseq's examples for NAT and Transformer: Adam, inverse square root, batches of 8,000."""
+    """Return the recipe of fairseq's examples for NAT and Transformer: Adam, inverse square root schedule.
+
+    A batch has 8,000 tokens, and an update `accumulate` batches.
+    """
     return TranslationExperiment(
         name=f"nmt/{name}_{source}_{target}_{kind}",
         scope=Scope.PAPER if kind == "nat" else Scope.EXTRA,

@@ -1,4 +1,4 @@
-"""fairseq's commands, called in this process; what they print goes to a log file."""
+"""fairseq's commands, called in this process. Their output goes to a log file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reloss.runtime.errors import RelossError
+from reloss_tasks.nmt.texts import read_lines
 
 Command = Literal["preprocess", "train", "generate"]
 
 
 def parse(command: Command, words: Sequence[str]) -> Any:
-    """Return the arguments that fairseq's own parser makes of `words`, which must be valid."""
+    """Return the result of fairseq's own parser for `words`, which must be valid arguments."""
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
@@ -27,17 +28,17 @@ def parse(command: Command, words: Sequence[str]) -> Any:
 
 
 def run_command(command: Command, words: Sequence[str], log: Path) -> list[str]:
-    """Run `fairseq-<command> <words>`; returns the lines of its log.
+    """Run `fairseq-<command> <words>` and return the lines of its log.
 
     Raises:
-        RelossError: fairseq refuses the arguments or the data; the message is its own.
+        RelossError: fairseq refuses the arguments or the data; the message is fairseq's.
     """
     with _logged_to(log) as lines:
         from fairseq import checkpoint_utils
         from fairseq_cli import generate, preprocess, train
 
         arguments = parse(command, words)
-        # fairseq keeps the best score so far in the function itself, for all trainings of a process.
+        # fairseq keeps the best score as an attribute of this function, across all trainings of a process.
         vars(checkpoint_utils.save_checkpoint).pop("best", None)
         main = {"preprocess": preprocess.main, "train": train.main, "generate": generate.main}[command]
         try:
@@ -49,17 +50,17 @@ def run_command(command: Command, words: Sequence[str], log: Path) -> list[str]:
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[list[str]]:
-    """Let all loggers write to the file at `path`, and nothing to standard output; yields the lines as they come."""
+    """Send all loggers to the file at `path` and nothing to standard output. Yields the list of lines, as it grows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
 
-    class Keeper(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    handlers = [logging.FileHandler(path, encoding="utf-8"), Keeper()]
+    previous, level = root.handlers[:], root.level
+    handlers = [logging.FileHandler(path, encoding="utf-8"), Collector()]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     root.handlers, root.level = handlers, logging.INFO
     logging.captureWarnings(True)
@@ -69,5 +70,21 @@ def _logged_to(path: Path) -> Iterator[list[str]]:
             yield lines
     finally:
         logging.captureWarnings(False)
-        root.handlers, root.level = before, level
+        root.handlers, root.level = previous, level
         handlers[0].close()
+
+
+def read_translations(path: Path) -> list[str]:
+    """Return the translations, in the order of the sentences, from a file that fairseq-generate wrote.
+
+    Raises:
+        RelossError: the file lacks sentences, for example because they are too long for the model.
+    """
+    translations: dict[int, str] = {}
+    for line in read_lines(path):
+        if line.startswith("D-"):
+            name, _, text = line.split("\t", 2)
+            translations.setdefault(int(name[2:]), text)
+    if sorted(translations) != list(range(len(translations))):
+        raise RelossError(f"{path} lacks translations of some sentences")
+    return [translations[number] for number in range(len(translations))]

@@ -1,10 +1,16 @@
-"""Criteria of fairseq: a frozen surrogate in the place of the likelihood of words, and bags of n-grams.
+"""Criteria for fairseq that replace the likelihood of the words: a frozen surrogate, and bags of n-grams.
 
-`fairseq-train ... --user-dir tasks/nmt/plugin --criterion reloss_nat --surrogate FOLDER`. The surrogate's parameters
-are in no optimiser and in no checkpoint. `--nll-weight` adds the label-smoothed likelihood.
+fairseq builds a criterion by name: `fairseq-train ... --user-dir tasks/nmt/plugin --criterion reloss_nat --surrogate
+FOLDER`. So each class here adapts a loss to fairseq's interface, and `arguments.py` chooses the name for a run. No
+optimiser and no checkpoint contains the surrogate's parameters. `--nll-weight` adds the label-smoothed likelihood.
+
+The idea of the bag of n-grams: the likelihood punishes a right word in the wrong place, although BLEU only counts which
+n-grams a translation shares with the reference. A non-autoregressive model predicts its words independently, so the
+expected number of each n-gram is a sum of products of probabilities. The distance of these expected counts from the
+reference's counts is a differentiable loss that ignores where the n-grams stand.
 """
 
-from dataclasses import dataclass, field  # fairseq reads the types of their fields, so annotations are not put off
+from dataclasses import dataclass, field  # fairseq reads the fields' types: annotations must not be postponed
 from typing import Any
 
 import torch
@@ -23,9 +29,9 @@ from torch.nn import functional as F
 from reloss.runtime.errors import UsageError
 from reloss.surrogates import TranslationReLoss
 
-WORDS = "word_ins-loss"  # what fairseq calls the loss of the words, beside that of the length
-SURROGATE = {"help": "folder of a learned surrogate, or a name such as released/nat"}
-NLL_WEIGHT = {"help": "the label-smoothed negative log-likelihood is added, times this"}
+WORDS = "word_ins-loss"  # fairseq's name for the loss of the words; the other one is the loss of the length
+SURROGATE = {"help": "folder of a surrogate, or a name such as released/nat"}
+NLL_WEIGHT = {"help": "weight of the label-smoothed negative log-likelihood that is added"}
 
 
 @dataclass
@@ -33,7 +39,7 @@ class BagOfNgramsConfig(LabelSmoothedDualImitationCriterionConfig):
     """Arguments of `bon_nat`."""
 
     nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
-    bon_order: int = field(default=2, metadata={"help": "of the n-grams"})
+    bon_order: int = field(default=2, metadata={"help": "length of the n-grams in words"})
 
 
 @dataclass
@@ -53,14 +59,14 @@ class SurrogateATConfig(LabelSmoothedCrossEntropyCriterionConfig):
 
 
 class _NATCriterion(LabelSmoothedDualImitationCriterion):
-    """fairseq's `nat_loss` with another loss of the words; the length loss stays."""
+    """fairseq's `nat_loss` with another loss for the words. The length loss is unchanged."""
 
     def __init__(self, task: Any, label_smoothing: float, nll_weight: float) -> None:
         super().__init__(task, label_smoothing)
         self.nll_weight = _checked(nll_weight)
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss of a batch: log-probabilities [B, T, V], targets [B, T], real tokens in mask [B, T]."""
+        """Return the loss of a batch: log-probabilities [B, T, V], targets [B, T], and mask [B, T], true for tokens."""
         raise NotImplementedError
 
     def _compute_loss(
@@ -73,19 +79,19 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
         factor: float = 1.0,
     ) -> dict[str, Any]:
         if name == WORDS and targets.dim() == 3:
-            raise UsageError("soft targets are for nat_loss alone: reloss_nat, approx_nat and bon_nat compare words")
-        found: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
+            raise UsageError("only nat_loss takes soft targets: reloss_nat, approx_nat and bon_nat compare words")
+        losses: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
         if name == WORDS:
             assert masks is not None
             with torch.autocast(outputs.device.type, enabled=False):
                 loss = factor * self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
-            found["loss"] = _sum(loss, self.nll_weight, found["loss"])
-        return found
+            losses["loss"] = _sum(loss, self.nll_weight, losses["loss"])
+        return losses
 
 
 @register_criterion("reloss_nat", dataclass=SurrogateNATConfig)
 class ReLossNAT(_NATCriterion):
-    """A frozen `reloss.TranslationReLoss` as the loss of the words of a non-autoregressive model."""
+    """A frozen `reloss.TranslationReLoss` as the loss for the words of a non-autoregressive model."""
 
     def __init__(self, task: Any, label_smoothing: float, surrogate: str, nll_weight: float) -> None:
         super().__init__(task, label_smoothing, nll_weight)
@@ -98,12 +104,12 @@ class ReLossNAT(_NATCriterion):
 
 @register_criterion("approx_nat", dataclass=SurrogateNATConfig)
 class ApproxNAT(ReLossNAT):
-    """The same with a surrogate that was fitted to the metric's value."""
+    """The same computation, with a surrogate that was fitted to the metric's values."""
 
 
 @register_criterion("bon_nat", dataclass=BagOfNgramsConfig)
 class BagOfNgramsNAT(_NATCriterion):
-    """The difference of bags of n-grams, BoN-L1 (Shao et al., 2020), as the loss of the words."""
+    """The distance of bags of n-grams, BoN-L1 (Shao et al., 2020), as the loss for the words."""
 
     def __init__(self, task: Any, label_smoothing: float, nll_weight: float, bon_order: int) -> None:
         super().__init__(task, label_smoothing, nll_weight)
@@ -112,15 +118,15 @@ class BagOfNgramsNAT(_NATCriterion):
         self.order = bon_order
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean of the sentences' differences."""
+        """Return the mean distance of the sentences."""
         return bag_of_ngrams_l1(log_probs, targets, mask, self.order)
 
 
 @register_criterion("reloss_at", dataclass=SurrogateATConfig)
 class ReLossAT(LabelSmoothedCrossEntropyCriterion):
-    """A frozen `reloss.TranslationReLoss` as the loss of an autoregressive model, on gold prefixes.
+    """A frozen `reloss.TranslationReLoss` as the loss of an autoregressive model, given gold prefixes.
 
-    As fairseq's, it is a sum over tokens: the surrogate's mean times the number of tokens.
+    fairseq's losses are sums over tokens, so the surrogate's mean is multiplied by the number of tokens.
     """
 
     def __init__(
@@ -140,7 +146,7 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
     def compute_loss(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss and the negative log-likelihood, summed over tokens; both without the ignored prefix."""
+        """Return the loss and the negative log-likelihood, summed over the tokens after the ignored prefix."""
         ordinary, nll = super().compute_loss(model, net_output, sample, reduce)
         log_probs = model.get_normalized_probs(net_output, log_probs=True)[:, self.ignore_prefix_size :]
         targets = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :]
@@ -151,11 +157,11 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
 
 @register_criterion("approx_at", dataclass=SurrogateATConfig)
 class ApproxAT(ReLossAT):
-    """The same with a surrogate that was fitted to the metric's value."""
+    """The same computation, with a surrogate that was fitted to the metric's values."""
 
 
 def _load(surrogate: str) -> tuple[TranslationReLoss]:
-    """Return the frozen surrogate in a tuple, where PyTorch does not look for parameters."""
+    """Return the frozen surrogate in a tuple, so that PyTorch does not register its parameters."""
     if not surrogate:
         raise UsageError(
             "--surrogate is missing: a folder that `reloss learn` or `reloss run` wrote, or a name such as released/nat"
@@ -170,26 +176,28 @@ def _checked(nll_weight: float) -> float:
 
 
 def _sum(loss: Tensor, nll_weight: float, nll: Tensor) -> Tensor:
-    """Return both losses together; the likelihood, which can be infinite, is not touched where its weight is 0."""
+    """Return the weighted sum. The likelihood can be infinite, so a weight of 0 leaves it out of the computation."""
     return loss + nll_weight * nll if nll_weight else loss
 
 
 def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: int = 2) -> Tensor:
-    """Return the L1 distance of the expected bag of n-grams from the reference's, on [0, 1].
+    """Return the L1 distance between the expected bag of n-grams and the reference's, scaled to [0, 1].
 
-    A model of independent tokens expects the n-gram g sum_t prod_i p(t + i, g_i) times. All n-grams of both bags are
-    equally many, so the distance is 2 (number - sum of the minima of both counts): only the reference's n-grams have
-    to be looked at. It is divided by twice the number. Source: Shao et al., Minimizing the Bag-of-Ngrams Difference
-    for Non-Autoregressive Neural Machine Translation (2020).
+    With independent tokens, the expected count of an n-gram g is sum_t prod_i p(t + i, g_i). Both bags hold the same
+    number of n-grams, so their distance is 2 (number - sum over n-grams of the smaller count), and only n-grams of the
+    reference have a smaller count above 0. The result is the distance divided by twice the number.
+
+    Source: Shao et al. (2020), Minimizing the Bag-of-Ngrams Difference for Non-Autoregressive Neural Machine
+    Translation.
 
     Args:
         log_probs: [B, T, V].
-        targets: [B, T] reference, as long as the translation.
-        mask: [B, T], true for real tokens, which come first.
-        order: n.
+        targets: [B, T] reference tokens; the reference is as long as the translation.
+        mask: [B, T], true for real tokens, which precede the padding.
+        order: n, the length of the n-grams.
 
     Returns:
-        A scalar, the mean over the sentences that have an n-gram; 0, with zero gradient, if none has.
+        A scalar, the mean over the sentences with at least one n-gram; 0, with zero gradient, if there is none.
     """
     starts = targets.shape[1] - order + 1
     if starts < 1:
@@ -203,7 +211,7 @@ def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: in
         expected = expected * probs[:, place : place + starts].gather(-1, index)  # [B, starts, J]
     expected = (expected * real[..., None]).sum(1)
     equal = (grams[:, :, None] == grams[:, None]).all(-1) & real[:, None]
-    count = equal.sum(-1).clamp(min=1)  # of each n-gram in the reference; each is met that often
+    count = equal.sum(-1).clamp(min=1)  # of each n-gram in the reference; `grams` lists it that often
     matched = (torch.minimum(expected, count) / count * real).sum(-1)
     number = real.sum(-1)
     distance = 1 - matched / number.clamp(min=1)

@@ -19,7 +19,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of a toy language, in which each word has its own translation: 2 to 6 words a sentence."""
+    """A data folder with a toy language: every word has one translation, sentences have 2 to 6 words."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "multi30k").mkdir()
     generator = random.Random(0)
@@ -33,13 +33,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_settings() -> tuple[str, ...]:
-    """What makes an experiment small enough for the toy language."""
+    """Settings that make an experiment small enough for the toy language."""
     return TINY
 
 
 @pytest.fixture
 def run_toy(toy: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs Multi30k's experiments on the toy language; returns the record."""
+    """Run an experiment of Multi30k on the toy language and return the record."""
 
     def start(loss: str = "nll", *settings: str, kind: str = "nat", runs: Path = tmp_path / "runs", **more: object):
         asked = {"seed": 0, "data": toy, "runs": runs, "track": "off", **more}

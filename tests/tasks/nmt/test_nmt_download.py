@@ -8,7 +8,7 @@ from zipfile import ZipFile
 import pytest
 
 from reloss.runtime.errors import RelossError
-from reloss_tasks.nmt import download as fetch
+from reloss_tasks.nmt import download
 
 SGM = '<srcset><doc><p>\n<seg id="1">{} &amp; co</seg>\n<seg id="2"> two\n lines </seg></p></doc></srcset>'
 TEXTS = {
@@ -16,15 +16,15 @@ TEXTS = {
     "europarl-v8.ro-en.ro": "unu\ndoi\ntrei\n",
     "SETIMES.en-ro.en": "four\n",
     "SETIMES.en-ro.ro": "patru\n",
-    **{name: SGM.format(name[-6:-4]) for split in ("valid", "test") for name in fetch.PARTS[split][0][1].values()},
+    **{name: SGM.format(name[-6:-4]) for split in ("valid", "test") for name in download.PARTS[split][0][1].values()},
 }
 
 
 class Handler(SimpleHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         super().do_GET()
 
     def log_message(self, *_):
@@ -33,36 +33,36 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A server of small archives laid out as WMT's; returns its folder and what was asked for."""
+    """A server with small archives in WMT's layout; yields its folder and the list of requests."""
     folder = tmp_path / "server"
     folder.mkdir()
-    for split in fetch.PARTS.values():
+    for split in download.PARTS.values():
         for archive, members in split:
             pack(folder / archive, {name: TEXTS[name] for name in members.values()})
-    Handler.asked = []
-    running = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    addresses = {name: f"http://127.0.0.1:{running.server_port}/{name}" for name in fetch.ADDRESSES}
-    monkeypatch.setattr(fetch, "ADDRESSES", addresses)
-    yield folder, Handler.asked
-    running.shutdown()
-    running.server_close()
+    Handler.requests = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    addresses = {name: f"http://127.0.0.1:{server.server_port}/{name}" for name in download.ADDRESSES}
+    monkeypatch.setattr(download, "ADDRESSES", addresses)
+    yield folder, Handler.requests
+    server.shutdown()
+    server.server_close()
 
 
 def pack(path, texts):
     if path.suffix == ".zip":
-        with ZipFile(path, "w") as made:
+        with ZipFile(path, "w") as archive:
             for name, text in texts.items():
-                made.writestr(name, text)
+                archive.writestr(name, text)
         return
-    with tarfile.open(path, "w:gz") as made:
+    with tarfile.open(path, "w:gz") as archive:
         for name, text in texts.items():
             member = tarfile.TarInfo(f"folder/{name}")
             member.size = len(text.encode())
-            made.addfile(member, io.BytesIO(text.encode()))
+            archive.addfile(member, io.BytesIO(text.encode()))
 
 
-def test_texts_are_fetched_once_and_found(server, tmp_path, cli):
+def test_texts_are_downloaded_once(server, tmp_path, cli):
     words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
     code, out, err = cli(*words)
     assert code == 0, err
@@ -81,7 +81,7 @@ def test_texts_are_fetched_once_and_found(server, tmp_path, cli):
     assert server[1][4:] == ["/test.tgz"]
 
 
-def test_another_file_than_the_first_time_is_refused(server, tmp_path, cli):
+def test_a_file_that_differs_from_the_first_download_is_refused(server, tmp_path, cli):
     words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
     assert cli(*words)[0] == 0
     (tmp_path / "wmt16_en_ro" / "test.en").unlink()
@@ -91,14 +91,14 @@ def test_another_file_than_the_first_time_is_refused(server, tmp_path, cli):
     assert "test.tgz has the SHA256 sum" in err
 
 
-def test_a_bad_first_download_is_mended_by_fetching_again(server, tmp_path, cli):
+def test_a_damaged_first_download_is_removed_and_downloaded_again(server, tmp_path, cli):
     words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
     good = (server[0] / "dev.tgz").read_bytes()
     (server[0] / "dev.tgz").write_bytes(b"<html>come back later</html>")
     code, _, err = cli(*words)
     assert code == 1
     assert "dev.tgz lacks newsdev2016-enro-src.en.sgm, or is damaged" in err
-    assert "it was removed: fetch again" in err
+    assert "the archive was removed: run the command again" in err
     assert not list((tmp_path / "wmt16_en_ro").glob("dev.tgz*"))
     (server[0] / "dev.tgz").write_bytes(good)
     code, out, err = cli(*words)
@@ -106,7 +106,7 @@ def test_a_bad_first_download_is_mended_by_fetching_again(server, tmp_path, cli)
     assert "2 valid" in out
 
 
-def test_a_damaged_file_leaves_the_sum_of_a_good_download(server, tmp_path, cli):
+def test_a_damaged_file_does_not_remove_the_checksum_of_an_intact_one(server, tmp_path, cli):
     words = ("data", "fetch", "wmt16_en_ro", "--data", tmp_path)
     assert cli(*words)[0] == 0
     root = tmp_path / "wmt16_en_ro"
@@ -118,13 +118,13 @@ def test_a_damaged_file_leaves_the_sum_of_a_good_download(server, tmp_path, cli)
     assert cli(*words)[0] == 0
 
 
-def test_an_archive_without_its_files_is_named(tmp_path):
+def test_an_archive_that_lacks_files_is_named(tmp_path):
     pack(tmp_path / "dev.tgz", {"other": "text"})
     with pytest.raises(RelossError, match=r"dev.tgz lacks news.sgm, or is damaged"):
-        fetch._reader(tmp_path / "dev.tgz")("news.sgm")
+        download._reader(tmp_path / "dev.tgz")("news.sgm")
 
 
-def test_other_texts_are_not_fetched(tmp_path, cli):
+def test_other_texts_cannot_be_downloaded(tmp_path, cli):
     code, _, err = cli("data", "fetch", "multi30k", "--data", tmp_path)
     assert code == 2
-    assert "multi30k is not fetched; put its texts at" in err
+    assert "multi30k cannot be downloaded; put its texts at" in err

@@ -7,9 +7,12 @@ from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import write_json, write_text
-from reloss_tasks.nmt import commands
-from reloss_tasks.nmt.data import check, fingerprint, prepare
+from reloss_tasks.nmt import arguments
+from reloss_tasks.nmt.arguments import TrainPaths
+from reloss_tasks.nmt.data import check, fingerprint
 from reloss_tasks.nmt.fairseq_commands import parse
+from reloss_tasks.nmt.preparation import prepare
+from reloss_tasks.nmt.teacher import prepare_with_teacher
 
 TASK = tasks()["nmt"]
 EVERY = [(name, loss) for name, make in TASK.experiments.items() for loss in make().losses]
@@ -17,10 +20,10 @@ HERE = Path("prepared")
 
 
 @pytest.mark.parametrize(("name", "loss"), EVERY)
-def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
+def test_the_parser_of_fairseq_accepts_the_arguments_of_a_training(name, loss):
     config = TASK.experiments[name]()
     surrogate = Path("surrogate") if loss in ("approx", "reloss") else None
-    words = commands.train(config, loss, 3, HERE, Path("checkpoint"), surrogate=surrogate)
+    words = arguments.train(config, loss, 3, TrainPaths(HERE, Path("checkpoint"), surrogate))
     parsed = parse("train", words)
     recipe, model = config.train, parsed.model
     assert parsed.optimization.max_update == recipe.updates
@@ -32,7 +35,7 @@ def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
     assert getattr(parsed.criterion, "surrogate", None) == (str(surrogate) if surrogate else None)
     assert (model.encoder_embed_dim, model.decoder_layers) == (config.model.width, config.model.layers)
     assert model.share_all_embeddings
-    # fairseq copies source embeddings by places counted from the left, and takes padding there for words.
+    # fairseq copies source embeddings by position, counted from the left, so padding there would be copied as words.
     assert parsed.task.left_pad_source == (config.model.kind == "at")
     assert parsed.dataset.required_batch_size_multiple == 1
 
@@ -41,25 +44,25 @@ def test_fairseqs_own_parser_takes_the_arguments_of_a_training(name, loss):
     ("accumulate", "processes", "max_tokens", "update_freq"),
     [(8, 1, 8000, 8), (8, 4, 8000, 2), (8, 16, 4000, 1), (4, 6, 2666, 2), (1, 2, 4000, 1)],
 )
-def test_processes_share_batches_before_they_cut_them(monkeypatch, accumulate, processes, max_tokens, update_freq):
+def test_processes_share_batches_before_they_shrink(monkeypatch, accumulate, processes, max_tokens, update_freq):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     config = override(TASK.experiments["nmt/wmt14_en_de_at"](), [f"train.accumulate={accumulate}"])
-    words = commands.train(config, "label_smoothing", 3, HERE, Path("checkpoint"), processes=processes)
+    words = arguments.train(config, "label_smoothing", 3, TrainPaths(HERE, Path("checkpoint")), processes)
     parsed = parse("train", words)
     assert (parsed.dataset.max_tokens, parsed.optimization.update_freq) == (max_tokens, [update_freq])
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
-def test_fairseqs_own_parser_takes_the_arguments_of_the_other_commands(name):
+def test_the_parser_of_fairseq_accepts_the_arguments_of_the_other_commands(name):
     config = TASK.experiments[name]()
-    parsed = parse("generate", commands.generate(config, HERE, Path("translator.pt"), "test", Path("results")))
+    parsed = parse("generate", arguments.generate(config, HERE, Path("translator.pt"), "test", Path("results")))
     assert parsed.common_eval.post_process == "sentencepiece"
     if config.model.kind == "nat":
         assert (parsed.task._name, parsed.generation.iter_decode_max_iter) == ("translation_lev", 0)
     else:
         assert (parsed.task._name, parsed.generation.beam) == ("translation", 4)
-    assert parse("preprocess", commands.preprocess(config.data, HERE, HERE)).joined_dictionary
+    assert parse("preprocess", arguments.preprocess(config.data, HERE, HERE)).joined_dictionary
 
 
 def test_data_are_checked(toy, tmp_path, cli):
@@ -84,7 +87,7 @@ def test_data_are_checked(toy, tmp_path, cli):
 
 @pytest.fixture
 def changed_toy(toy, tmp_path):
-    """Copies the toy language with one line of one file changed; returns the data folder."""
+    """Copy the toy language, change one line of one file, and return the data folder."""
 
     def change(name, line, text):
         shutil.copytree(toy, tmp_path / "data", dirs_exist_ok=True)
@@ -101,10 +104,10 @@ def test_only_a_line_feed_ends_a_line(changed_toy, toy, tmp_path, tiny_settings)
     data = override(TASK.experiments["nmt/multi30k_de_en_nat"](), tiny_settings).data
     folder = changed_toy("train.de", 5, "ba\rko\x85mi\u2028lu\r".encode())
     assert "480 train" in check(data, folder)
-    plain, changed = (prepare(data, each, tmp_path) / "texts" for each in (toy, folder))
-    expected, found = ((texts / "train.de").read_bytes().split(b"\n") for texts in (plain, changed))
-    assert found[4] == b"ba ko mi lu"
-    assert found[:4] + found[5:] == expected[:4] + expected[5:]
+    plain, changed = (prepare(data, root, tmp_path) / "texts" for root in (toy, folder))
+    expected, lines = ((texts / "train.de").read_bytes().split(b"\n") for texts in (plain, changed))
+    assert lines[4] == b"ba ko mi lu"
+    assert lines[:4] + lines[5:] == expected[:4] + expected[5:]
 
 
 def test_a_line_that_is_not_utf8_is_named(changed_toy, cli):
@@ -128,16 +131,16 @@ def test_too_many_subwords_are_named(toy, tmp_path):
     assert list((tmp_path / "nmt" / "prepared").iterdir()) == []
 
 
-def test_data_are_prepared_once_and_named_by_what_they_depend_on(toy, tmp_path):
+def test_prepared_data_are_reused_and_named_by_a_hash_of_their_inputs(toy, tmp_path):
     configs = [
         override(TASK.experiments["nmt/multi30k_de_en_at"](), [f"data.subwords={size}", "data.workers=3"]).data
         for size in (50, 60)
     ]
     first, second = (prepare(config, toy, tmp_path) for config in configs)
     assert first != second
-    made = (first / "train.de-en.en.bin").stat().st_mtime_ns
+    written = (first / "train.de-en.en.bin").stat().st_mtime_ns
     assert prepare(configs[0].model_copy(update={"workers": 0, "teacher": "other"}), toy, tmp_path) == first
-    assert (first / "train.de-en.en.bin").stat().st_mtime_ns == made
+    assert (first / "train.de-en.en.bin").stat().st_mtime_ns == written
     vocabularies = [(folder / "subwords.vocab").read_text().splitlines() for folder in (first, second)]
     assert [len(words) for words in vocabularies] == [50, 60]
     text = (first / "texts" / "valid.de").read_text()
@@ -148,24 +151,24 @@ def test_data_are_prepared_once_and_named_by_what_they_depend_on(toy, tmp_path):
 def test_a_missing_teacher_is_named(toy, tmp_path):
     config = TASK.experiments["nmt/multi30k_de_en_nat"]()
     with pytest.raises(UsageError, match=r"reloss run nmt/multi30k_de_en_at --loss label_smoothing --seed 0"):
-        prepare(config.data, toy, tmp_path)
+        prepare_with_teacher(config.data, toy, tmp_path)
 
 
-def test_a_teacher_that_is_not_named(toy, tmp_path):
+def test_a_teacher_without_a_name_is_an_error(toy, tmp_path):
     data = override(TASK.experiments["nmt/multi30k_de_en_at"](), ["data.distilled=true"]).data
     with pytest.raises(UsageError, match=r"data.teacher is empty: name the record in .* of de-en, such as"):
-        prepare(data, toy, tmp_path)
+        prepare_with_teacher(data, toy, tmp_path)
 
 
-def test_a_teacher_of_other_texts_is_refused(toy, tmp_path):
+def test_a_teacher_trained_on_other_texts_is_refused(toy, tmp_path):
     data = TASK.experiments["nmt/multi30k_de_en_nat"]().data
     record = tmp_path / data.teacher
     write_text(record / "checkpoint" / "translator.pt", "")
-    write_text(record / "distilled" / "train.en", "of other sentences\n" * 480)
+    write_text(record / "distilled" / "train.en", "other sentences\n" * 480)
     write_json(record / "environment.json", {"data": "0123456789ab"})
-    now = fingerprint(data, toy)
-    with pytest.raises(UsageError, match=rf"trained on other texts .*fingerprint was 0123456789ab, now {now}"):
-        prepare(data, toy, tmp_path)
+    current = fingerprint(data, toy)
+    with pytest.raises(UsageError, match=rf"trained on other texts .*fingerprint was 0123456789ab, now {current}"):
+        prepare_with_teacher(data, toy, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in TASK.experiments if name.endswith("_nat")])
@@ -178,7 +181,7 @@ def test_every_non_autoregressive_model_can_be_distilled(name):
     assert TASK.experiments[teacher]().data.model_dump(exclude=shared) == config.data.model_dump(exclude=shared)
 
 
-def test_fairseqs_recipe_of_a_nat():
+def test_the_recipe_of_fairseqs_example_of_a_nat():
     config = TASK.experiments["nmt/wmt14_en_de_nat"]()
     assert (config.model.dropout, config.train.lr, config.train.weight_decay) == (0.3, 5e-4, 0.01)
     assert (config.train.max_tokens * config.train.accumulate, config.train.updates) == (64_000, 300_000)

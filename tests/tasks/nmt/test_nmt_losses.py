@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from reloss import TranslationReLoss
 from reloss.runtime.errors import UsageError
 from reloss_tasks.nmt.losses import BagOfNgramsNAT, ReLossAT, ReLossNAT, bag_of_ngrams_l1
-from reloss_tasks.nmt.recording import NO_TOKEN, SPECIAL, gold_tokens
+from reloss_tasks.nmt.watched_tasks import NO_TOKEN, SPECIAL, gold_tokens
 
 PAD = 1
 TARGETS = torch.tensor([[0, 5, 6, 5, 6, 2], [0, 7, 2, 1, 1, 1], [9, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -21,9 +21,9 @@ MASK = TARGETS != PAD
 @pytest.fixture
 def surrogate(tmp_path):
     torch.manual_seed(0)
-    made = TranslationReLoss("identity", "counted", "token", width=8, feedforward=8, heads=2, length=10).freeze()
-    made.save_pretrained(tmp_path / "surrogate")
-    return made
+    surrogate = TranslationReLoss("identity", "counted", "token", width=8, feedforward=8, heads=2, length=10).freeze()
+    surrogate.save_pretrained(tmp_path / "surrogate")
+    return surrogate
 
 
 def logits(seed=0, dtype=torch.float32):
@@ -35,8 +35,8 @@ def task():
 
 
 def brute_force_bag(log_probs, targets, mask, order):
-    """1 - (sum over the reference's distinct n-grams of the smaller of both counts) / number, sentence by sentence."""
-    found = []
+    """1 - (sum of the smaller counts over the reference's distinct n-grams) / number of n-grams, for each sentence."""
+    distances = []
     for row, gold, real in zip(log_probs.exp(), targets.tolist(), mask.sum(-1).tolist(), strict=True):
         starts = real - order + 1
         if starts < 1:
@@ -48,8 +48,8 @@ def brute_force_bag(log_probs, targets, mask, order):
                 torch.stack([row[t + place, token] for place, token in enumerate(gram)]).prod() for t in range(starts)
             )
             matched += min(expected, torch.tensor(float(count)))
-        found.append(1 - matched / starts)
-    return torch.stack(found).mean()
+        distances.append(1 - matched / starts)
+    return torch.stack(distances).mean()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 6])
@@ -59,16 +59,16 @@ def test_bag_of_ngrams_equals_a_count_by_hand(order, sharpness):
     assert_close(bag_of_ngrams_l1(log_probs, TARGETS, MASK, order), brute_force_bag(log_probs, TARGETS, MASK, order))
 
 
-def test_bag_of_ngrams_is_zero_where_right_and_does_not_see_the_order():
+def test_bag_of_ngrams_is_zero_for_the_right_words_in_any_order_of_ngrams():
     right = F.one_hot(TARGETS, 11).float().log()
     assert bag_of_ngrams_l1(right, TARGETS, MASK) == 0
-    turned = right.clone()
-    turned[0] = turned[0, [0, 3, 4, 1, 2, 5]]  # 0 5 6 5 6 2 again
-    assert bag_of_ngrams_l1(turned, TARGETS, MASK) == 0
+    swapped = right.clone()
+    swapped[0] = swapped[0, [0, 3, 4, 1, 2, 5]]  # 0 5 6 5 6 2 again
+    assert bag_of_ngrams_l1(swapped, TARGETS, MASK) == 0
     assert bag_of_ngrams_l1(right.roll(1, 1), TARGETS, MASK, 1) > 0
 
 
-def test_bag_of_ngrams_of_nothing_is_nothing():
+def test_bag_of_ngrams_without_ngrams_is_zero():
     for targets in (TARGETS[3:], TARGETS[2:3, :1]):
         log_probs = torch.zeros(1, targets.shape[1], 11).log_softmax(-1).requires_grad_()
         loss = bag_of_ngrams_l1(log_probs, targets, targets != PAD)
@@ -82,29 +82,29 @@ def test_bag_of_ngrams_of_nothing_is_nothing():
 def test_reloss_nat_is_the_surrogate_and_the_likelihood(surrogate, tmp_path, nll_weight, dtype):
     criterion = ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), nll_weight)
     out = logits(dtype=dtype).requires_grad_()
-    found = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")
+    losses = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")
     log_probs = out.float().log_softmax(-1)
     gold = log_probs.gather(-1, TARGETS[..., None])[..., 0]
     nll = -gold[MASK].mean()
     smooth = 0.9 * nll - 0.1 * log_probs[MASK].mean()
     expected = surrogate.of_gold(gold[None], MASK[None])[0] + nll_weight * smooth
-    assert_close(found["loss"].float(), expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-4)
-    found["loss"].backward()
+    assert_close(losses["loss"].float(), expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-4)
+    losses["loss"].backward()
     assert torch.isfinite(out.grad).all()
     assert out.grad[~MASK].abs().max() == 0
     assert out.grad[MASK].abs().amax(-1).min() > 0
     assert not list(criterion.parameters())
 
 
-def test_the_length_loss_stays(surrogate, tmp_path):
+def test_the_length_loss_is_unchanged(surrogate, tmp_path):
     out, targets = torch.randn(4, 256), torch.tensor([3, 4, 5, 6])
     plain = BagOfNgramsNAT(task(), 0.1, 0.0, 2)
     for criterion in (plain, ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 0.0)):
-        found = criterion._compute_loss(out, targets, name="length-loss", factor=0.1)
-        assert_close(found["loss"], 0.1 * F.cross_entropy(out, targets))
+        losses = criterion._compute_loss(out, targets, name="length-loss", factor=0.1)
+        assert_close(losses["loss"], 0.1 * F.cross_entropy(out, targets))
 
 
-def test_a_batch_of_padding_alone(surrogate, tmp_path):
+def test_a_batch_that_is_all_padding(surrogate, tmp_path):
     out = logits()[3:].requires_grad_()
     criterion = ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 1.0)
     loss = criterion._compute_loss(out, TARGETS[3:], MASK[3:], 0.1, name="word_ins-loss")["loss"]
@@ -127,7 +127,7 @@ def test_reloss_at_is_a_sum_over_tokens(surrogate, tmp_path):
     assert_close(loss, MASK.sum() * surrogate.of_gold(gold[None], MASK[None])[0] + 0.5 * smooth)
 
 
-def test_the_ignored_prefix_counts_for_nothing(surrogate, tmp_path):
+def test_the_ignored_prefix_does_not_count(surrogate, tmp_path):
     criterion = ReLossAT(task(), False, 0.1, str(tmp_path / "surrogate"), 0.0, ignore_prefix_size=2)
     out = logits()[:3].requires_grad_()
     model = Namespace(
@@ -142,16 +142,16 @@ def test_the_ignored_prefix_counts_for_nothing(surrogate, tmp_path):
     assert out.grad[0, 2:].abs().amax(-1).min() > 0
 
 
-def test_a_likelihood_that_is_not_wanted_cannot_spoil_the_loss():
+def test_an_infinite_likelihood_of_weight_0_does_not_affect_the_loss():
     out = logits()
     out[0, 1, 5] = -torch.inf  # a gold token
     for weight, finite in ((0.0, True), (0.5, False)):
         criterion = BagOfNgramsNAT(task(), 0.1, weight, 2)
-        found = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")["loss"]
-        assert torch.isfinite(found) == finite
+        loss = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")["loss"]
+        assert torch.isfinite(loss) == finite
 
 
-def test_arguments_that_make_no_sense_are_refused(surrogate, tmp_path):
+def test_invalid_arguments_are_refused(surrogate, tmp_path):
     folder = str(tmp_path / "surrogate")
     for make in (lambda: ReLossNAT(task(), 0.1, "", 0.0), lambda: ReLossAT(task(), False, 0.1, "", 0.0)):
         with pytest.raises(UsageError, match=r"^--surrogate is missing: a folder that `reloss learn`"):
@@ -170,11 +170,11 @@ def test_arguments_that_make_no_sense_are_refused(surrogate, tmp_path):
 def test_soft_targets_are_refused(surrogate, tmp_path):
     soft = F.one_hot(TARGETS, 11).float()
     for criterion in (ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 0.0), BagOfNgramsNAT(task(), 0.1, 0.0, 2)):
-        with pytest.raises(UsageError, match="soft targets are for nat_loss alone: reloss_nat, approx_nat and bon_nat"):
+        with pytest.raises(UsageError, match="only nat_loss takes soft targets: reloss_nat, approx_nat and bon_nat"):
             criterion._compute_loss(logits(), soft, MASK, 0.1, name="word_ins-loss")
 
 
-def test_what_a_bank_keeps():
+def test_gold_tokens_of_a_batch():
     log_probs = logits().log_softmax(-1)
     gold, tokens = gold_tokens(log_probs, TARGETS, Dictionary())
     assert tokens[..., 0].tolist()[:2] == [[SPECIAL, 5, 6, 5, 6, SPECIAL], [SPECIAL, 7, SPECIAL, *[NO_TOKEN] * 3]]

@@ -15,10 +15,11 @@ from reloss.pipeline.checkpoint_ranking import read_predictions
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
 from reloss_tasks.nmt import training
-from reloss_tasks.nmt.data import LONGEST
-from reloss_tasks.nmt.recording import load_what_fits
+from reloss_tasks.nmt.fairseq_commands import read_translations
+from reloss_tasks.nmt.preparation import LONGEST
 from reloss_tasks.nmt.scoring import examples
-from reloss_tasks.nmt.training import Watcher, read_translations
+from reloss_tasks.nmt.watched_tasks import load_fitting_weights
+from reloss_tasks.nmt.watcher import Watcher
 
 SCORES = {
     *("sacreBLEU", "tokenised_BLEU", "sentences_per_second"),
@@ -34,7 +35,7 @@ def weights(record):
     return load_file(record / "checkpoint" / "weights.safetensors")
 
 
-def test_the_whole_line_translates_a_toy_language(run_toy, tmp_path):
+def test_the_whole_pipeline_translates_a_toy_language(run_toy, tmp_path):
     record = run_toy("reloss", "train.updates=120", "train.ordinary_weight=1")
     home = tmp_path / "runs" / "nmt" / "multi30k_de_en_nat"
     (baseline,) = home.glob("nll@*/seed0")
@@ -61,16 +62,16 @@ def test_the_whole_line_translates_a_toy_language(run_toy, tmp_path):
     assert values[-5:].mean() > values[:5].mean() + 0.3
     predicted, _ = read_predictions(record)
     assert predicted.shape[1:] == (13, 8)
-    assert read_json(record / "summary.json")["diagnostics"]["runs"] == 2  # the same sentences, whatever was predicted
+    assert read_json(record / "summary.json")["diagnostics"]["runs"] == 2  # both on the same sentences
 
 
 @pytest.mark.slow
-def test_scores_are_sacrebleus_of_the_translations(run_toy):
+def test_scores_are_sacrebleus_scores_of_the_translations(run_toy):
     record = run_toy()
     hypotheses = read_translations(record / "translations" / "generate-test.txt")
     (texts,) = record.parents[2].glob("prepared/*/texts")
     references = (texts / "test.en").read_text().splitlines()
-    assert len(hypotheses) == len(references) == 11  # not a multiple of 8, of which fairseq's batching would lose 3
+    assert len(hypotheses) == len(references) == 11  # not a multiple of 8: fairseq's batching would lose 3
     scores = read_json(record / "summary.json")["scores"]
     assert scores["sacreBLEU"] == pytest.approx(float(bleu([hypotheses], [references])), abs=1e-6)
     shown = read_json(record / "examples.json")
@@ -133,21 +134,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_finished_training_is_not_done_again(run_toy, monkeypatch):
+def test_a_finished_training_is_not_repeated(run_toy, monkeypatch):
     record = run_toy()
     before, entries = weights(record), metrics(record)
-    (record / "summary.json").unlink()  # as a kill before the evaluation leaves it
-    called = []
+    (record / "summary.json").unlink()  # as after a kill before the evaluation
+    commands = []
     run_command = training.run_command
-    monkeypatch.setattr(training, "run_command", lambda name, *more: called.append(name) or run_command(name, *more))
+    monkeypatch.setattr(training, "run_command", lambda name, *more: commands.append(name) or run_command(name, *more))
     run_toy()
-    assert called == ["generate"]
+    assert commands == ["generate"]
     assert metrics(record) == entries
     assert all(torch.equal(value, before[name]) for name, value in weights(record).items())
 
 
 @pytest.mark.slow
-def test_a_bank_that_is_gone_is_recorded_anew(run_toy):
+def test_a_missing_bank_is_recorded_again(run_toy):
     record = run_toy(stage="baseline")
     bank = record.parents[1] / "bank"
     before = PredictionBank.open(bank)
@@ -173,29 +174,29 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run_toy, capsys):
     for path in (record / "checkpoint").glob("checkpoint*.pt"):
         path.write_bytes(b"no checkpoint")
     (record / "summary.json").unlink()
-    with pytest.raises(RelossError, match=rf"is damaged; remove {record / 'checkpoint'} to train this run anew"):
+    with pytest.raises(RelossError, match=rf"is damaged; remove {record / 'checkpoint'} to train .* from scratch"):
         run_toy()
 
 
-def test_checkpoints_of_epochs_without_metrics_are_passed_over(tmp_path):
+def test_checkpoints_of_epochs_without_metrics_are_skipped(tmp_path):
     for name in ("checkpoint1.pt", "checkpoint2.pt", "checkpoint_3_12.pt"):
         torch.save({}, tmp_path / name)
     found = {epochs: training._last_checkpoint(tmp_path, epochs).name for epochs in (3, 2, 1, 0)}
     assert found == {3: "checkpoint_3_12.pt", 2: "checkpoint2.pt", 1: "checkpoint1.pt", 0: "checkpoint_3_12.pt"}
 
 
-def test_what_a_bank_keeps_is_computed_for_a_bank_alone():
+def test_gold_tokens_are_computed_only_for_a_bank():
     watcher = Watcher(Namespace(bank=None))
     watcher.trained(lambda: pytest.fail("computed"), 5)
     assert watcher.update == 5
-    kept, config = [], Namespace(recording=Namespace(length=3))
-    watcher = Watcher(Namespace(bank=Namespace(append=lambda *batch: kept.append(batch)), config=config))
+    batches, config = [], Namespace(recording=Namespace(length=3))
+    watcher = Watcher(Namespace(bank=Namespace(append=lambda *batch: batches.append(batch)), config=config))
     watcher.trained(lambda: (torch.zeros(2, 4), torch.zeros(2, 4, 2)), 6)
-    ((outputs, targets, step),) = kept
+    ((outputs, targets, step),) = batches
     assert (outputs.shape, targets.shape, step) == ((2, 3), (2, 3, 2), 6)
 
 
-def test_fp16_without_a_gpu_names_the_way_out(run_toy, monkeypatch):
+def test_fp16_without_a_gpu_names_the_remedy(run_toy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"fp16 needs a GPU: --set train.precision=no"):
         run_toy("nll", "train.precision=fp16")
@@ -227,7 +228,7 @@ def test_bfloat16_trains_on_a_cpu(run_toy):
 
 
 @pytest.mark.slow
-def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
+def test_standard_output_is_only_the_record(toy, tmp_path, cli):
     words = ("--data", toy, "--runs", tmp_path, "--track", "off", "--set", "data.subwords=40", "train.updates=2")
     code, out, err = cli("run", "nmt/multi30k_de_en_at", *words, "recording.item_size=2", "model.width=32")
     assert code == 0, err
@@ -236,9 +237,9 @@ def test_standard_output_is_the_record_alone(toy, tmp_path, cli):
 
 @pytest.mark.slow
 def test_a_teacher_is_distilled(run_toy, tmp_path):
-    begun = run_toy("label_smoothing", "train.updates=120", kind="at", runs=tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").rename(tmp_path / "runs")  # nothing in a record depends on where it lies
-    teacher = tmp_path / "runs" / begun.relative_to(tmp_path / "elsewhere")
+    record = run_toy("label_smoothing", "train.updates=120", kind="at", runs=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")  # a record can be moved
+    teacher = tmp_path / "runs" / record.relative_to(tmp_path / "elsewhere")
     assert read_json(teacher / "summary.json")["scores"]["sacreBLEU"] > 0.3
     named = f"data.teacher={teacher.relative_to(tmp_path / 'runs')}"
     student = ("data.distilled=true", "train.from_teacher=true", "model.positions=sinusoidal", named)
@@ -248,8 +249,8 @@ def test_a_teacher_is_distilled(run_toy, tmp_path):
     texts = [path / "texts" / "train.en" for path in record.parents[2].glob("prepared/*")]
     assert sorted(path.read_text().splitlines() == distilled for path in texts) == [False, True]
     dictionaries = {path.read_bytes() for path in record.parents[2].glob("prepared/*/dict.*.txt")}
-    assert len(dictionaries) == 1  # the student's words are the teacher's
-    with pytest.raises(UsageError, match="is of a model of another width or dictionary"):
+    assert len(dictionaries) == 1  # student and teacher share their subwords
+    with pytest.raises(UsageError, match="has embeddings of another size than this model's"):
         run_toy("bon", *student, "model.width=32")
     tuned = run_toy("reloss", "train.ordinary_weight=1", kind="at")
     assert read_json(tuned / "summary.json")["status"] == "finished"
@@ -261,7 +262,7 @@ def test_other_losses_train(run_toy, loss):
     assert read_json(run_toy(loss) / "summary.json")["status"] == "finished"
 
 
-def test_a_model_begins_with_the_weights_that_fit(tmp_path):
+def test_a_model_starts_from_the_weights_that_fit(tmp_path):
     small, large = (torch.nn.ModuleDict({"encoder": torch.nn.Module()}) for _ in range(2))
     for model, width in ((small, 3), (large, 3)):
         model["encoder"].embed_tokens = torch.nn.Embedding(5, width)
@@ -269,13 +270,13 @@ def test_a_model_begins_with_the_weights_that_fit(tmp_path):
     small["head"] = torch.nn.Linear(3, 2)
     torch.save({"model": small.state_dict()}, tmp_path / "checkpoint.pt")
     head = large["head"].weight.clone()
-    load_what_fits(large, tmp_path / "checkpoint.pt")
+    load_fitting_weights(large, tmp_path / "checkpoint.pt")
     assert torch.equal(large["encoder"].embed_tokens.weight, small["encoder"].embed_tokens.weight)
     assert torch.equal(large["head"].weight, head)
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, finish):
+def test_two_processes_measure_what_one_process_measures(toy, tiny_settings, tmp_path, finish):
     settings = merged(tiny_settings, ("train.updates=120", "train.ordinary_weight=1"))
     homes = [tmp_path / name / "nmt" / "multi30k_de_en_nat" for name in ("one", "two")]
     for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
@@ -285,24 +286,24 @@ def test_two_processes_measure_what_one_measures(toy, tiny_settings, tmp_path, f
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (two, one))
         assert ours[-1]["step"] == theirs[-1]["step"] == 120
-        # Each step sees as many tokens, in other batches.
+        # Each step trains on as many tokens, in other batches.
         assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
         assert ours[-1]["train_loss"] < ours[0]["train_loss"]
-        # The same sentences in the same order, of which each process validates its share.
+        # The same sentences in the same order, although each process validates its own share.
         sentences = [read_predictions(folder)[1][..., 0] for folder in (two, one)]
         assert sentences[0].shape[1:] == (13, 8)
-        assert torch.equal(*(each[0] for each in sentences))
+        assert torch.equal(*(epochs[0] for epochs in sentences))
         scores = [read_json(folder / "summary.json")["scores"] for folder in (two, one)]
         assert scores[0].keys() == scores[1].keys() == SCORES
         assert scores[0]["sacreBLEU"] == pytest.approx(scores[1]["sacreBLEU"], abs=0.2)
     banks = [PredictionBank.open(home / "bank") for home in homes]
-    assert len(banks[1]) == pytest.approx(len(banks[0]), rel=0.1)  # each drops the rest of an item after an epoch
+    assert len(banks[1]) == pytest.approx(len(banks[0]), rel=0.1)  # each process drops incomplete items
     assert recorders(homes[1]) == [0, 1]
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_same_of_the_same_model(toy, tiny_settings, tmp_path, finish):
-    """With a learning rate of nothing, an epoch leaves the model as it was."""
+def test_two_processes_measure_the_same_for_the_same_model(toy, tiny_settings, tmp_path, finish):
+    """A learning rate of almost 0 leaves the model unchanged."""
     settings = merged(tiny_settings, ("train.updates=4", "train.lr=1e-20"))
     entries = []
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
@@ -312,4 +313,4 @@ def test_two_processes_measure_the_same_of_the_same_model(toy, tiny_settings, tm
         entries.append(read_metrics(record / "metrics.jsonl")[-1])
     for measured in ("validation_loss", "validation_nll_loss", "validation_sacreBLEU"):
         assert entries[1][measured] == pytest.approx(entries[0][measured], rel=1e-4), measured
-    assert entries[1]["train_nll_loss"] == pytest.approx(entries[0]["train_nll_loss"], rel=0.05)  # of other sentences
+    assert entries[1]["train_nll_loss"] == pytest.approx(entries[0]["train_nll_loss"], rel=0.05)  # on other sentences

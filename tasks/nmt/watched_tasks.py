@@ -1,11 +1,16 @@
-"""fairseq's translation tasks, watched: they fill the bank, write metrics, and compute in bfloat16 on request.
+"""fairseq's translation tasks, with hooks: they report each batch to observers, and add two options.
 
-Registered as `reloss_translation` and `reloss_translation_lev`. Without an observer they are fairseq's own.
+fairseq-train has no callbacks, but it calls its *task* for every batch, epoch and checkpoint. So these two tasks, for
+autoregressive and non-autoregressive models, are fairseq's own and pass each call on to the observers of the process
+(see watcher.py). A forward hook catches the model's outputs, so nothing is computed twice. Options: `--bfloat16`, and
+`--initial-weights` to start from another model.
+
+Registered as `reloss_translation` and `reloss_translation_lev`. Without options and observers they behave as fairseq's.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field  # fairseq reads the types of their fields, so annotations are not put off
+from dataclasses import dataclass, field  # fairseq reads the fields' types: annotations must not be postponed
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,28 +25,28 @@ from reloss.runtime.errors import UsageError
 from reloss.runtime.progress import say
 from reloss.surrogates.translation import NO_TOKEN
 
-SPECIAL = -2  # in recorded targets: a special symbol, which is trained on but is no word to BLEU
+SPECIAL = -2  # in recorded targets: a special symbol, which is trained on but is no word for BLEU
 BFLOAT16 = {"help": "compute in bfloat16 by autocast, on any device; weights stay in float32"}
-INITIAL = {"help": "checkpoint of a model of the same dictionary, to begin with its weights as far as they fit"}
+INITIAL = {"help": "checkpoint of a model with the same dictionary; training starts from those weights that fit"}
 
 
 class Observer(Protocol):
-    """Who watches a training."""
+    """An observer of a training."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """Epoch `epoch` begins, counted from 1."""
+        """Epoch `epoch`, counted from 1, begins."""
 
     def trained(self, predicted: Callable[[], tuple[Tensor, Tensor]], update: int) -> None:
         """A batch was trained on; `predicted` computes outputs [B, T] and targets [B, T, 2], see `gold_tokens`."""
 
     def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """A batch was validated on, of the sentences `ids` [B]; fairseq may repeat the first to even out processes."""
+        """A batch with the sentences `ids` [B] was validated on. fairseq may repeat sentences to even out processes."""
 
     def end_epoch(self, task: Any, model: Any, stats: dict[str, Any]) -> None:
-        """All of the epoch was trained and validated on; its checkpoint is written next."""
+        """Training and validation of the epoch are done; its checkpoint is written next."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint keeps for the observer."""
+        """Return what the checkpoint stores for the observer."""
 
 
 _observers: list[Observer] = []
@@ -49,7 +54,7 @@ _observers: list[Observer] = []
 
 @contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Let the tasks of a training in this block tell `observer`."""
+    """Report the trainings inside this block to `observer`."""
     _observers.append(observer)
     try:
         yield
@@ -58,16 +63,16 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def gold_tokens(log_probs: Tensor, targets: Tensor, dictionary: Any) -> tuple[Tensor, Tensor]:
-    """Return what a bank keeps of a batch.
+    """Return what a bank stores of a batch.
 
     Args:
         log_probs: [B, T, V].
         targets: [B, T] gold tokens.
-        dictionary: fairseq's.
+        dictionary: fairseq's dictionary.
 
     Returns:
-        The gold tokens' log-probabilities [B, T], 0 where there is none, and the gold and the most probable tokens
-        [B, T, 2]: NO_TOKEN for padding, SPECIAL for other symbols that are no words.
+        The log-probabilities of the gold tokens [B, T], 0 for padding; and the gold and the most probable tokens
+        [B, T, 2], NO_TOKEN for padding and SPECIAL for other symbols that are not words.
     """
     padded = targets == dictionary.pad()
     gold = log_probs.gather(-1, targets[..., None]).squeeze(-1).masked_fill(padded, 0)
@@ -78,14 +83,14 @@ def gold_tokens(log_probs: Tensor, targets: Tensor, dictionary: Any) -> tuple[Te
 
 
 class _Watched:
-    """What both tasks have in common; comes before fairseq's task in the order of inheritance."""
+    """The hooks of both tasks. In the order of inheritance, this class comes before fairseq's task."""
 
     cfg: Any
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
         if self.cfg.initial_weights:
-            load_what_fits(model, Path(self.cfg.initial_weights))
+            load_fitting_weights(model, Path(self.cfg.initial_weights))
         return model
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
@@ -96,63 +101,69 @@ class _Watched:
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
-        with self._seen(model) as seen, self._precision(sample):
-            found = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)  # type: ignore[misc]
+        with self._outputs_of(model) as outputs, self._precision(sample):
+            result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)  # type: ignore[misc]
         for observer in _observers:
             if not ignore_grad:
-                observer.trained(partial(self._gold, model, seen[0], sample), update_num)
-        return found
+                observer.trained(partial(self._gold_tokens, model, outputs[0], sample), update_num)
+        return result
 
     def valid_step(self, sample: Any, model: Any, criterion: Any, **extra: Any) -> Any:
-        with self._seen(model) as seen, self._precision(sample):
-            found = super().valid_step(sample, model, criterion, **extra)  # type: ignore[misc]
+        with self._outputs_of(model) as outputs, self._precision(sample):
+            result = super().valid_step(sample, model, criterion, **extra)  # type: ignore[misc]
         for observer in _observers:
-            observer.validated(sample["id"], *self._gold(model, seen[0], sample))
-        return found
+            observer.validated(sample["id"], *self._gold_tokens(model, outputs[0], sample))
+        return result
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         for observer in _observers:
             observer.end_epoch(self, model, stats)
 
     def state_dict(self) -> dict[str, Any]:
-        own = super().state_dict()  # type: ignore[misc]
-        return {**own, **{name: value for observer in _observers for name, value in observer.state_dict().items()}}
+        state = dict(super().state_dict())  # type: ignore[misc]
+        for observer in _observers:
+            state |= observer.state_dict()
+        return state
 
     def _precision(self, sample: Any) -> torch.autocast:
         device = sample["target"].device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.cfg.bfloat16)
 
     @contextmanager
-    def _seen(self, model: Any) -> Iterator[list[Any]]:
-        """Yield a list that the model's outputs are put into."""
-        seen: list[Any] = []
-        handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    def _outputs_of(self, model: Any) -> Iterator[list[Any]]:
+        """Yield a list that receives the model's outputs."""
+        received: list[Any] = []
+        handle = model.register_forward_hook(lambda module, inputs, outputs: received.append(outputs))
         try:
-            yield seen
+            yield received
         finally:
             handle.remove()
 
     @torch.no_grad()
-    def _gold(self, model: Any, outputs: Any, sample: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(outputs, dict):  # of a non-autoregressive model, each kind of output by its name
+    def _gold_tokens(self, model: Any, outputs: Any, sample: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(outputs, dict):  # a non-autoregressive model returns several named outputs
             log_probs = outputs["word_ins"]["out"].float().log_softmax(-1)
         else:
             log_probs = model.get_normalized_probs(outputs, log_probs=True).float()
         return gold_tokens(log_probs, sample["target"], self.target_dictionary)  # type: ignore[attr-defined]
 
 
-def load_what_fits(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Give a model the weights of a checkpoint of fairseq's that have its names and shapes.
+def load_fitting_weights(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Load those weights of a fairseq checkpoint into `model` whose names and shapes are the model's.
 
     Raises:
-        UsageError: its embeddings are not among them, so that words would have others' meanings.
+        UsageError: the embeddings do not fit, so tokens would get the meaning of other tokens.
     """
-    own, others = model.state_dict(), torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    fitting = {name: value for name, value in others.items() if name in own and own[name].shape == value.shape}
+    weights = model.state_dict()
+    initial = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    fitting = {name: value for name, value in initial.items() if name in weights and weights[name].shape == value.shape}
     if "encoder.embed_tokens.weight" not in fitting:
-        raise UsageError(f"{checkpoint} is of a model of another width or dictionary: nothing to begin with")
-    model.load_state_dict({**own, **fitting})
-    say(f"begins with {len(fitting)} of {len(own)} weights from {checkpoint}")
+        raise UsageError(
+            f"{checkpoint} has embeddings of another size than this model's; choose the same data.subwords and "
+            "model.width, or --set train.from_teacher=false"
+        )
+    model.load_state_dict({**weights, **fitting})
+    say(f"starting from {len(fitting)} of {len(weights)} weights of {checkpoint}")
 
 
 @dataclass
@@ -173,9 +184,9 @@ class WatchedLevenshteinConfig(TranslationLevenshteinConfig):
 
 @register_task("reloss_translation", dataclass=WatchedTranslationConfig)
 class WatchedTranslation(_Watched, TranslationTask):
-    """fairseq's `translation`, watched."""
+    """fairseq's `translation` with hooks."""
 
 
 @register_task("reloss_translation_lev", dataclass=WatchedLevenshteinConfig)
 class WatchedLevenshtein(_Watched, TranslationLevenshteinTask):
-    """fairseq's `translation_lev`, watched."""
+    """fairseq's `translation_lev` with hooks."""

@@ -9,7 +9,7 @@ import torch
 from reloss import TranslationReLoss
 from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
-from reloss_tasks.nmt.data import prepare
+from reloss_tasks.nmt.preparation import prepare
 
 PLUGIN = Path(__file__).parents[3] / "tasks" / "nmt" / "plugin"
 MODEL = (
@@ -27,25 +27,25 @@ TEST = ("--gen-subset", "test", "--required-batch-size-multiple", "1")  # with 8
 
 @pytest.fixture
 def toy_binary(toy, tmp_path, tiny_settings):
-    """The toy language as fairseq-preprocess leaves it."""
+    """The toy language, binarised by fairseq-preprocess."""
     config = override(tasks()["nmt"].experiments["nmt/multi30k_de_en_nat"](), tiny_settings)
     return prepare(config.data, toy, tmp_path)
 
 
 def fairseq(command, *words):
-    """Run fairseq's own command with the plugin, in a process of its own; returns what it said."""
-    done = subprocess.run(
+    """Run a command of fairseq with the plug-in, in its own process; return its output."""
+    result = subprocess.run(
         [Path(sys.executable).with_name(f"fairseq-{command}"), *map(str, words), "--user-dir", PLUGIN],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 @pytest.mark.slow
-def test_a_checkpoint_with_counts_of_bleu_is_gone_on_with_and_generates(toy_binary, tmp_path):
+def test_a_checkpoint_with_bleu_counts_resumes_and_generates(toy_binary, tmp_path):
     TranslationReLoss("identity", "counted", "token", width=8, feedforward=8, heads=2).save_pretrained(
         tmp_path / "surrogate"
     )
@@ -53,21 +53,21 @@ def test_a_checkpoint_with_counts_of_bleu_is_gone_on_with_and_generates(toy_bina
     words = ("--task", "translation", "--arch", "transformer", *criterion, *MODEL, *BLEU)
     save = tmp_path / "checkpoint"
     fairseq("train", toy_binary, *words, "--save-dir", save, "--max-epoch", "1")
-    said = fairseq("train", toy_binary, *words, "--save-dir", save, "--max-epoch", "2")
-    assert f"Loaded checkpoint {save / 'checkpoint_last.pt'} (epoch 2 @" in said
+    output = fairseq("train", toy_binary, *words, "--save-dir", save, "--max-epoch", "2")
+    assert f"Loaded checkpoint {save / 'checkpoint_last.pt'} (epoch 2 @" in output
     metrics = torch.load(save / "checkpoint_last.pt", weights_only=True)["extra_state"]["metrics"]["valid"]
     (counts,) = [meter["sum"] for _, name, _, meter in metrics if name == "_bleu_counts"]
     assert counts.shape == (4,)
-    said = fairseq("generate", toy_binary, "--path", save / "checkpoint_last.pt", *TEST)
-    assert said.count("\nD-") == 11
+    output = fairseq("generate", toy_binary, "--path", save / "checkpoint_last.pt", *TEST)
+    assert output.count("\nD-") == 11
 
 
 @pytest.mark.slow
-def test_a_non_autoregressive_model_is_trained_and_translates(toy_binary, tmp_path):
+def test_a_non_autoregressive_model_trains_and_translates(toy_binary, tmp_path):
     words = ("--task", "translation_lev", "--noise", "full_mask", "--arch", "nonautoregressive_transformer")
     save = tmp_path / "checkpoint"
     options = ("--pred-length-offset", "--left-pad-source", "--ddp-backend", "legacy_ddp", "--max-epoch", "1")
     fairseq("train", toy_binary, *words, "--criterion", "bon_nat", *MODEL, *options, "--save-dir", save)
     generate = ("--task", "translation_lev", "--iter-decode-max-iter", "0", "--left-pad-source")
-    said = fairseq("generate", toy_binary, *generate, "--path", save / "checkpoint_last.pt", *TEST)
-    assert said.count("\nD-") == 11
+    output = fairseq("generate", toy_binary, *generate, "--path", save / "checkpoint_last.pt", *TEST)
+    assert output.count("\nD-") == 11
