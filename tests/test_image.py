@@ -1,4 +1,4 @@
-"""What builds the image and the conda environment holds together; `make docker-test` builds and uses it."""
+"""The files that build the image and the conda environment agree; `make docker-test` builds and uses the image."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from reloss.cli import COMMANDS
+from reloss.experiment.task import tasks
 from reloss.sweep.plan import phases
 from tools.render_results import put_between
 
@@ -32,18 +33,18 @@ def test_version_and_base_image_are_the_same_everywhere() -> None:
     base = arguments(DOCKERFILE)["BASE_IMAGE"]
     for service in COMPOSE["services"].values():
         assert service["build"]["args"]["BASE_IMAGE"] == f"${{BASE_IMAGE:-{base}}}"
-    assert f"BASE_IMAGE={base}@sha256:..." in (ROOT / "README.md").read_text()
+    assert f"BASE_IMAGE={base}@sha256:..." in (ROOT / "docs" / "docker.md").read_text()
 
 
 def test_every_experiment_has_its_line(cli) -> None:
     rows = json.loads(cli("list", "--json")[1])
-    for page, of in [("README.md", rows)] + [
-        (f"tasks/{task}/README.md", [row for row in rows if row["task"] == task])
-        for task in {row["task"] for row in rows}
-    ]:
+    pages = {"docs/docker.md": rows}
+    for task in {row["task"] for row in rows}:
+        pages[f"tasks/{task}/README.md"] = [row for row in rows if row["task"] == task]
+    for page, listed in pages.items():
         lines = re.findall(r"^docker run .* reloss run (\S+) --loss (\S+) --seed 0$", (ROOT / page).read_text(), re.M)
-        assert lines == [(row["name"], "reloss") for row in of], page
-        assert all("reloss" in row["losses"] for row in of)
+        assert lines == [(row["name"], "reloss") for row in listed], page
+        assert all("reloss" in row["losses"] for row in listed)
 
 
 def test_lines_go_between_markers_alone() -> None:
@@ -53,20 +54,20 @@ def test_lines_go_between_markers_alone() -> None:
         put_between(page, "results", "new")
 
 
-def test_compose_is_of_the_specification() -> None:
+def test_compose_file_follows_the_specification() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*command, ROOT / "docker" / "compose.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_services_of_compose_ask_for_what_is_there() -> None:
-    tables = {"classification", "pose", "nmt", "mrc", "ablation"}
+def test_services_of_compose_run_commands_that_exist() -> None:
+    tables = {*tasks(), "ablation"}
     assert COMPOSE["services"].keys() == tables | {"demo", "data", "table", "report"}
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["volumes"] == ["data:/data", "runs:/runs"]
-        assert service["environment"] == {"WANDB_API_KEY": None}  # handed on from outside, never written here
+        assert service["environment"] == {"WANDB_API_KEY": None}  # passed on from outside, never written here
         words = [*service.get("entrypoint", ["reloss"])[1:], *shlex.split(service["command"])]
         assert words[0] in COMMANDS
         assert ("deploy" in service) == (name in tables)
@@ -87,7 +88,7 @@ def test_conda_brings_python_and_pip_the_lock() -> None:
 
 
 def test_documented_conda_command_installs_the_lock_unresolved(tmp_path: Path) -> None:
-    """As conda does: the lines of `pip` in a file, the variables of the command set. Here all is installed already."""
+    """As conda does it: the `pip` lines in a file, with the variables of the command. All is installed already."""
     (variables,) = re.findall(r"((?:PIP_\w+=\w+ )+)conda env create --file environment.yml", CONDA)
     named = {**os.environ, **dict(pair.split("=") for pair in variables.split())}
     lines = yaml.safe_load(CONDA)["dependencies"][-1]["pip"]
@@ -97,7 +98,7 @@ def test_documented_conda_command_installs_the_lock_unresolved(tmp_path: Path) -
     done = subprocess.run(pip, env=named, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["install"] == []
-    # What the variables mean to pip, by its own parser.
+    # The meaning of the variables, read by pip's own parser.
     parse = "from pip._internal.commands import create_command as c; o, _ = c('install').parse_args([]); "
     code = parse + "print(bool(o.ignore_dependencies), bool(o.build_isolation))"
     done = subprocess.run([sys.executable, "-c", code], env=named, capture_output=True, text=True, check=True)

@@ -4,16 +4,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from reloss.experiment.config import Scope
+from reloss.experiment.records import read_records
 from reloss.experiment.task import tasks
 from reloss.learning import PredictionBank
+from reloss.report.statistics import Difference
 from reloss.surrogates import SurrogateLoss
-from tools.render_results import rendered_pages
+from tools.render_results import RECORDS, rendered_pages
 from tools.scaling import SIZES
+from tools.verdict import MOST_ROWS, short_table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements" / "lock.txt").read_text()
@@ -74,6 +79,29 @@ def test_results_are_few_files_and_hold_no_code() -> None:
     files = [path for path in paths if path.is_file()]
     assert 0 < len(files) <= 45
     assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".jsonl"}
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_verdict_counts_intervals_on_either_side_of_zero() -> None:
+    def row(loss: str, low: float | None, high: float | None) -> Any:
+        return SimpleNamespace(loss=loss, difference=Difference(0.0, low, high, 3))
+
+    rows = [row("reloss", 0.1, 2), row("reloss", -1, -0.1), row("reloss", -1, 1), row("reloss", 0, 0)]
+    rows += [row("reloss", None, None), row("approx", 1, 2), SimpleNamespace(loss="reloss", difference=None)]
+    assert verdict(rows).startswith("Of 4 comparisons")
+    assert "above it in 1, below it in 1, and too close to tell in 2." in verdict(rows)
+
+
+def test_short_table_compares_over_several_seeds() -> None:
+    runs = read_records(RECORDS / "main").runs
+    configs = [make() for task in tasks().values() for make in task.experiments.values()]
+    table = short_table(configs, runs)
+    assert 0 < len(table.rows) <= MOST_ROWS
+    seeds = table.headers.index("seeds")
+    assert all(int(row[seeds]) > 1 for row in table.rows)
 
 
 def test_library_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

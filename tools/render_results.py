@@ -1,26 +1,25 @@
-"""Render every table of results/ and of the READMEs from the committed records: `make results`.
+"""Render every table of results/ and of the README from the committed records: `make results`.
 
 No number is typed by hand: tables are rendered whole, and pages with prose have markers between which their tables
-stand. The `docker run` lines of the READMEs are rendered too, from the list of experiments.
+stand. The `docker run` lines are rendered too, from the list of experiments.
 
 Records are added with `reloss pack RUNS results/records/GROUP`; see results/README.md.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reloss.experiment.records import read_records
 from reloss.experiment.task import Task, tasks
 from reloss.report.correlation_table import correlation_rows, correlation_table
-from reloss.report.table import PROVENANCE, Table
 from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
+from tools.verdict import short_table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "results"
+README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
 RECORDS = RESULTS / "records"
 """Packed records, in a folder per group: main, ablation, rare and tiny."""
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
@@ -32,6 +31,7 @@ def rendered_pages() -> dict[Path, str]:
     """Return the text of every rendered page, by its path."""
     pages = {}
     records, recorded_rows = read_records(RECORDS / "main"), []
+    configs = [make() for task in tasks().values() for name, make in task.experiments.items() if name not in RARE]
     for name, task in tasks().items():
         rows = [row for row in task_rows(task, records.runs) if row.experiment not in RARE]
         pages[RESULTS / f"{name}.md"] = f"# {name}: results\n\n{task_table(rows).markdown()}\n"
@@ -39,17 +39,16 @@ def rendered_pages() -> dict[Path, str]:
     ranked = [row for row in correlation_rows(records) if row.experiment not in RARE]
     pages[RESULTS / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
     tables = {
-        README: _short_table(task_table(recorded_rows)),
+        README: f"{verdict(recorded_rows)}\n\n{short_table(configs, records.runs).markdown()}",
         RESULTS / "rare.md": f"{_tuned('rare', 'average_precision')}\n\n{_tuned('rare', 'binary_f1')}",
         RESULTS / "ablation.md": f"{_tuned('ablation', 'accuracy')}\n\n{_ablation()}",
     }
     for page, text in tables.items():
         pages[page] = put_between(page.read_text(encoding="utf-8"), "results", text)
-    readmes: dict[Path, Iterable[Task]] = {README: tasks().values()}
-    readmes |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
-    for page, shown_tasks in readmes.items():
-        text = pages.get(page) or page.read_text(encoding="utf-8")
-        pages[page] = put_between(text, "docker", _docker_lines(shown_tasks))
+    commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
+    commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
+    for page, shown_tasks in commands.items():
+        pages[page] = put_between(page.read_text(encoding="utf-8"), "docker", _docker_lines(shown_tasks))
     return pages
 
 
@@ -59,12 +58,6 @@ def _tuned(group: str, score: str) -> str:
 
 def _ablation() -> str:
     return read_table("ablation", RECORDS / "ablation").markdown()
-
-
-def _short_table(table: Table) -> str:
-    """Return the README's table: without its note, and without the columns that tell where a number comes from."""
-    headers = [header for header in table.headers if header not in ("published", "error, %", *PROVENANCE)]
-    return replace(table.select(headers), note="").markdown()
 
 
 def _docker_lines(shown_tasks: Iterable[Task]) -> str:

@@ -1,0 +1,63 @@
+"""The README's verdict: how often the learned loss beats the ordinary one, and a short table.
+
+Both are computed from the committed records. The sentence counts every comparison in the tables of the tasks. The short
+table shows, for each experiment and initialisation, both losses with the settings that the validation split prefers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from reloss.experiment.config import Experiment
+from reloss.experiment.records import RunRecord
+from reloss.report.groups import baseline_group, group_runs, scores_by_seed
+from reloss.report.statistics import describe, paired_difference
+from reloss.report.table import Cell, Table
+from reloss.report.task_table import TaskRow
+
+LEARNED = "reloss"
+NOTE = (
+    "Mean ± standard deviation, and the paired difference with its 95 % interval. Both losses have the settings that "
+    "their validation split prefers, or where it was not scored, the fewest. `train.init=baseline` fine-tunes; every "
+    "other row trains from scratch."
+)
+HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds", "settings tuned")
+MOST_ROWS = 10
+
+
+def verdict(rows: Iterable[TaskRow]) -> str:
+    """Return one sentence that counts the comparisons of the learned loss with the ordinary one."""
+    differences = [row.difference for row in rows if row.loss == LEARNED and row.difference is not None]
+    intervals = [(each.low, each.high) for each in differences if each.low is not None and each.high is not None]
+    above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+    return (
+        f"Of {len(intervals)} comparisons with the ordinary loss, paired over two or more seeds, the learned loss is "
+        f"above it in {above}, below it in {below}, and too close to tell in {len(intervals) - above - below}."
+    )
+
+
+def short_table(configs: Iterable[Experiment], runs: Sequence[RunRecord]) -> Table:
+    """Return a table of at most MOST_ROWS comparisons over two or more seeds; see NOTE."""
+    rows = [row for config in configs for row in _comparisons(config, runs)]
+    return Table(HEADERS, rows[:MOST_ROWS], NOTE)
+
+
+def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list[Cell]]:
+    """Yield a row for each protocol and initialisation in which both losses were run."""
+    groups = group_runs(run for run in runs if run.experiment == config.name)
+    groups = {key: group for key, group in groups.items() if len(scores_by_seed(group, config.score)) > 1}
+    for (loss, _), group in sorted(groups.items()):
+        is_preferred = baseline_group(groups, config.ordinary_loss, group[0], config.score) is group
+        learned = baseline_group(groups, LEARNED, group[0], config.score)
+        if loss != config.ordinary_loss or not is_preferred or not learned:
+            continue
+        ordinary_scores, scores = (scores_by_seed(each, config.score) for each in (group, learned))
+        difference = paired_difference(scores, ordinary_scores)
+        if difference is not None:
+            samples = [describe(list(values.values())) for values in (ordinary_scores, scores)]
+            yield [config.name, config.score, *samples, difference, difference.n, _tuned(config, learned[0])]
+
+
+def _tuned(config: Experiment, run: RunRecord) -> str:
+    """Return the settings of a run that may be tuned for each loss."""
+    return " ".join(setting for setting in run.settings if setting.startswith(config.TUNED)) or "none"
