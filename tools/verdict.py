@@ -44,9 +44,9 @@ def short_table(configs: Iterable[Experiment], runs: Sequence[RunRecord]) -> Tab
 
 def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list[Cell]]:
     """Yield a row for each protocol and initialisation in which both losses were run."""
-    groups = group_runs(run for run in runs if run.experiment == config.name)
+    groups = group_runs(config, (run for run in runs if run.experiment == config.name))
     groups = {key: group for key, group in groups.items() if len(scores_by_seed(group, config.score)) > 1}
-    for (loss, _), group in sorted(groups.items()):
+    for (loss, _), group in groups.items():
         is_preferred = baseline_group(groups, config.ordinary_loss, group[0], config.score) is group
         learned = baseline_group(groups, LEARNED, group[0], config.score)
         if loss != config.ordinary_loss or not is_preferred or not learned:
