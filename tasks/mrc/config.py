@@ -90,3 +90,8 @@ class ReadingExperiment(Experiment):
     def surrogate_kind(self) -> str:
         """The kind of surrogate for start and end logits."""
         return "reading"
+
+    @property
+    def surrogate_shape(self) -> tuple[int, ...]:
+        """Start and end, for each token of a window."""
+        return (2, self.data.max_length)

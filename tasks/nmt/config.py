@@ -91,6 +91,11 @@ class TranslationExperiment(Experiment):
         """The kind of surrogate for translations."""
         return "translation"
 
+    @property
+    def surrogate_shape(self) -> tuple[int, ...]:
+        """Number of tokens in a recorded sentence."""
+        return (self.recording.length,)
+
     def required_runs(self) -> list[RequiredRun]:
         """Return the teacher's run, if the experiment distils from it or takes its weights."""
         teacher = RECORD_NAME.fullmatch(self.data.teacher)

@@ -55,3 +55,10 @@ class PoseExperiment(Experiment):
     def surrogate_kind(self) -> str:
         """The kind of surrogate for heatmaps."""
         return "pose"
+
+    @property
+    def surrogate_shape(self) -> tuple[int, ...]:
+        """One joint's heatmap: [1, height, width], read from the mmpose config."""
+        from reloss_tasks.pose.training import heatmap_size
+
+        return (1, *heatmap_size(self))

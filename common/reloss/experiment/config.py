@@ -133,6 +133,11 @@ class Experiment(Section):
         raise NotImplementedError
 
     @property
+    def surrogate_shape(self) -> tuple[int, ...]:
+        """Shape of one example's outputs; empty if the surrogate's network does not depend on it."""
+        return ()
+
+    @property
     def fine_tunes(self) -> bool:
         """Whether a run starts from the weights of the finished baseline of its seed."""
         return self.train.init == "baseline"

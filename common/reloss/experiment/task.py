@@ -117,17 +117,12 @@ class Task:
         scores: dict[str, float] = self._module("training").evaluate(run)
         return scores
 
-    def new_surrogate(self, config: Any) -> SurrogateLoss:
+    def new_surrogate(self, config: Experiment) -> SurrogateLoss:
         """Return a fresh surrogate for the experiment's predictions."""
         from reloss.surrogates import build
 
-        shapes: dict[str, Callable[[], tuple[int, ...]]] = {
-            "pose": lambda: (1, *self._module("training").heatmap_size(config)),
-            "translation": lambda: (config.recording.length,),
-            "reading": lambda: (2, config.data.max_length),
-        }
-        shape = shapes.get(config.surrogate_kind, lambda: ())()
-        return build(config.surrogate_kind, shape, fidelity=config.learn.fidelity, **config.surrogate.model_dump())
+        options = config.surrogate.model_dump()
+        return build(config.surrogate_kind, config.surrogate_shape, fidelity=config.learn.fidelity, **options)
 
     def _module(self, name: str) -> Any:
         return import_module(f"{self.package}.{name}")
