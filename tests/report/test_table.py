@@ -1,7 +1,9 @@
+import ast
 import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,27 @@ def test_an_unknown_format_is_refused():
     with pytest.raises(UsageError, match="unknown format 'html'; valid: md, csv, tex, json"):
         TABLE.render("html")
     assert TABLE.render("csv") == TABLE.csv()
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def strings(path):
+    """The string literals of a Python file, without its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    expressions = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in expressions:
+            yield node.value
+
+
+def test_no_other_module_writes_markdown_tables():
+    paths = [
+        path for folder in ("common/reloss", "tasks", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
+    writers = {
+        str(path.relative_to(ROOT))
+        for path in paths
+        if any(re.search(r"\| ?-{3}|^\| ", text) for text in strings(path))
+    }
+    assert writers == {"common/reloss/report/table.py"}

@@ -135,16 +135,14 @@ def model_card(name: str, card: dict[str, Any]) -> str:
     from reloss import {card["class"]}
     loss = {card["class"]}.from_pretrained("{name}")
 
-| | |
-| --- | --- |
-| data | {about["data"]} |
-| metric | {card["metric"]}, {"higher" if card["higher_is_better"] else "lower"} is better |
-| fidelity | {learn["fidelity"]} |
-| held-out items | {fit["validation_items"]}, which is {learn["validation_fraction"]:.0%} of the recorded ones |
-| Spearman with the metric, recorded items | {fit["spearman"]:.4f} (the ordinary loss: {fit["spearman_ordinary"]:.4f}) |
-| Spearman with the metric, synthetic items | {fit["spearman_synthetic"]:.4f} |
-| weights | from step {fit["step"]} of {learn["steps"]}, chosen on the held-out items |
-| bank | {card["bank"]} |
+- data: {about["data"]}
+- metric: {card["metric"]}, {"higher" if card["higher_is_better"] else "lower"} is better
+- fidelity: {learn["fidelity"]}
+- held-out items: {fit["validation_items"]}, which is {learn["validation_fraction"]:.0%} of the recorded ones
+- Spearman with the metric, recorded items: {fit["spearman"]:.4f} (the ordinary loss: {fit["spearman_ordinary"]:.4f})
+- Spearman with the metric, synthetic items: {fit["spearman_synthetic"]:.4f}
+- weights: from step {fit["step"]} of {learn["steps"]}, chosen on the held-out items
+- bank: {card["bank"]}
 
 **Good for:** {about["good_for"]}
 
