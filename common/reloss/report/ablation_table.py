@@ -97,14 +97,16 @@ def _variant_groups(
     """Return the runs of each variant, which may have none.
 
     All variants of a sweep may share further settings, such as data.format=folder. They are the settings of the
-    smallest group without a factor: for the ordinary loss, and for learned losses, which use more settings.
+    smallest group, if possible one without a factor: for the ordinary loss, and for learned losses, which use more
+    settings.
     """
     own = {variant: set(group_key(config, variant.loss, variant.settings)[1]) for variant in variants}
     factors = set().union(*own.values())
 
     def shared(losses: Collection[str]) -> tuple[str, ...]:
-        plain = [settings for loss, settings in groups if loss in losses and factors.isdisjoint(settings)]
-        return min(plain, key=len, default=())
+        candidates = [settings for loss, settings in groups if loss in losses]
+        plain = [settings for settings in candidates if factors.isdisjoint(settings)]
+        return min(plain or candidates, key=len, default=())
 
     ordinary, learned = shared({config.ordinary_loss}), shared(LEARNED_LOSSES)
     keys = {
