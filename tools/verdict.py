@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
+from reloss.experiment.settings import override
 from reloss.report.groups import baseline_group, group_runs, scores_by_seed
 from reloss.report.statistics import describe, paired_difference
 from reloss.report.table import Cell, Table
@@ -18,10 +19,9 @@ from reloss.report.task_table import TaskRow
 LEARNED = "reloss"
 NOTE = (
     "Mean ± standard deviation, and the paired difference with its 95 % interval. Both losses have the settings that "
-    "their validation split prefers, or where it was not scored, the fewest. `train.init=baseline` fine-tunes; every "
-    "other row trains from scratch."
+    "their validation split prefers, or where it was not scored, the fewest."
 )
-HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds", "settings tuned")
+HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds", "training")
 MOST_ROWS = 10
 
 
@@ -55,9 +55,11 @@ def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list
         difference = paired_difference(scores, ordinary_scores)
         if difference is not None:
             samples = [describe(list(values.values())) for values in (ordinary_scores, scores)]
-            yield [config.name, config.score, *samples, difference, difference.n, _tuned(config, learned[0])]
+            yield [config.name, config.score, *samples, difference, difference.n, _training(config, learned[0])]
 
 
-def _tuned(config: Experiment, run: RunRecord) -> str:
-    """Return the settings of a run that may be tuned for each loss."""
-    return " ".join(setting for setting in run.settings if setting.startswith(config.TUNED)) or "none"
+def _training(config: Experiment, run: RunRecord) -> str:
+    """Return how a run was trained, in words."""
+    recipe = override(config, run.settings).train
+    start = "fine-tuned" if recipe.init == "baseline" else "from scratch"
+    return start + (f", plus {recipe.ordinary_weight:g} x ordinary loss" if recipe.ordinary_weight else "")
