@@ -94,7 +94,7 @@ def test_verdict_counts_intervals_on_either_side_of_zero() -> None:
     rows = [row("reloss", 0.1, 2), row("reloss", -1, -0.1), row("reloss", -1, 1), row("reloss", 0, 0)]
     rows += [row("reloss", None, None), row("approx", 1, 2), SimpleNamespace(loss="reloss", difference=None)]
     assert verdict(rows).startswith("Of 4 comparisons")
-    assert "above it in 1, below it in 1, and too close to tell in 2." in verdict(rows)
+    assert "scores higher in 1, lower in 1, and too close to tell in 2" in verdict(rows)
 
 
 def test_short_table_compares_over_several_seeds() -> None:

@@ -21,7 +21,7 @@ NOTE = (
     "Mean ± standard deviation, and the paired difference with its 95 % interval. Both losses have the settings that "
     "their validation split prefers, or where it was not scored, the fewest."
 )
-HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds", "training")
+HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds")
 MOST_ROWS = 10
 
 
@@ -31,8 +31,8 @@ def verdict(rows: Iterable[TaskRow]) -> str:
     intervals = [(each.low, each.high) for each in differences if each.low is not None and each.high is not None]
     above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
     return (
-        f"Of {len(intervals)} comparisons with the ordinary loss, paired over two or more seeds, the learned loss is "
-        f"above it in {above}, below it in {below}, and too close to tell in {len(intervals) - above - below}."
+        f"Of {len(intervals)} comparisons with the ordinary loss, paired over two or more seeds, the learned loss scores "
+        f"higher in {above}, lower in {below}, and too close to tell in {len(intervals) - above - below} (95 % intervals)."
     )
 
 
@@ -55,11 +55,12 @@ def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list
         difference = paired_difference(scores, ordinary_scores)
         if difference is not None:
             samples = [describe(list(values.values())) for values in (ordinary_scores, scores)]
-            yield [config.name, config.score, *samples, difference, difference.n, _training(config, learned[0])]
+            yield [_name(config, learned[0]), config.score, *samples, difference, difference.n]
 
 
-def _training(config: Experiment, run: RunRecord) -> str:
-    """Return how a run was trained, in words."""
+def _name(config: Experiment, run: RunRecord) -> str:
+    """Return the experiment's name, and how a run was trained if not from scratch with the learned loss alone."""
     recipe = override(config, run.settings).train
-    start = "fine-tuned" if recipe.init == "baseline" else "from scratch"
-    return start + (f", plus {recipe.ordinary_weight:g} x ordinary loss" if recipe.ordinary_weight else "")
+    fine_tuned = ["fine-tuned"] if recipe.init == "baseline" else []
+    added = [f"plus {recipe.ordinary_weight:g} x ordinary"] if recipe.ordinary_weight else []
+    return ", ".join([config.name, *fine_tuned, *added])
