@@ -31,8 +31,9 @@ def verdict(rows: Iterable[TaskRow]) -> str:
     intervals = [(each.low, each.high) for each in differences if each.low is not None and each.high is not None]
     above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
     return (
-        f"Of {len(intervals)} comparisons with the ordinary loss, paired over two or more seeds, the learned loss scores "
-        f"higher in {above}, lower in {below}, and too close to tell in {len(intervals) - above - below} (95 % intervals)."
+        f"Of {len(intervals)} comparisons with the ordinary loss, paired over two or more seeds, the learned loss "
+        f"scores higher in {above}, lower in {below}, and too close to tell in {len(intervals) - above - below} "
+        "(95 % intervals)."
     )
 
 
