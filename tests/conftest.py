@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import DIGITS, SMALL
+from small import DIGITS, SMALL, run_small
 from torch import Tensor
 
 from reloss.cli import main
 from reloss.learning import PredictionBank
-from reloss.pipeline.stages import Request, run
 
 RELEASED = Path(__file__).parent / "fixtures" / "released"
 
@@ -65,11 +64,11 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_digits(tmp_path: Path) -> Callable[..., Path]:
-    """Runs the digits experiment at a small size; returns the record."""
+    """Run the digits experiment at a small size; return the record."""
 
     def start(loss: str = "ce", seed: int = 0, settings: tuple[str, ...] = SMALL, **more: object) -> Path:
-        where = {"data": tmp_path / "data", "runs": tmp_path / "runs", "track": "off"}
-        return run(Request(DIGITS, loss, seed, settings=settings, **{**where, **more}))  # type: ignore[arg-type]
+        folders = {"data": tmp_path / "data", "runs": tmp_path / "runs"}
+        return run_small(DIGITS, loss, settings, seed=seed, **{**folders, **more})  # type: ignore[arg-type]
 
     return start
 

@@ -1,4 +1,4 @@
-"""What a record logged, against the dashboard that shows it and the page that documents it."""
+"""Compares the metrics of a record with the dashboard that shows them and the page that documents them."""
 
 from pathlib import Path
 from re import findall
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "tracking.md"
 
 
 def panels(experiment: str) -> dict[str, set[str]]:
-    """The metrics that the panels of an experiment name: of trainings and of fits, and the final ones `summary:...`."""
+    """The metrics in an experiment's panels, of its trainings and its fits; final scores begin with `summary:`."""
     (spec,) = specs(dashboards([experiment], entity=""))
     named: dict[str, set[str]] = {}
     for block in spec["spec"]["blocks"]:
@@ -30,7 +30,7 @@ def metrics_of(kind: str, config: dict[str, Any]) -> set[str]:
 
 
 def check_logged(record: Path) -> None:
-    """All that the dashboard names is in the record, and all that the record logged is documented."""
+    """Check that every metric on the dashboard is in the record, and that every metric in the record is documented."""
     summary = read_json(record / "summary.json")
     named = panels(summary["experiment"])
     logged = {name for line in read_metrics(record / "metrics.jsonl") for name in line}

@@ -23,7 +23,7 @@ class OfflineRun:
     exits: list[int] = field(default_factory=list)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows that are metrics: without those that show a figure."""
+        """The rows of metrics, without those of figures."""
         return [row for row in self.rows if not any("/" in key for key in row)]
 
 

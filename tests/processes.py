@@ -1,4 +1,4 @@
-"""Two processes of one run, as torchrun starts them, and what they left."""
+"""Runs of two processes, started by torchrun."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalon
 
 
 def recorders(home: Path) -> list[int]:
-    """Return which processes recorded the bank of an experiment."""
+    """Return the ranks of the processes that recorded an experiment's bank."""
     return sorted({int(path.stem.rpartition("-")[2]) for path in (home / "bank" / "shards").iterdir()})

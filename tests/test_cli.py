@@ -119,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on(cli, monkeypatch):
     monkeypatch.setattr("reloss.commands.doctor.examine", examine)
     code, _, err = cli("doctor")
     assert code == 130
-    assert err == "reloss: interrupted; the same command goes on from the last checkpoint\n"
+    assert err == "reloss: interrupted; the same command resumes from the last checkpoint\n"
 
 
 LEARN = ("--set", "steps=60", "items=16", "seed=1")

@@ -14,7 +14,7 @@ import yaml
 
 from reloss.cli import COMMANDS
 from reloss.experiment.task import tasks
-from reloss.sweep.plan import phases
+from reloss.sweep.plan import make_plan
 from tools.render_results import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +73,7 @@ def test_services_of_compose_run_commands_that_exist() -> None:
         assert ("deploy" in service) == (name in tables)
         if name in tables:
             assert words == ["sweep", name, "--seeds", "0-2"]
-            assert any(phases(name, [], [0]))
+            assert any(make_plan(name, [], [0]))
             (device,) = service["deploy"]["resources"]["reservations"]["devices"]
             assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 

@@ -1,4 +1,4 @@
-"""Plays as much of W&B's server as an upload needs, and keeps what it was sent: runs, rows, artifacts, files."""
+"""A stand-in for W&B's server: answers as much as an upload needs, and keeps the runs, rows, artifacts and reports."""
 
 import json
 import re
@@ -13,18 +13,18 @@ from typing import Any
 
 @dataclass
 class Kept:
-    """What the server was sent.
+    """What clients sent to the server, and how it answers.
 
     Attributes:
-        runs: variables of the mutation that made each run, by the run's id.
-        rows: by run, W&B's own columns left out.
+        runs: variables of the mutation that created each run, by the run's id.
+        rows: rows of each run, without W&B's own columns.
         exits: exit codes by run.
         versions: ids of artifacts by name and digest.
-        made, used: (run, artifact).
-        views: variables of the mutation that made each report.
-        committed: artifacts whose files have all come.
+        made, used: pairs of a run and an artifact.
+        views: variables of the mutation that created each report.
+        committed: artifacts with all of their files.
         refused: operation, or last part of the address, that is answered with 403.
-        silent: whether requests are left without an answer.
+        silent: whether the server answers no request.
     """
 
     address: str = ""
@@ -51,7 +51,7 @@ class Kept:
                 return {"entity": None}
             case "ArtifactType":
                 return {"project": {"artifact": None}}
-            case "viewer" | "GetViewer" | "GetDefaultEntity":  # the first of a query without a name
+            case "viewer" | "GetViewer" | "GetDefaultEntity":  # the first field of a query without a name
                 return {"viewer": {"id": "me", "username": "me", "entity": "team", "teams": {"edges": []}}}
             case "GetProjects":
                 node = {
@@ -80,7 +80,7 @@ class Kept:
                 key = given["artifactCollectionName"], given["digest"]
                 version = self.versions.setdefault(key, f"artifact{len(self.versions)}")
                 state = "COMMITTED" if key[0] in self.committed else "PENDING"
-                if given["runName"]:  # one that is used comes from no run that the upload knows
+                if given["runName"]:  # an artifact that is only used has no run here
                     self.made.append((given["runName"], key[0]))
                 return {"createArtifact": {"artifact": {"id": version, "state": state, "artifactSequence": {}}}}
             case "CreateArtifactManifest" | "UpdateArtifactManifest":
@@ -107,7 +107,7 @@ class Kept:
         return {**found, "storagePath": name, "uploadMultipartUrls": None, "artifact": {"id": ""}}
 
     def stream(self, run: str, sent: dict[str, Any]) -> None:
-        """Keep rows and exit code of a run."""
+        """Store the rows and the exit code of a run."""
         for line in sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
             self.rows[run].append({key: value for key, value in json.loads(line).items() if key[0] != "_"})
         if sent.get("complete"):
@@ -160,7 +160,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """A client that went away is none."""
+        """Ignore clients that close the connection."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment
 from reloss.report.table import Table
 from reloss.runtime.files import write_text
-from reloss.sweep.plan import phases
+from reloss.sweep.plan import make_plan
 from tools.render_results import put_between
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,8 +143,8 @@ def cost_table() -> Table:
         forward = operations(name, config, size)
         examples = forwards(name, config, size)
         hours = TRAINING * forward * examples / SPEED / 3600
-        plan = phases(name, [config.ordinary_loss, "reloss"], list(range(SEEDS)))
-        runs = sum(cell.stage == "all" and cell.experiment == name for phase in plan for cell in phase)
+        plan = make_plan(name, [config.ordinary_loss, "reloss"], list(range(SEEDS)))
+        runs = sum(job.stage == "all" and job.run.experiment == name for job in plan)
         example_bytes = item_bytes(name, config, size)
         recorded = examples / 32 if name.startswith("nmt") else examples  # a bank holds sentences of about 32 tokens
         whole, kept = recorded * example_bytes, min(config.recording.max_bytes, recorded * example_bytes)

@@ -112,29 +112,23 @@ class Run:
     track: Literal["wandb", "off"] = "wandb"
     """Mirror metrics to W&B: offline, or online where WANDB_API_KEY is set."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the last checkpoint; never: refuse to touch a record that exists."""
+    """auto: resume from the last checkpoint; never: refuse to touch a record that exists."""
     allow_changed_data: bool = False
-    """Go on though the data are not those that the record or the bank was made of."""
+    """Continue although the data changed since the record or the bank was written."""
 
     def __call__(self) -> None:
-        from reloss.experiment.task import find_experiment
-        from reloss.pipeline.stages import Request, run
+        from reloss.experiment.run_spec import RunSpec
+        from reloss.experiment.workspace import Workspace
+        from reloss.pipeline.stages import run
         from reloss.runtime import distributed
 
-        loss = self.loss or find_experiment(self.experiment)[1].ordinary_loss
         folder = run(
-            Request(
-                self.experiment,
-                loss,
-                self.seed,
-                self.stage,
-                _flat(self.set),
-                self.data,
-                self.runs,
-                self.track,
-                self.resume,
-                self.allow_changed_data,
-            )
+            RunSpec.resolve(self.experiment, self.loss or "", self.seed, _flat(self.set)),
+            Workspace(self.runs, self.data),
+            stage=self.stage,
+            track=self.track,
+            resume=self.resume,
+            allow_changed_data=self.allow_changed_data,
         )
         if distributed.is_main():
             print(folder)
@@ -168,7 +162,7 @@ class Learn:
         from reloss.experiment.settings import override
         from reloss.learning import LearnOptions, PredictionBank
         from reloss.metrics import METRICS, get_metric
-        from reloss.pipeline.stages import learn
+        from reloss.pipeline.fitting import learn
         from reloss.runtime import distributed
         from reloss.runtime.files import read_json
         from reloss.runtime.progress import say
@@ -322,13 +316,13 @@ class Sweep:
     runs: Path = RUNS
     track: Literal["wandb", "off"] = "wandb"
     allow_changed_data: bool = False
-    """Go on though the data are not those that a record or the bank was made of."""
+    """Continue although the data changed since a record or the bank was written."""
 
     def __call__(self) -> None:
+        from reloss.experiment.workspace import Workspace
         from reloss.runtime.progress import say
         from reloss.runtime.signals import terminable
-        from reloss.sweep import local as launch
-        from reloss.sweep.plan import estimate, parse_seeds, phases
+        from reloss.sweep.plan import make_plan, parse_seeds
 
         if self.slots < 1:
             raise UsageError("--slots must be at least 1")
@@ -336,24 +330,28 @@ class Sweep:
             raise UsageError("--slurm goes with --launcher slurm")
         common = ["--track", self.track, *(["--allow-changed-data"] if self.allow_changed_data else [])]
         options = ["--data", str(self.data), "--runs", str(self.runs), *common]
-        plan = phases(self.name, _losses(self.losses), parse_seeds(self.seeds), _flat(self.set))
+        plan = make_plan(self.name, _losses(self.losses), parse_seeds(self.seeds), _flat(self.set))
+        workspace = Workspace(self.runs, self.data)
         if self.launcher == "print":
+            from reloss.sweep.lines import docker_lines, plain_lines
+
             plain = self.image == "none"
             lines = (
-                launch.plain_lines(plan, options, self.runs)
-                if plain
-                else launch.docker_lines(plan, self.image, self.data, self.runs, common)
+                plain_lines(plan, options, workspace) if plain else docker_lines(plan, self.image, workspace, common)
             )
             print("\n".join(lines))
         elif self.launcher == "slurm":
             from reloss.sweep.slurm import Resources, submit
 
-            submit(plan, options, self.runs, Resources.parse(_flat(self.slurm)))
+            submit(plan, options, workspace, Resources.parse(_flat(self.slurm)))
         else:
-            say(estimate(plan, self.runs, self.slots))
+            from reloss.sweep.estimate import estimate
+            from reloss.sweep.local import check, run_local, visible_gpus
+
+            say(estimate(plan, workspace, self.slots))
             with terminable():
-                failed = launch.run_local(plan, options, self.runs, self.slots, launch.visible_gpus())
-            launch.check(failed, plan, self.runs)
+                failed = run_local(plan, options, workspace, self.slots, visible_gpus())
+            check(failed, plan, workspace)
 
 
 @dataclass
@@ -376,19 +374,21 @@ class Status:
     """Print JSON."""
 
     def __call__(self) -> None:
+        from reloss.experiment.workspace import Workspace
         from reloss.runtime.progress import say
-        from reloss.sweep.plan import parse_seeds, phases
+        from reloss.sweep.plan import make_plan, parse_seeds
         from reloss.sweep.status import of_plan, of_records, render
 
+        workspace = Workspace(self.runs)
         losses, settings = _losses(self.losses), _flat(self.set)
         if not self.runs.exists():
             say(f"note: there is no folder {self.runs}; --runs says where the records are")
         if settings and not self.seeds:
             raise UsageError("--set says which sweep is meant, and needs its --seeds")
         if self.seeds:
-            rows = of_plan(phases(self.name, losses, parse_seeds(self.seeds), settings), self.runs)
+            rows = of_plan(make_plan(self.name, losses, parse_seeds(self.seeds), settings), workspace)
         else:
-            rows = of_records(phases(self.name, losses, [0]), losses, self.runs)
+            rows = of_records(make_plan(self.name, losses, [0]), losses, workspace)
         print(json.dumps([row.as_json() for row in rows], indent=2) if self.json else render(rows))
 
 
@@ -440,13 +440,14 @@ class Sync:
     """Seconds that the upload of one run may take."""
 
     def __call__(self) -> None:
-        from reloss.report.mirrored import mirror_tables
+        from reloss.commands.upload_tables import upload_tables
+        from reloss.experiment.workspace import Workspace
         from reloss.tracking.sync import has_key, sync
 
         if self.deadline <= 0:
             raise UsageError("--deadline must be more than 0")
         if has_key() and self.runs.is_dir():
-            mirror_tables(self.runs)
+            upload_tables(Workspace(self.runs))
         sync(self.runs, self.deadline)
 
 
@@ -549,7 +550,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         sys.exit(141)
     except KeyboardInterrupt:
-        print("reloss: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("reloss: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         sys.exit(_Failure().report(error))
@@ -559,7 +560,7 @@ def main(arguments: list[str] | None = None) -> None:
         from reloss.runtime.progress import MAIN
 
         if MAIN:
-            print("reloss: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
+            print("reloss: terminated; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(143)
 
 

@@ -158,7 +158,7 @@ def test_sigterm_is_recorded(start, finish, tmp_path):
     process.terminate()
     said, _ = process.communicate()
     assert process.returncode == 143, said
-    assert "terminated; the same command goes on from the last checkpoint" in said
+    assert "terminated; the same command resumes from the last checkpoint" in said
     assert "Traceback" not in said
     assert summary(record)["status"] == "interrupted"
     assert len(metrics(record)) < 5
@@ -174,7 +174,7 @@ def test_sigterm_while_learning_is_said(start, finish, tmp_path):
     process.terminate()
     said, _ = process.communicate()
     assert process.returncode == 143, said
-    assert "terminated; the same command goes on from the last checkpoint" in said
+    assert "terminated; the same command resumes from the last checkpoint" in said
     assert "resuming the fit at step" in finish(*words(tmp_path), "--stage", "learn")
 
 

@@ -26,7 +26,7 @@ def summary(path):
     return json.loads((path / "summary.json").read_text())
 
 
-def test_holds_what_design_names(tmp_path):
+def test_the_files_of_a_record(tmp_path):
     record = open_record(tmp_path)
     record.log(5, epoch=1, accuracy=0.25)
     record.save_checkpoint({"epoch": 1})
@@ -71,10 +71,10 @@ def test_wall_time_adds_up_over_resumes(tmp_path):
     assert 100 <= summary(tmp_path)["wall_seconds"] < 160
 
 
-def test_another_config_is_refused_and_nothing_touched(tmp_path):
+def test_another_config_is_refused_and_changes_nothing(tmp_path):
     open_record(tmp_path).close("finished", {"accuracy": 0.5})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    with pytest.raises(UsageError, match=r"was made by another config.*choose another --runs"):
+    with pytest.raises(UsageError, match=r"belongs to a run with another config.*choose another --runs"):
         open_record(tmp_path, override(DIGITS, ["train.epochs=3"]))
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
@@ -94,7 +94,7 @@ def test_metrics_after_the_checkpoint_are_cut_on_resume(tmp_path):
     assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 0.5, 0.25]
 
 
-def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
+def test_without_a_checkpoint_the_metrics_start_from_scratch(tmp_path):
     open_record(tmp_path).log(1, loss=2.0)
     record = open_record(tmp_path)
     assert record.load_checkpoint() is None
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     record.save_checkpoint({"weight": torch.randn(1000)})
     path = tmp_path / "checkpoint" / "last.pt"
     path.write_bytes(path.read_bytes()[:2000] if damage == "half" else damage)
-    with pytest.raises(RelossError, match=r"last\.pt is damaged; remove last\.pt to train this run anew"):
+    with pytest.raises(RelossError, match=r"last\.pt is damaged; remove last\.pt to train this run from scratch"):
         open_record(tmp_path).load_checkpoint()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
@@ -137,7 +137,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, capsys, damage):
     assert not (tmp_path / "checkpoint" / "last.previous.pt").exists()
 
 
-def test_the_only_whole_checkpoint_outlives_a_save_that_fails(tmp_path, monkeypatch):
+def test_the_only_intact_checkpoint_survives_a_failed_save(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     for step in (1, 2):
         save_checkpoint(path, {"step": step})
@@ -150,82 +150,82 @@ def test_the_only_whole_checkpoint_outlives_a_save_that_fails(tmp_path, monkeypa
         patched.setattr("os.fsync", fail)
         with pytest.raises(RelossError, match=r"cannot write .*last\.pt: Input/output error; nothing .* was lost"):
             save_checkpoint(path, {"step": 3})
-    assert load_checkpoint(path, "anew") == {"step": 1}
+    assert load_checkpoint(path, "to start from scratch") == {"step": 1}
     save_checkpoint(path, {"step": 3})
-    assert load_checkpoint(path, "anew") == {"step": 3}
-    assert load_checkpoint(previous(path), "anew") == {"step": 1}  # not the damaged one
+    assert load_checkpoint(path, "to start from scratch") == {"step": 3}
+    assert load_checkpoint(previous(path), "to start from scratch") == {"step": 1}  # not the damaged one
     save_checkpoint(path, {"step": 4})
-    assert load_checkpoint(previous(path), "anew") == {"step": 3}
+    assert load_checkpoint(previous(path), "to start from scratch") == {"step": 3}
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, capsys):
     path = tmp_path / "last.pt"
     path.mkdir()
-    said = rf"checkpoint {path} cannot be read \(Is a directory\); make it readable, or remove last\.pt to learn anew"
-    with pytest.raises(RelossError, match=said):
-        load_checkpoint(path, "to learn anew")
+    message = rf"checkpoint {path} cannot be read \(Is a directory\); make it readable, or remove last\.pt to start"
+    with pytest.raises(RelossError, match=message):
+        load_checkpoint(path, "to start from scratch")
     save_checkpoint(previous(path), {"step": 1})
     capsys.readouterr()
-    assert load_checkpoint(path, "to learn anew") == {"step": 1}
+    assert load_checkpoint(path, "to start from scratch") == {"step": 1}
     assert f"checkpoint {path} cannot be read (Is a directory)" in capsys.readouterr().err
     previous(path).write_bytes(b"damaged")
     with pytest.raises(
-        RelossError, match=r"last\.pt cannot be read .* remove last\.pt and last\.previous\.pt to learn"
+        RelossError, match=r"last\.pt cannot be read .* remove last\.pt and last\.previous\.pt to start"
     ):
-        load_checkpoint(path, "to learn anew")
+        load_checkpoint(path, "to start from scratch")
 
 
 def cut_metrics(folder, lines):
-    """Leave so many whole lines and a half one, as a disk does that lost what was written last."""
+    """Keep the first lines and the beginning of the next, like a disk that lost its last writes."""
     path = folder / "metrics.jsonl"
     text = path.read_text().splitlines(keepends=True)
     path.write_text("".join(text[:lines]) + "".join(text[lines:])[:5])
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2])
-def test_a_checkpoint_that_counts_more_metrics_than_there_are_is_not_gone_on_from(tmp_path, lines):
+def test_a_checkpoint_that_counts_missing_metrics_is_not_resumed_from(tmp_path, lines):
     record = open_record(tmp_path)
     for step in (1, 2, 3):
         record.log(step, loss=2.0)
         record.save_checkpoint({"step": step})
     cut_metrics(tmp_path, lines)
     again = open_record(tmp_path)
-    if lines == 2:  # of the checkpoint before
+    if lines == 2:  # as the previous checkpoint counts
         assert again.load_checkpoint() == {"step": 2}
         again.log(3, loss=1.0)
         assert read_metrics(tmp_path / "metrics.jsonl")[1:] == [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}]
         return
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    said = rf"holds {lines} whole lines, fewer than the 2 that .* counts: restore it .*, or remove {tmp_path} to train"
-    with pytest.raises(RelossError, match=said):
+    message = rf"has {lines} whole lines, but the checkpoint counts 2: restore it .*, or remove {tmp_path} to train"
+    with pytest.raises(RelossError, match=message):
         again.load_checkpoint()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_epoch_without_metrics_is_named_where_a_framework_goes_on_from_a_later_one(tmp_path):
+def test_an_epoch_without_metrics_before_a_checkpoint_is_named(tmp_path):
     record = open_record(tmp_path)
-    for epoch in (1, 1, 2, 3):  # training and validation of the first
+    for epoch in (1, 1, 2, 3):  # training and validation of the first epoch
         record.log(10 * epoch, epoch=epoch)
     assert open_record(tmp_path).epochs() == 3
     open_record(tmp_path).rewind_to_epoch(2)
     assert [entry["epoch"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 1, 2]
     cut_metrics(tmp_path, 2)
     assert open_record(tmp_path).epochs() == 1
-    with pytest.raises(RelossError, match="holds no line of epoch 2, but the checkpoint is of epoch 3: restore it"):
+    with pytest.raises(RelossError, match="has no line of epoch 2, but the checkpoint is from epoch 3: restore it"):
         open_record(tmp_path).rewind_to_epoch(3)
 
 
 def test_metrics_are_on_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
     record = open_record(tmp_path)
-    written = []
-    monkeypatch.setattr("os.fsync", lambda descriptor: written.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     record.log(1, loss=2.0)
     record.save_checkpoint({"step": 1})
-    assert [path.rpartition("/")[2].partition(".")[0] for path in written[:1]] == ["metrics"]
-    assert any("last.pt" in path for path in written[1:])
+    assert [path.rpartition("/")[2].partition(".")[0] for path in flushed[:1]] == ["metrics"]
+    assert any("last.pt" in path for path in flushed[1:])
 
 
-def test_a_half_last_line_is_left_out_and_overwritten(tmp_path):
+def test_an_incomplete_last_line_is_skipped_and_overwritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
@@ -261,13 +261,13 @@ def test_a_damaged_summary_is_named(tmp_path, text, message):
         read_summary(tmp_path)
 
 
-def test_a_summary_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_summary_is_named(tmp_path):
     (tmp_path / "summary.json").mkdir()
     with pytest.raises(RelossError, match=r"summary\.json cannot be read \(Is a directory\); make it readable"):
         read_summary(tmp_path)
 
 
-def test_a_config_that_is_cut_short_is_not_another_one(tmp_path):
+def test_a_config_that_is_cut_short_is_reported_as_such(tmp_path):
     open_record(tmp_path, DIGITS)
     path = tmp_path / "config.yaml"
     path.write_text(path.read_text()[:100])

@@ -92,3 +92,13 @@ def test_the_folders_of_a_workspace(tmp_path):
     assert (workspace.bank(DIGITS), workspace.diagnostics(DIGITS)) == (home / "bank", home / "diagnostics")
     assert workspace.sweep_note("job") == tmp_path / "sweep" / "job.json"
     assert [workspace.sweep_log("job", node).name for node in (0, 1)] == ["job.log", "job.node1.log"]
+
+
+def test_settings_that_resolve_to_the_same_values_are_the_same_run():
+    run = RunSpec.resolve(DIGITS, "reloss", 0, ("train.lr=0.20", "learn.steps=5"))
+    assert run == RunSpec.resolve(DIGITS, "reloss", 0, ("learn.steps=5", "train.lr=2e-1"))
+    assert run.fit_settings == ("learn.steps=5",)
+    config = RunSpec.resolve(DIGITS).load()[1]
+    assert RunSpec.resolve(DIGITS, "ce", 0, (f"train.lr={config.train.lr}", "learn.steps=5")) == RunSpec.resolve(DIGITS)
+    with pytest.raises(UsageError, match=r"train\.lr is given twice"):
+        RunSpec.resolve(DIGITS, "ce", 0, ("train.lr=0.1", "train.lr=0.2"))

@@ -13,12 +13,14 @@ def test_a_stream_has_the_same_seed_everywhere() -> None:
 @given(st.integers(0, 2**31), st.integers(0, 1000))
 def test_streams_and_seeds_differ(seed: int, epoch: int) -> None:
     streams = [(seed, "epoch", epoch), (seed, "epoch", epoch + 1), (seed + 1, "epoch", epoch), (seed, "part", epoch)]
-    found = {derive_seed(*stream) for stream in streams}
-    assert len(found) == 4
-    assert all(0 <= each < 2**63 for each in found)
+    seeds = {derive_seed(*stream) for stream in streams}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_each_process_has_its_own_and_the_first_that_of_a_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_its_own_seed_and_the_main_one_the_usual_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     single = own_seed(5, "epoch", 2)
     assert single == derive_seed(5, "epoch", 2)
     seeds = []

@@ -7,12 +7,17 @@ import torch
 from small import DIGITS, SMALL
 
 from reloss.experiment.config import Experiment, RequiredRun
-from reloss.experiment.record import Record
-from reloss.experiment.settings import override
-from reloss.experiment.task import find_experiment, tasks
+from reloss.experiment.record import Record, weights_file
+from reloss.experiment.run_spec import RunSpec
+from reloss.experiment.task import tasks
+from reloss.experiment.workspace import Workspace
 from reloss.learning import PredictionBank
-from reloss.pipeline.stages import Request, Terminated, _Job, _status_of, run
+from reloss.pipeline.context import Context
+from reloss.pipeline.outcome import recorded_outcome
+from reloss.pipeline.preflight import baseline_weights
+from reloss.pipeline.stages import run
 from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.signals import Terminated
 from reloss.surrogates import ClassificationReLoss
 
 
@@ -21,25 +26,24 @@ def summary(record):
 
 
 def state(folder):
-    """What a second call must not touch."""
+    """The files that a second call must not touch, with the times of their last change."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_all_goes_through_every_stage(run_digits, tmp_path):
+def test_all_runs_every_stage(run_digits, tmp_path):
     record = run_digits("reloss", seed=1)
     home = tmp_path / "runs" / DIGITS
-    changed = "learn.items=16,learn.steps=10,train.epochs=1"
-    assert record == home / f"reloss@{changed}" / "seed1"
+    assert record == home / "reloss@learn.items=16,learn.steps=10,train.epochs=1" / "seed1"
     assert summary(home / "ce@train.epochs=1" / "seed0")["status"] == "finished"
     assert PredictionBank.open(home / "bank").meta["complete"] is True
     (surrogate,) = (home / "surrogates").iterdir()
-    found = summary(record)
-    assert found["status"] == "finished"
-    assert found["surrogate"]["folder"] == f"surrogates/{surrogate.name}"
-    assert found["surrogate"]["validation_items"] == 6  # a fifth of 16 batches of 2 items
+    results = summary(record)
+    assert results["status"] == "finished"
+    assert results["surrogate"]["folder"] == f"surrogates/{surrogate.name}"
+    assert results["surrogate"]["validation_items"] == 6  # a fifth of 16 batches of 2 items
     names = {"accuracy", "error", "top5_accuracy"}
-    assert found["scores"].keys() == names | {f"validation_{name}" for name in names}
-    assert found["scores"]["accuracy"] + found["scores"]["error"] == pytest.approx(1)
+    assert results["scores"].keys() == names | {f"validation_{name}" for name in names}
+    assert results["scores"]["accuracy"] + results["scores"]["error"] == pytest.approx(1)
     assert ClassificationReLoss.from_pretrained(surrogate)(torch.randn(4, 10), torch.arange(4)).isfinite()
 
 
@@ -82,12 +86,12 @@ def test_evaluate_measures_the_weights_again(run_digits):
     [
         ("reloss", "learn", r"no complete bank in .*; run --stage baseline \(or all\) first"),
         ("reloss", "train", "no complete bank"),
-        ("ce", "learn", "'ce' is not learned; --stage learn goes with reloss or approx"),
+        ("ce", "learn", "'ce' is not learned; --stage learn needs reloss or approx"),
         ("ce", "evaluate", "no record to evaluate in .*seed0; run --stage train"),
         ("hinge", "all", "unknown loss of classification/digits_cnn 'hinge'"),
     ],
 )
-def test_a_stage_without_its_input_says_what_to_do(run_digits, loss, stage, message):
+def test_a_stage_without_its_input_names_the_remedy(run_digits, loss, stage, message):
     with pytest.raises(UsageError, match=message):
         run_digits(loss, stage=stage)
 
@@ -102,7 +106,7 @@ def fails(task, run):
     raise RelossError("not today")
 
 
-def test_a_bank_that_holds_nothing_does_not_block_a_corrected_run(run_digits, tmp_path, monkeypatch):
+def test_an_empty_bank_does_not_block_a_corrected_run(run_digits, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(type(tasks()["classification"]), "train", fails)
         with pytest.raises(RelossError, match="not today"):
@@ -114,7 +118,7 @@ def test_a_bank_that_holds_nothing_does_not_block_a_corrected_run(run_digits, tm
     assert len(bank) == 32
 
 
-def test_a_bank_that_another_run_has_begun_is_left_alone(run_digits, tmp_path, monkeypatch):
+def test_a_bank_that_another_run_started_is_not_touched(run_digits, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(type(tasks()["classification"]), "evaluate", fails)
         with pytest.raises(RelossError, match="not today"):
@@ -125,53 +129,52 @@ def test_a_bank_that_another_run_has_begun_is_left_alone(run_digits, tmp_path, m
     assert state(tmp_path / "runs" / DIGITS / "bank") == before
 
 
-def test_resume_never_touches_no_record(run_digits, tmp_path):
+def test_resume_never_refuses_to_touch_a_record(run_digits, tmp_path):
     record = run_digits(seed=1)
     (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
     before = state(tmp_path)
-    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+    with pytest.raises(UsageError, match="holds a record, and --resume never does not touch it"):
         run_digits(seed=1, resume="never")
     assert state(tmp_path) == before
     (record / "summary.json").unlink()
     before = state(tmp_path)
-    with pytest.raises(UsageError, match="holds a record; --resume never does not touch it"):
+    with pytest.raises(UsageError, match="holds a record, and --resume never does not touch it"):
         run_digits(seed=1, resume="never")
     assert state(tmp_path) == before
 
 
-def test_a_lost_bank_is_recorded_again(run_digits, tmp_path):
+def test_a_missing_bank_is_recorded_again(run_digits, tmp_path):
     record = run_digits()
     bank = tmp_path / "runs" / DIGITS / "bank"
     fingerprint, scores = PredictionBank.open(bank).fingerprint(), summary(record)["scores"]
     shutil.rmtree(bank)
     assert run_digits() == record
-    again = PredictionBank.open(bank)
-    assert again.meta["complete"] is True
-    assert len(again) == 32
-    assert again.fingerprint() == fingerprint
+    new_bank = PredictionBank.open(bank)
+    assert new_bank.meta["complete"] is True
+    assert len(new_bank) == 32
+    assert new_bank.fingerprint() == fingerprint
     assert summary(record)["scores"] == scores
 
 
 @pytest.mark.parametrize("damage", ["predictions/0001.safetensors", "summary.json"])
-def test_a_damaged_sibling_is_said_and_stops_no_run(run_digits, capsys, damage):
+def test_a_damaged_record_of_another_seed_is_reported_and_skipped(run_digits, capsys, damage):
     damaged = run_digits(seed=1) / damage
     run_digits(seed=2)
     damaged.write_bytes(b"")
-    found = summary(run_digits(seed=3))
-    assert (found["status"], found["diagnostics"]["runs"]) == ("finished", 2)
-    said = capsys.readouterr().err
-    assert "left out: " in said
-    assert str(damaged) in said
+    results = summary(run_digits(seed=3))
+    assert (results["status"], results["diagnostics"]["runs"]) == ("finished", 2)
+    messages = capsys.readouterr().err
+    assert "left out: " in messages
+    assert str(damaged) in messages
 
 
-def test_fine_tuning_starts_from_a_whole_baseline_beside_a_damaged_one(run_digits, tmp_path, capsys):
-    record, runs = run_digits(seed=1), tmp_path / "runs"
-    damaged = runs / DIGITS / "ce@train.lr=9" / "seed1" / "summary.json"
+def test_fine_tuning_skips_a_damaged_baseline(run_digits, tmp_path, capsys):
+    record, workspace = run_digits(seed=1), Workspace(tmp_path / "runs")
+    damaged = workspace.experiment(DIGITS) / "ce@train.lr=9" / "seed1" / "summary.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("null")
-    task, config = find_experiment(DIGITS)
-    job = _Job(task, override(config, SMALL), Request(DIGITS, "reloss", 1, settings=SMALL, runs=runs))
-    assert job._baseline_weights() == [record / "checkpoint" / "weights.safetensors"]
+    spec = RunSpec.resolve(DIGITS, "reloss", 1, SMALL)
+    assert baseline_weights(Context(spec, *spec.load(), workspace)) == [weights_file(record)]
     assert f"left out: {damaged} is damaged" in capsys.readouterr().err
 
 
@@ -183,28 +186,27 @@ def test_evaluating_records_no_bank(run_digits, tmp_path):
     assert (record / "checkpoint" / "last.pt").exists()
 
 
-def test_a_baseline_that_is_tuned_records_no_bank_and_another_recipe_is_said(run_digits, tmp_path, capsys):
+def test_a_tuned_baseline_records_no_bank_and_another_recipe_is_reported(run_digits, tmp_path, capsys):
     bank = tmp_path / "runs" / DIGITS / "bank"
     run_digits(settings=("train.epochs=1", "train.lr=0.001"))
     assert not bank.exists()
     run_digits()
     run_digits("reloss", settings=("train.epochs=2", *SMALL[1:]))
-    said = capsys.readouterr().err
-    assert f"bank is complete: {bank}" in said
-    assert "it was recorded with another recipe than this run's baseline would be, by ce@" in said
+    messages = capsys.readouterr().err
+    assert f"bank is complete: {bank}" in messages
+    assert "it was recorded with another recipe than this run's baseline would be, by ce@" in messages
 
 
 @pytest.mark.parametrize("error", [Terminated(), RuntimeError("connection closed by peer")])
-def test_the_cause_of_another_process_is_the_runs(run_digits, error):
-    """As torchrun ends the main process after another one failed, or its exchange with that one does."""
+def test_the_first_error_of_another_process_is_the_cause(run_digits, error):
+    """After another process failed, torchrun or a closed connection ends the main one."""
     path = run_digits()
-    config = override(tasks()["classification"].experiments[DIGITS](), SMALL)
-    record = Record(path, config, facts={"loss": "ce"})
+    record = Record(path, RunSpec.resolve(DIGITS, "ce", 0, SMALL).load()[1], facts={"loss": "ce"})
     (path / "error.2.log").write_text("process 2: connection closed by peer\n")
     cause = "process 1: the loss of step 5 is not finite"
     (path / "error.1.log").write_text(f"{cause}\n\nTraceback ...")
     os.utime(path / "error.1.log", ns=(1, 1))
-    with pytest.raises(RelossError, match=f"^{cause}$"), _status_of(record):
+    with pytest.raises(RelossError, match=f"^{cause}$"), recorded_outcome(record):
         raise error
     assert (summary(path)["status"], summary(path)["cause"]) == (
         "failed",
@@ -223,19 +225,19 @@ def test_only_the_recorded_seed_fills_the_bank(run_digits, tmp_path):
 
 def test_an_unknown_experiment_leaves_nothing(tmp_path):
     with pytest.raises(UsageError, match="did you mean classification/digits_cnn"):
-        run(Request("classification/digit_cnn", "ce", 0, runs=tmp_path / "runs"))
+        run(RunSpec("classification/digit_cnn", "ce", 0), Workspace(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
 
 
-def test_runs_of_others_that_a_run_uses_are_made_first_and_once(run_digits, tmp_path, monkeypatch):
-    used = RequiredRun("classification/digits8_cnn", "ce", 3)
+def test_prerequisites_of_other_experiments_run_first_and_once(run_digits, tmp_path, monkeypatch):
+    prerequisite = RequiredRun("classification/digits8_cnn", "ce", 3)
     task = tasks()["classification"]
-    monkeypatch.setattr(Experiment, "required_runs", lambda config: [used] if config.name == DIGITS else [])
-    small = task.experiments[used[0]]().model_copy(deep=True)
+    monkeypatch.setattr(Experiment, "required_runs", lambda config: [prerequisite] if config.name == DIGITS else [])
+    small = task.experiments[prerequisite.experiment]().model_copy(deep=True)
     small.train.epochs = 1
-    monkeypatch.setitem(task.experiments, used[0], lambda: small)
+    monkeypatch.setitem(task.experiments, prerequisite[0], lambda: small)
     run_digits("ce", seed=1)
-    record = tmp_path / "runs" / used[0] / "ce" / "seed3"
+    record = tmp_path / "runs" / prerequisite[0] / "ce" / "seed3"
     assert summary(record)["status"] == "finished"
     before = state(record)
     run_digits("ce", seed=2)
@@ -243,4 +245,4 @@ def test_runs_of_others_that_a_run_uses_are_made_first_and_once(run_digits, tmp_
     shutil.rmtree(record)
     with pytest.raises(UsageError, match="no record to evaluate"):
         run_digits("ce", seed=4, stage="evaluate")
-    assert not record.exists()  # a single stage makes nothing else
+    assert not record.exists()  # a single stage runs nothing else

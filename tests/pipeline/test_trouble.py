@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, caused on purpose: nothing recorded is lost, and what is said names the way out."""
+"""Faults of real machines, caused on purpose: nothing recorded is lost, and the message names the remedy."""
 
 import itertools
 import json
@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import DIGITS, SMALL
 
-from reloss import checkpoint, files
 from reloss.cli import main
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
+from reloss.runtime import checkpoint, files
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.lock import is_locked, locked
 
@@ -33,33 +33,33 @@ def summary(record):
 
 
 def result(runs):
-    """What the whole line left: metrics, scores, weights and surrogates, less how long they took."""
-    found = {}
+    """The results of all stages: metrics, scores, weights and surrogates, without their durations."""
+    results = {}
     for path in sorted((runs / DIGITS).glob("*/seed*")):
         metrics = [{**entry, "seconds": None} for entry in read_metrics(path / "metrics.jsonl")]
         weights = load_file(path / "checkpoint" / "weights.safetensors")
-        found[path.relative_to(runs)] = (
+        results[path.relative_to(runs)] = (
             summary(path)["status"],
             summary(path)["scores"],
             {**(summary(path).get("surrogate") or {}), "seconds": None},
             metrics,
             {name: value.tolist() for name, value in weights.items()},
         )
-    return found
+    return results
 
 
 # Killed
 
 
 def reloss(words):
-    """In a process that has imported everything: what a user's process does after its first seconds."""
+    """Run the command line in a process that has imported everything, as a user's process has after a few seconds."""
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     main(words)
 
 
 def processor_seconds(process):
-    """What the process has computed so far: under load, wall time would kill it before it did anything."""
+    """Processor time of the process so far: under load, wall time would kill it before it did anything."""
     try:
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has just ended
@@ -70,34 +70,34 @@ def processor_seconds(process):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_24_kills_at_random_moments_change_nothing(tmp_path, run_digits):
-    """Each life of a run ends by SIGKILL at a random moment, wherever it is; the same command is given again.
+    """SIGKILL ends the run at random moments, in any stage; the same command is run again.
 
-    When the line has ended, its last stage is forgotten and done again, until each stage was killed often enough.
+    When all stages have ended, one of them is removed and run again, until each stage was killed often enough.
     """
     whole, runs = tmp_path / "whole", tmp_path / "runs"
     run_digits("reloss", settings=SETTINGS, runs=whole)
     words = ["run", DIGITS, "--loss", "reloss", "--runs", str(runs), "--track", "off", "--set", *SETTINGS]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["reloss.cli", "reloss.pipeline.stages", "reloss_tasks.classification.training"])
-    chance = random.Random(0)
-    killed = dict.fromkeys(("baseline", "learn", "train"), 0)
+    generator = random.Random(0)
+    kills = dict.fromkeys(("baseline", "learn", "train"), 0)
     for _ in range(200):
         process = context.Process(target=reloss, args=(words,))
         process.start()
-        life = chance.uniform(0.1, 1.5)
-        while process.is_alive() and (processor_seconds(process) < life or killed[stage_of(runs)] >= 8):
+        life = generator.uniform(0.1, 1.5)
+        while process.is_alive() and (processor_seconds(process) < life or kills[stage_of(runs)] >= 8):
             time.sleep(0.005)
         stage = stage_of(runs)
         process.kill()
         process.join()
         if process.exitcode != 0:
             assert process.exitcode == -signal.SIGKILL
-            killed[stage] += 1
-        elif min(killed.values()) >= 8:
+            kills[stage] += 1
+        elif min(kills.values()) >= 8:
             break
         else:
-            forget(runs, next(stage for stage in killed if killed[stage] < 8))
-    assert sum(killed.values()) >= 24
+            forget(runs, next(stage for stage in kills if kills[stage] < 8))
+    assert sum(kills.values()) >= 24
     assert result(runs) == result(whole)
     assert not list(runs.rglob("*.tmp"))
 
@@ -110,7 +110,7 @@ def stage_of(runs):
 
 
 def forget(runs, stage):
-    """Make the line begin again at a stage."""
+    """Remove what a stage and the later ones produced."""
     for path in (runs / DIGITS).iterdir():
         if stage == "baseline" or path.name.startswith("reloss") or (stage == "learn" and path.name == "surrogates"):
             shutil.rmtree(path)
@@ -121,7 +121,7 @@ def forget(runs, stage):
 
 @contextmanager
 def small_disk(path: Path, size: str):
-    """Mount a disk of that size; needs root. Skipped where that is refused, a failure with RELOSS_REQUIRE_MOUNT=1."""
+    """Mount a disk of that size, as root; if that is refused, skip the test, or fail with RELOSS_REQUIRE_MOUNT=1."""
     path.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, text=True, check=False
@@ -137,7 +137,7 @@ def small_disk(path: Path, size: str):
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """Leave so many bytes free; returns the file that takes the rest."""
+    """Leave so many bytes free; return the file that takes the rest."""
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(max(shutil.disk_usage(disk).free - leave, 0)))
     return ballast
@@ -151,9 +151,7 @@ def fill(disk: Path, leave: int) -> Path:
         (("train.epochs=30", "recording.item_size=16"), 60_000),  # a checkpoint or a shard of the bank
     ],
 )
-def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
-    run_digits, tmp_path, settings, leave, capsys
-):
+def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(run_digits, tmp_path, settings, leave, capsys):
     disk = tmp_path / "disk"
     with small_disk(disk, "30m"):
         ballast = fill(disk, leave)
@@ -168,7 +166,7 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
         assert banks[0].fingerprint() == banks[1].fingerprint()
 
 
-def test_a_disk_that_fills_up_while_learning_is_said(run_digits, tmp_path):
+def test_a_full_disk_during_a_fit_is_reported(run_digits, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "30m"):
         run_digits(settings=SETTINGS[:1], runs=disk / "runs")
@@ -181,7 +179,7 @@ def test_a_disk_that_fills_up_while_learning_is_said(run_digits, tmp_path):
         assert result(disk / "runs") == result(tmp_path / "whole")
 
 
-def test_a_bank_on_a_full_disk_keeps_what_it_has(tmp_path, improving_bank):
+def test_a_bank_on_a_full_disk_keeps_its_items(tmp_path, improving_bank):
     disk = tmp_path / "disk"
     with small_disk(disk, "1m"):
         source = improving_bank(steps=60)
@@ -196,7 +194,7 @@ def test_a_bank_on_a_full_disk_keeps_what_it_has(tmp_path, improving_bank):
         assert len(PredictionBank.open(disk / "bank")) == 1
 
 
-def test_a_read_only_folder_is_said(run_digits, tmp_path):
+def test_a_read_only_folder_is_reported(run_digits, tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "5m"):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -214,7 +212,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_digits, tmp_path, monkeypatch, capsys, how):
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(run_digits, tmp_path, monkeypatch, capsys, how):
     stop_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         run_digits(settings=SETTINGS[:1])
@@ -229,11 +227,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_digits, tmp_
 
 def stop_after(monkeypatch, count):
     """Interrupt the run after so many checkpoints."""
-    saved = itertools.count(1)
+    numbers = itertools.count(1)
 
     def save(path, state):
         checkpoint.save_checkpoint(path, state)
-        if next(saved) == count:
+        if next(numbers) == count:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("reloss.experiment.record.save_checkpoint", save)
@@ -249,29 +247,27 @@ def test_a_damaged_shard_is_named(run_digits, tmp_path, how):
         run_digits("reloss")
 
 
-def test_no_second_surrogate_is_learned_from_what_is_left_of_a_bank(run_digits, tmp_path):
+def test_no_second_surrogate_is_fitted_on_an_incomplete_bank(run_digits, tmp_path):
     settings = (*SMALL, "recording.item_size=16")
     run_digits("reloss", settings=settings)
     bank = PredictionBank.open(tmp_path / "runs" / DIGITS / "bank")
     shard = next((bank.path / "shards").iterdir())
-    kept = {name: value[:-1].contiguous() for name, value in load_file(shard).items()}
-    save_file(kept, shard)
-    said = (
-        f"the bank {bank.path} has {len(bank) - 1} of its {len(bank)} items: .* or remove {bank.path} to record again"
-    )
-    with pytest.raises(RelossError, match=said):
+    save_file({name: value[:-1].contiguous() for name, value in load_file(shard).items()}, shard)
+    items = f"{len(bank) - 1} of its {len(bank)} items"
+    message = f"the bank {bank.path} has {items}: .* or remove {bank.path} to record again"
+    with pytest.raises(RelossError, match=message):
         run_digits("reloss", seed=1, settings=settings)
     assert len(list((tmp_path / "runs" / DIGITS / "surrogates").iterdir())) == 1
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
-def test_a_damaged_surrogate_is_named_and_learned_anew(run_digits, tmp_path, how):
+def test_a_damaged_surrogate_is_named_and_fitted_again(run_digits, tmp_path, how):
     record = run_digits("reloss")
     scores = summary(record)["scores"]
     (weights,) = (tmp_path / "runs").rglob("surrogate.safetensors")
     damage(weights, how)
     shutil.rmtree(record)
-    with pytest.raises(RelossError, match=f"remove {weights.parent} to learn the surrogate anew"):
+    with pytest.raises(RelossError, match=f"remove {weights.parent} to fit the surrogate on the bank again"):
         run_digits("reloss")
     shutil.rmtree(weights.parent)
     assert summary(run_digits("reloss"))["scores"] == scores
@@ -281,14 +277,14 @@ def test_a_damaged_surrogate_is_named_and_learned_anew(run_digits, tmp_path, how
 
 
 @pytest.mark.slow
-def test_of_two_that_start_the_same_run_one_refuses(start, tmp_path):
+def test_of_two_processes_that_start_the_same_run_one_refuses(start, tmp_path):
     words = ("run", DIGITS, "--runs", tmp_path, "--track", "off", "--set", "train.epochs=8")
-    both = [start(*words) for _ in range(2)]
-    said = [process.communicate(timeout=240)[0] for process in both]
-    codes = sorted(process.returncode for process in both)
-    assert codes in ([0, 2], [0, 0]), said  # 0, 0: so far apart that the second found it finished
+    processes = [start(*words) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes in ([0, 2], [0, 0]), outputs  # 0, 0: the second started after the first had finished
     if codes == [0, 2]:
-        assert sum("is being written by process" in each for each in said) == 1
+        assert sum("is being written by process" in output for output in outputs) == 1
     (record,) = tmp_path.rglob("seed0")
     assert [entry["epoch"] for entry in read_metrics(record / "metrics.jsonl")] == list(range(1, 9))
     assert summary(record)["status"] == "finished"
@@ -330,7 +326,7 @@ def look(folder, ready, end):
         ready.set()
 
 
-def test_looking_at_a_lock_refuses_nobody(tmp_path):
+def test_reading_a_lock_refuses_nobody(tmp_path):
     context = multiprocessing.get_context("fork")
     ready, end = context.Event(), context.Event()
     (tmp_path / ".lock").touch()
@@ -360,28 +356,28 @@ def test_a_clock_that_jumps_back_changes_nothing(run_digits, tmp_path, monkeypat
     assert 0 <= summary(record)["wall_seconds"] < 600
 
 
-def test_data_that_changed_since_the_baseline_are_refused_unless_told_otherwise(run_digits, tmp_path, monkeypatch, cli):
+def test_data_that_changed_since_the_baseline_are_refused_unless_allowed(run_digits, tmp_path, monkeypatch, cli):
     run_digits(settings=SMALL)
     before = run_digits(seed=1, settings=SMALL)
     (before / "summary.json").write_text(json.dumps({**summary(before), "status": "interrupted"}))
     change_data(monkeypatch, "contents-another")
-    said = r"the data changed since {} was recorded: .* now contents-another; restore"
+    message = r"the data changed since {} was recorded: .* now contents-another; restore"
     for loss, seed, path in (("reloss", 0, tmp_path / "runs" / DIGITS / "bank"), ("ce", 1, before)):
-        with pytest.raises(UsageError, match=said.format(path)):
+        with pytest.raises(UsageError, match=message.format(path)):
             run_digits(loss, seed=seed, settings=SMALL)
     words = ("run", DIGITS, "--loss", "reloss", "--runs", tmp_path / "runs", "--track", "off", "--allow-changed-data")
     code, out, err = cli(*words, "--set", *SMALL)
     assert code == 0
     assert "warning: the data changed since" in err
-    found = summary(Path(out.strip()))
-    assert (found["data"], found["data_before"]) == ("contents-another", summary(before)["data"])
+    results = summary(Path(out.strip()))
+    assert (results["data"], results["data_before"]) == ("contents-another", summary(before)["data"])
 
 
 def change_data(monkeypatch, fingerprint):
     monkeypatch.setattr("reloss_tasks.classification.data.fingerprint", lambda config, root: fingerprint)
 
 
-def test_a_record_keeps_all_data_that_it_was_made_of(run_digits, monkeypatch):
+def test_a_record_lists_the_fingerprints_of_all_its_data(run_digits, monkeypatch):
     record = run_digits(seed=1)
     first = summary(record)["data"]
     for fingerprint, before in (("contents-b", first), ("contents-b", first), ("contents-c", f"{first}, contents-b")):
@@ -392,11 +388,11 @@ def test_a_record_keeps_all_data_that_it_was_made_of(run_digits, monkeypatch):
         assert summary(record)["data_before"] == before
 
 
-def test_a_fingerprint_of_an_earlier_kind_says_nothing_of_a_change(run_digits, capsys):
+def test_a_fingerprint_of_an_earlier_kind_does_not_show_a_change(run_digits, capsys):
     record = run_digits(seed=1)
     (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted", "data": "0a1b"}))
     run_digits(seed=1)
-    assert f"note: {record} was recorded when data were not looked at as they are now" in capsys.readouterr().err
+    assert f"note: {record} has a data fingerprint of an earlier kind" in capsys.readouterr().err
     assert summary(record)["data"].startswith("contents-")
     assert "data_before" not in summary(record)
 
@@ -405,7 +401,7 @@ def test_a_fingerprint_of_an_earlier_kind_says_nothing_of_a_change(run_digits, c
 
 
 @pytest.mark.slow
-def test_no_secret_is_kept_in_a_record(finish, tmp_path, monkeypatch):
+def test_no_secret_is_written_to_a_record(finish, tmp_path, monkeypatch):
     secrets = {
         "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567",
         "HF_TOKEN": "hf_verysecrettoken",
@@ -414,15 +410,15 @@ def test_no_secret_is_kept_in_a_record(finish, tmp_path, monkeypatch):
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    said = finish("run", DIGITS, "--runs", tmp_path / "runs", "--seed", "1", "--set", "train.epochs=1")
-    kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-    assert any("wandb" in path.parts for path in kept)
+    output = finish("run", DIGITS, "--runs", tmp_path / "runs", "--seed", "1", "--set", "train.epochs=1")
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert any("wandb" in path.parts for path in files)
     for value in secrets.values():
-        assert value not in said
-        assert [path for path in kept if value.encode() in path.read_bytes()] == []
+        assert value not in output
+        assert [path for path in files if value.encode() in path.read_bytes()] == []
 
 
-def test_atomic_says_what_the_disk_said_and_nothing_else(tmp_path):
+def test_atomic_raises_other_errors_unchanged(tmp_path):
     with pytest.raises(ZeroDivisionError), files.atomic(tmp_path / "file"):
         raise ZeroDivisionError
     with pytest.raises(UsageError, match="mine"), files.atomic(tmp_path / "file"):

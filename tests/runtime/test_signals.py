@@ -96,7 +96,7 @@ def test_a_signal_to_all_processes_of_a_run_interrupts_it(start, tmp_path, numbe
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
-    assert "the same command goes on from the last checkpoint" in output
+    assert "the same command resumes from the last checkpoint" in output
     assert "Traceback" not in output
     assert read_json(record / "summary.json")["status"] == "interrupted"
     assert ends_within(process.pid, 1)

@@ -7,17 +7,18 @@ import pytest
 import submitit
 from small import DIGITS
 
+from reloss.experiment.run_spec import RunSpec
+from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.sweep.local import note_of
-from reloss.sweep.plan import Cell
-from reloss.sweep.slurm import PATIENCE, Job, Resources
+from reloss.sweep.job import Job, log_of, read_note
+from reloss.sweep.slurm import PATIENCE, Resources, SlurmJob
 
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("90", 90), ("4:00:00", 240), ("0:01:00", 1), ("1-0", 1440), ("2-03:30", 3090), ("1-02:03:04", 1563)],
 )
-def test_times_are_those_of_slurm(text, minutes):
+def test_times_are_read_in_the_notation_of_slurm(text, minutes):
     assert Resources.parse([f"time={text}"]).minutes() == minutes
 
 
@@ -39,8 +40,8 @@ def test_resources_refuse(setting, message):
 
 
 def test_resources_become_options_of_submitit():
-    given = ["partition=long", "gpus=4", "cpus=8", "mem=32", "time=1-0", "qos=low", "parallel=2", "grace=30"]
-    resources = Resources.parse(given)
+    settings = ["partition=long", "gpus=4", "cpus=8", "mem=32", "time=1-0", "qos=low", "parallel=2", "grace=30"]
+    resources = Resources.parse(settings)
     assert resources.options() == {
         "timeout_min": 1440,
         "nodes": 1,
@@ -66,80 +67,82 @@ def test_several_nodes_meet_at_the_first_one(monkeypatch):
     )
 
 
-def test_slurm_that_is_not_there_is_said(cli, monkeypatch, tmp_path):
+def test_a_missing_slurm_is_reported(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = cli("sweep", DIGITS, "--launcher", "slurm", "--runs", tmp_path / "runs")
     assert code == 1
     assert "no Slurm here: sbatch is not found; use --launcher local or print" in err
 
 
-def test_resources_of_slurm_go_with_slurm(cli):
+def test_resources_of_slurm_need_the_launcher_slurm(cli):
     code, _, err = cli("sweep", DIGITS, "--slurm", "gpus=1")
     assert code == 2
     assert "--slurm goes with --launcher slurm" in err
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_a_job_waits_for_the_scheduler_only_if_it_was_told_to_end(tmp_path, monkeypatch, told):
-    handled, slept = [], []
-    monkeypatch.setattr("time.sleep", slept.append)
-    before = signal.signal(signal.SIGUSR2, lambda *_: handled.append(True))
-    job = Job(Cell(DIGITS, "ce", 0), (), str(tmp_path))
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_job_waits_for_the_scheduler_only_after_a_signal(tmp_path, monkeypatch, signalled):
+    signals, pauses = [], []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    before = signal.signal(signal.SIGUSR2, lambda *_: signals.append(True))
+    workspace = Workspace(tmp_path)
+    slurm_job = SlurmJob(Job(RunSpec(DIGITS, "ce", 0)), (), workspace)
 
     def start(words, output, environment):
-        output.write("reloss: terminated; the same command goes on\nE failed (exitcode: -9) local_rank: 1\n")
-        if told:
+        output.write("reloss: terminated; the same command resumes\nE failed (exitcode: -9) local_rank: 1\n")
+        if signalled:
             os.kill(os.getpid(), signal.SIGUSR2)
         return 1
 
-    monkeypatch.setattr(job, "_start", start)
+    monkeypatch.setattr(slurm_job, "_start", start)
     try:
         with pytest.raises(RelossError, match="killed by signal 9"):
-            job()
+            slurm_job()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert handled == [True] * told
-    assert slept == [PATIENCE] * told
-    assert note_of(job.cell, tmp_path).get("reason") == (None if told else "killed by signal 9 (out of memory?)")
+    assert signals == [True] * signalled
+    assert pauses == [PATIENCE] * signalled
+    reason = None if signalled else "killed by signal 9 (out of memory?)"
+    assert read_note(slurm_job.job, workspace).get("reason") == reason
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_is_over_goes_on_in_the_next(tmp_path, run_digits):
-    began = time.monotonic()
+def test_a_job_whose_time_is_over_resumes_in_the_next(tmp_path, run_digits):
+    start = time.monotonic()
     run_digits(settings=("train.epochs=100",), runs=tmp_path / "timed")
     # 28 seconds of training in jobs that are told to end after 22, of which starting takes some; submitit starts 6.
-    settings = (f"train.epochs={int(100 * 28 / (time.monotonic() - began))}",)
-    runs = tmp_path / "runs"
+    settings = (f"train.epochs={int(100 * 28 / (time.monotonic() - start))}",)
+    workspace = Workspace(tmp_path / "runs")
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
     executor.update_parameters(timeout_min=0.7, signal_delay_s=20)
-    cell = Cell(DIGITS, "ce", 0, settings=settings)
-    job = executor.submit(Job(cell, ("--runs", str(runs), "--track", "off"), str(runs)))
-    assert job.result() == 0
-    summary = json.loads((cell.record(runs) / "summary.json").read_text())
+    job = Job(RunSpec(DIGITS, "ce", 0, settings))
+    handle = executor.submit(SlurmJob(job, ("--runs", str(workspace.runs), "--track", "off"), workspace))
+    assert handle.result() == 0
+    summary = json.loads((workspace.record(job.run) / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert "going on from epoch" in (runs / "sweep" / f"{cell.file_name}.log").read_text()
+    assert "going on from epoch" in log_of(job, workspace).read_text()
     whole = run_digits(settings=settings, runs=tmp_path / "whole")
     assert summary["scores"] == json.loads((whole / "summary.json").read_text())["scores"]
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_says_why(tmp_path):
+def test_a_failed_job_has_a_reason(tmp_path):
     executor = submitit.LocalExecutor(tmp_path / "jobs")
-    cell = Cell(DIGITS, "reloss", 0, "learn")
-    job = executor.submit(Job(cell, ("--runs", str(tmp_path), "--track", "off"), str(tmp_path)))
+    job, workspace = Job(RunSpec(DIGITS, "reloss", 0), "learn"), Workspace(tmp_path)
+    handle = executor.submit(SlurmJob(job, ("--runs", str(tmp_path), "--track", "off"), workspace))
     with pytest.raises(Exception, match="no complete bank"):
-        job.result()
-    note = json.loads((tmp_path / "sweep" / f"{cell.file_name}.json").read_text())
+        handle.result()
+    note = read_note(job, workspace)
     assert note["state"] == "failed"
     assert "no complete bank" in note["reason"]
 
 
 @pytest.mark.slow
-def test_the_signal_of_the_job_does_not_end_its_run(tmp_path):
-    job = Job(Cell(DIGITS, "ce", 0), (), str(tmp_path))
+def test_the_signal_for_the_job_does_not_end_its_run(tmp_path):
+    slurm_job = SlurmJob(Job(RunSpec(DIGITS, "ce", 0)), (), Workspace(tmp_path))
     with (tmp_path / "log").open("w") as output:
         script = "import os, signal; os.kill(os.getpid(), signal.SIGUSR2); print('alive')"
-        assert job._start(["python3", "-c", script], output, {"PATH": "/usr/bin:/bin"}) == 0
+        assert slurm_job._start(["python3", "-c", script], output, {"PATH": "/usr/bin:/bin"}) == 0
     assert (tmp_path / "log").read_text() == "alive\n"
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL

@@ -2,12 +2,14 @@ import json
 import time
 
 import pytest
-from small import DIGITS, SMALL
+from small import DIGITS, SMALL, SMALL_CE
 
-from reloss.experiment.run_spec import variant_name
+from reloss.experiment.status import Status
+from reloss.experiment.workspace import Workspace
 from reloss.runtime.lock import locked
-from reloss.sweep.local import note_of, run_local, write_note
-from reloss.sweep.plan import phases
+from reloss.sweep.job import read_note, remove_note, write_note
+from reloss.sweep.local import run_local
+from reloss.sweep.plan import make_plan
 from reloss.sweep.status import of_plan
 
 
@@ -40,25 +42,25 @@ def status(cli, tmp_path):
 GRID = ("--losses", "ce,reloss", "--seeds", "0-1", "--set", *SMALL)
 
 
-def test_a_grid_before_its_sweep_is_not_run(status):
+def test_before_its_sweep_a_grid_is_not_run(status):
     assert states(status(*GRID)) == [
-        ("ce", 0, "all", "not run"),
-        ("reloss", 0, "learn", "not run"),
-        ("ce", 1, "all", "not run"),
-        ("reloss", 0, "all", "not run"),
-        ("reloss", 1, "all", "not run"),
+        ("ce", 0, "all", "not_run"),
+        ("reloss", 0, "learn", "not_run"),
+        ("ce", 1, "all", "not_run"),
+        ("reloss", 0, "all", "not_run"),
+        ("reloss", 1, "all", "not_run"),
     ]
 
 
 def test_states_and_reasons(status, run_digits, tmp_path):
     record = run_digits()
     (row,) = [row for row in status(*GRID) if row["state"] == "finished"]
-    assert (row["progress"], row["record"]) == ("epoch 1/1", f"{DIGITS}/ce@{variant_name(SMALL)}/seed0")
+    assert (row["progress"], row["record"]) == ("epoch 1/1", f"{DIGITS}/{SMALL_CE}/seed0")
     assert row["updated"].startswith("20")
     edit(record, status="failed", cause="the loss is nan")
     rows = status(*GRID)
     assert (rows[0]["state"], rows[0]["reason"]) == ("failed", "the loss is nan")
-    why = f"needs ce@{variant_name(SMALL)} seed 0, which failed"
+    why = f"needs {SMALL_CE} seed 0, which failed"
     assert [row["reason"] for row in rows[1:]] == [why, "", why, why]
     edit(record, status="running")
     assert status(*GRID)[0]["state"] == "killed"
@@ -87,10 +89,10 @@ def test_a_damaged_record_is_a_row_of_its_grid(status, run_digits, name, content
     assert why in rows[0]["reason"]
     assert status("--losses", "ce")[0] == rows[0]
     if name == "summary.json":
-        assert rows[3]["reason"] == f"needs ce@{variant_name(SMALL)} seed 0, which is damaged"
+        assert rows[3]["reason"] == f"needs {SMALL_CE} seed 0, which is damaged"
 
 
-def test_a_record_without_its_config_or_that_may_not_be_read(status, run_digits):
+def test_a_record_without_its_config_or_with_an_unreadable_summary(status, run_digits):
     record = run_digits()
     (record / "config.yaml").unlink()
     assert [status(*GRID)[0][name] for name in ("state", "progress")] == ["finished", "epoch 1/?"]
@@ -105,17 +107,18 @@ def test_a_record_without_its_config_or_that_may_not_be_read(status, run_digits)
 
 def test_a_damaged_bank_and_a_damaged_note_are_rows(status, tmp_path):
     grid = ("--losses", "reloss", "--seeds", "1", "--set", *SMALL)
-    bank, _, run = (cell for phase in phases(DIGITS, ["reloss"], [1], SMALL) for cell in phase)
-    path = tmp_path / "runs" / DIGITS / "bank" / "bank.json"
+    workspace = Workspace(tmp_path / "runs")
+    bank, _, run = make_plan(DIGITS, ["reloss"], [1], SMALL)
+    path = workspace.bank(DIGITS) / "bank.json"
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    write_note(run, tmp_path / "runs", state="failed", reason="no disk")
-    note = tmp_path / "runs" / "sweep" / f"{run.file_name}.json"
+    write_note(run, workspace, Status.FAILED, reason="no disk")
+    note = workspace.sweep_note(run.file_name)
     note.write_text(note.read_text()[:20])
     rows = status(*grid)
-    assert [row["state"] for row in rows] == ["damaged", "not run", "damaged"]
+    assert [row["state"] for row in rows] == ["damaged", "not_run", "damaged"]
     assert rows[0]["reason"] == f"{path} is damaged (wrong: complete); remove it or restore it from a copy"
-    assert rows[1]["reason"] == f"needs {bank.changed_loss} --stage baseline, which is damaged"
+    assert rows[1]["reason"] == f"needs {bank.run.loss_with_variant} --stage baseline, which is damaged"
     assert f"{note} cannot be read as JSON" in rows[2]["reason"]
 
 
@@ -133,14 +136,14 @@ def test_a_run_is_running_while_a_process_holds_its_record(status, start, run_di
     assert row["state"] == "killed"
 
 
-def test_without_seeds_all_records_are_shown_and_losses_without_any(status, run_digits):
+def test_without_seeds_it_shows_all_records_and_losses_without_any(status, run_digits):
     run_digits(seed=3)
     run_digits(seed=3, settings=(*SMALL, "train.lr=0.2"))
     rows = status("--losses", "ce,reloss")
-    assert states(rows) == [("ce", 3, "all", "finished"), ("ce", 3, "all", "finished"), ("reloss", 0, "all", "not run")]
+    assert states(rows) == [("ce", 3, "all", "finished"), ("ce", 3, "all", "finished"), ("reloss", 0, "all", "not_run")]
 
 
-def test_as_text_with_a_count(cli, run_digits, tmp_path):
+def test_the_text_ends_with_the_number_of_runs_in_each_state(cli, run_digits, tmp_path):
     run_digits()
     code, out, _ = cli("status", DIGITS, "--runs", tmp_path / "runs", *GRID)
     assert code == 0
@@ -154,44 +157,45 @@ def test_settings_need_seeds(cli):
     assert "--set says which sweep is meant, and needs its --seeds" in err
 
 
-def test_what_needs_a_failed_baseline_is_not_run_and_says_why(tmp_path, capsys):
-    plan = phases(DIGITS, ["ce", "reloss"], [0, 1], SMALL)
-    broken = plan[1][0].record(tmp_path)
-    broken.mkdir(parents=True)
-    (broken / "config.yaml").write_text("of another experiment")
-    failed = run_local(plan, ["--runs", str(tmp_path), "--track", "off"], tmp_path, 2, [])
-    assert failed == [plan[1][0]]
-    said = capsys.readouterr().err
-    changed = variant_name(SMALL)
-    for cell in (*plan[2], *plan[3][1:]):
-        assert f"NOT RUN   {cell.label}: it needs" in said
-    rows = {(row.loss, row.seed, row.stage): row for row in of_plan(plan, tmp_path)}
-    assert rows[f"ce@{changed}", 1, "all"].state == "finished"
-    assert rows[f"ce@{changed}", 0, "all"].state == "failed"
-    assert "was made by another config" in rows[f"ce@{changed}", 0, "all"].reason
-    assert rows[f"reloss@{changed}", 1, "all"].reason == f"needs ce@{changed} seed 0, which failed"
+def test_jobs_that_need_a_failed_baseline_are_not_run_and_have_a_reason(tmp_path, capsys):
+    plan, workspace = make_plan(DIGITS, ["ce", "reloss"], [0, 1], SMALL), Workspace(tmp_path)
+    (baseline,), (other, *learned) = plan.baselines, plan.runs
+    record = workspace.record(baseline.run)
+    record.mkdir(parents=True)
+    (record / "config.yaml").write_text("of another experiment")
+    assert run_local(plan, ["--runs", str(tmp_path), "--track", "off"], workspace, 2, []) == [baseline]
+    messages = capsys.readouterr().err
+    for job in (*plan.fits, *learned):
+        assert f"NOT RUN   {job.label}: it needs" in messages
+    rows = dict(zip(plan, of_plan(plan, workspace), strict=True))
+    assert rows[other].state == Status.FINISHED
+    assert rows[baseline].state == Status.FAILED
+    assert "belongs to a run with another config" in rows[baseline].reason
+    assert rows[learned[1]].reason == f"needs {baseline.run.loss_with_variant} seed 0, which failed"
 
 
 def test_each_slot_has_its_gpu(tmp_path, monkeypatch):
-    seen = []
+    gpus = []
 
-    def run_cell(cell, options, runs, environment, start):
-        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+    def run_job(job, options, workspace, environment, start):
+        gpus.append(environment["CUDA_VISIBLE_DEVICES"])
         time.sleep(0.05)
         return 0
 
-    monkeypatch.setattr("reloss.sweep.local.run_cell", run_cell)
-    run_local(phases(DIGITS, ["ce"], [1, 2, 3, 4]), [], tmp_path, 2, ["4", "7"])
-    assert sorted(seen) == ["4", "4", "7", "7"]
+    monkeypatch.setattr("reloss.sweep.local.run_job", run_job)
+    run_local(make_plan(DIGITS, ["ce"], [1, 2, 3, 4]), [], Workspace(tmp_path), 2, ["4", "7"])
+    assert sorted(gpus) == ["4", "4", "7", "7"]
 
 
-def test_a_note_is_kept_until_the_cell_ends_well(tmp_path):
-    cell = phases(DIGITS, ["ce"], [1])[3][0]
-    assert note_of(cell, tmp_path) == {}
-    write_note(cell, tmp_path, state="submitted", job="12")
-    assert note_of(cell, tmp_path) == {"state": "submitted", "job": "12"}
-    write_note(cell, tmp_path)
-    assert note_of(cell, tmp_path) == {}
+def test_a_note_is_a_file_until_it_is_removed(tmp_path):
+    (job,) = make_plan(DIGITS, ["ce"], [1])
+    workspace = Workspace(tmp_path)
+    assert read_note(job, workspace) == {}
+    write_note(job, workspace, Status.QUEUED, job="12")
+    assert read_note(job, workspace) == {"state": "queued", "job": "12"}
+    remove_note(job, workspace)
+    remove_note(job, workspace)
+    assert read_note(job, workspace) == {}
 
 
 def test_a_second_process_refuses(start, run_digits, tmp_path):
@@ -199,8 +203,8 @@ def test_a_second_process_refuses(start, run_digits, tmp_path):
         process = start(
             "run", DIGITS, "--seed", "1", "--runs", tmp_path / "runs", "--track", "off", "--set", "train.epochs=1"
         )
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "is being written by process" in said
-    assert "wait until it ends, then run the command again" in said
+    assert "is being written by process" in output
+    assert "wait until it ends, then run the command again" in output
     assert run_digits(seed=1, settings=("train.epochs=1",)).name == "seed1"

@@ -12,7 +12,7 @@ from reloss.experiment.task import find_experiment, tasks
 
 @pytest.fixture(autouse=True)
 def _fresh_settings():
-    """W&B reads the address of its server once a process."""
+    """Forget the address of the server, which W&B reads once per process."""
     yield
     wandb.teardown()
 
@@ -36,7 +36,7 @@ def test_each_experiment_shows_its_own_score(name):
     assert {"step", "spearman", "spearman_synthetic", "objective"} <= named["fits"]
 
 
-def test_runs_are_those_of_the_experiment_that_finished(cli):
+def test_it_shows_the_finished_runs_of_the_experiment(cli):
     _, out, _ = cli("dashboard", DIGITS, "--print")
     grids = [block for block in json.loads(out)[0]["spec"]["blocks"] if block["type"] == "panel-grid"]
     found = [
@@ -51,11 +51,11 @@ def test_runs_are_those_of_the_experiment_that_finished(cli):
 
 
 @pytest.mark.parametrize("loss", ["reloss", "approx"])
-def test_what_it_names_is_logged_and_what_is_logged_is_documented(run_digits, loss):
+def test_its_metrics_are_logged_and_logged_metrics_are_documented(run_digits, loss):
     check_logged(run_digits(loss))
 
 
-def test_push_writes_a_report_a_task(cli, monkeypatch):
+def test_push_writes_one_report_per_task(cli, monkeypatch):
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
@@ -69,22 +69,22 @@ def test_push_writes_a_report_a_task(cli, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "choose one of --push and --print"),
         (("--push", "--print"), "choose one of --push and --print"),
         (("classificaton", "--print"), "unknown task or experiment 'classificaton'; did you mean classification"),
-        (("--push",), "no key of W&B: set WANDB_API_KEY, or call `wandb login`; --print needs none"),
+        (("--push",), "there is no W&B key: set WANDB_API_KEY, or call `wandb login`; --print needs none"),
     ],
 )
-def test_wrong_words(cli, words, said, tmp_path, monkeypatch):
+def test_wrong_usage(cli, words, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     code, _, err = cli("dashboard", *words)
     assert code == 2
-    assert said in err
+    assert message in err
 
 
-def test_without_a_server_push_says_so(cli, monkeypatch):
+def test_push_reports_a_missing_server(cli, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     code, _, err = cli("dashboard", DIGITS, "--push")
@@ -92,7 +92,7 @@ def test_without_a_server_push_says_so(cli, monkeypatch):
     assert "does not answer" in err
 
 
-def test_without_the_package_it_says_what_to_install(cli, monkeypatch):
+def test_a_missing_package_is_reported_with_the_remedy(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     code, _, err = cli("dashboard", "--print")
     assert code == 1

@@ -1,4 +1,4 @@
-"""The upload is W&B's own command, against a server on this machine that knows as much as it needs."""
+"""Uploads with W&B's own command, to a server on this machine that answers as much as that command needs."""
 
 import os
 import signal
@@ -10,7 +10,8 @@ from small import DIGITS, SMALL
 from wandb_server import wandb_server
 
 from reloss.runtime.files import write_json
-from reloss.tracking.client import Artifact, WandbMirror
+from reloss.tracking.artifacts import Artifact
+from reloss.tracking.client import WandbTracker
 from reloss.tracking.worker import read_run
 
 
@@ -25,21 +26,22 @@ def server(monkeypatch):
 
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
-    """Leaves an offline run of three rows and an artifact; returns what it holds."""
+    """Record an offline run of three rows and an artifact; return its contents, or the tracker of an unfinished run."""
 
     def record(name="a", finished=True):
         monkeypatch.setenv("WANDB_MODE", "offline")
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights").write_text(name)
-        mirror = WandbMirror("wandb", folder, name=name, group="g", job_type="train", tags=["t"], config={"x": 1})
+        tracker = WandbTracker()
+        tracker.start_run(folder, name=name, group="g", job_type="train", tags=["t"], config={"x": 1})
         for step in (10, 20, 30):
-            mirror.log({"step": step, "loss": 1 / step})
-        mirror.make(Artifact("weights", "model", files={"weights": folder / "weights"}))
+            tracker.log({"step": step, "loss": 1 / step})
+        tracker.log_artifact(Artifact("weights", "model", files={"weights": folder / "weights"}))
         if finished:
-            mirror.finish({"accuracy": 0.5}, failed=False)
+            tracker.finish({"accuracy": 0.5}, failed=False)
         monkeypatch.delenv("WANDB_MODE")
-        return mirror if not finished else offline_runs(folder)[-1]
+        return tracker if not finished else offline_runs(folder)[-1]
 
     return record
 
@@ -70,7 +72,7 @@ def test_each_run_is_uploaded_once_under_its_id(server, recorded, cli, tmp_path)
         *(pytest.param(each, marks=pytest.mark.slow) for each in ("CommitArtifact", "file_stream", "UpsertBucket")),
     ],
 )
-def test_an_upload_that_fails_in_part_is_said_and_repeated(server, recorded, cli, tmp_path, refused):
+def test_a_partly_failed_upload_is_reported_and_repeated(server, recorded, cli, tmp_path, refused):
     run = recorded()
     server.refused = refused
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
@@ -85,33 +87,33 @@ def test_an_upload_that_fails_in_part_is_said_and_repeated(server, recorded, cli
     assert list(server.runs) == [run.id]
 
 
-def test_a_server_that_is_silent_is_given_up_at_the_deadline(server, recorded, cli, tmp_path):
+def test_the_upload_to_a_silent_server_ends_at_the_deadline(server, recorded, cli, tmp_path):
     recorded()
     server.silent.set()
-    began = time.monotonic()
+    start = time.monotonic()
     code, _, err = cli("sync", "--runs", tmp_path / "runs", "--deadline", 3)
     assert code == 1
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
     assert "no end within 3 seconds" in err
 
 
-def test_a_run_that_goes_on_is_left_until_it_ends(server, recorded, cli, tmp_path):
-    mirror = recorded(finished=False)
+def test_a_running_run_is_uploaded_after_its_end(server, recorded, cli, tmp_path):
+    tracker = recorded(finished=False)
     while not list((tmp_path / "runs").glob("*/wandb/offline-run-*/*.wandb")):
         time.sleep(0.05)
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert code == 0
     assert "0 uploaded, 0 failed, 1 not ended yet" in err
-    mirror.finish({}, failed=True)
+    tracker.finish({}, failed=True)
     _, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert "1 uploaded" in err
     assert list(server.exits.values()) == [1]
 
 
 @pytest.mark.slow
-def test_a_run_whose_end_was_cut_off_is_uploaded_once_its_record_has_ended(server, recorded, cli, tmp_path):
+def test_a_run_without_an_end_is_uploaded_once_its_record_has_ended(server, recorded, cli, tmp_path):
     run = recorded()
-    run.path.write_bytes(run.path.read_bytes()[:-40])  # as where W&B's process was killed
+    run.path.write_bytes(run.path.read_bytes()[:-40])  # as after W&B's process was killed
     assert read_run(run.path) == {"rows": 3, "exit_code": None}
     summary = tmp_path / "runs" / "a" / "summary.json"
     facts = {"experiment": "none", "loss": "ce", "settings": [], "seed": 0, "protocol": "p", "scores": {}}
@@ -125,7 +127,7 @@ def test_a_run_whose_end_was_cut_off_is_uploaded_once_its_record_has_ended(serve
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_and_its_continuation_are_two_runs_of_one_group(server, start, finish, cli, tmp_path):
+def test_an_interrupted_run_and_its_resumption_are_two_runs_of_one_group(server, start, finish, cli, tmp_path):
     os.environ["WANDB_MODE"] = "offline"
     words = ("run", DIGITS, "--runs", tmp_path / "runs", "--data", tmp_path, "--set", "train.epochs=30")
     record = tmp_path / "runs" / DIGITS / "ce@train.epochs=30" / "seed0"
@@ -139,14 +141,14 @@ def test_an_interrupted_run_and_its_continuation_are_two_runs_of_one_group(serve
     assert code == 0, err
     first, second = offline_runs(record)
     assert [run for run in server.runs if run in (first.id, second.id)] == [first.id, second.id]
-    assert len(server.runs) == 3  # and that of the results tables
+    assert len(server.runs) == 3  # with the run of the results tables
     assert {server.runs[run.id]["groupName"] for run in (first, second)} == {DIGITS}
     assert (server.exits[first.id], server.exits[second.id]) == (1, 0)
     assert len(server.rows[second.id]) == 30
 
 
 @pytest.mark.slow
-def test_lines_of_descent_arrive(server, run_digits, cli, tmp_path, monkeypatch):
+def test_the_lineage_is_uploaded(server, run_digits, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_digits("reloss", track="wandb", settings=SMALL)
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
@@ -159,11 +161,11 @@ def test_lines_of_descent_arrive(server, run_digits, cli, tmp_path, monkeypatch)
     assert used == {("learn", "bank"), ("train", "surrogate")}
     assert len({name for name, _ in server.versions}) == len(server.versions) == 5
 
-    # The tables are among it, once as long as they stay.
+    # The tables are uploaded too, and only once if they do not change.
     tables = tmp_path / "runs" / "tables"
     assert {path.name for path in tables.iterdir()} == {
         *(f"classification.{format}" for format in ("md", "csv", "json")),
-        "given.json",
+        "uploaded.json",
     }
     requests = server.requests
     cli("sync", "--runs", tmp_path / "runs")
@@ -178,29 +180,29 @@ def test_with_a_key_and_a_server_a_run_is_online_and_leaves_nothing_to_upload(se
     assert len(server.rows[run]) == 1
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert code == 0
-    # The run, and that of the results tables, which is online as soon as it is logged.
+    # The run, and the run of the results tables, which is online as soon as it is logged.
     assert "0 uploaded, 0 failed, 0 not ended yet, 2 uploaded before" in err
     assert (record / "summary.json").exists()
 
 
-def test_without_a_key_it_says_what_to_do(recorded, cli, tmp_path, monkeypatch):
+def test_without_a_key_the_message_names_the_remedy(recorded, cli, tmp_path, monkeypatch):
     recorded()
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert code == 2
     assert err == (
-        "reloss: 1 runs wait for upload, but there is no key of W&B: set WANDB_API_KEY, or call `wandb login`\n"
+        "reloss: 1 runs wait for upload, but there is no W&B key: set WANDB_API_KEY, or call `wandb login`\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--runs", "nowhere"), "no folder of records at nowhere; name it with --runs"),
         (("--deadline", "0"), "--deadline must be more than 0"),
     ],
 )
-def test_wrong_words(cli, words, said):
+def test_wrong_usage(cli, words, message):
     code, _, err = cli("sync", *words)
     assert code == 2
-    assert said in err
+    assert message in err

@@ -12,8 +12,8 @@ from small import DIGITS
 from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import read_json
-from reloss.tracking import client as tracking
-from reloss.tracking.client import WandbMirror, describe_run
+from reloss.tracking import client
+from reloss.tracking.client import WandbTracker, describe_run, make_tracker
 from reloss.tracking.worker import read_run
 
 FAILED = "W&B failed ("
@@ -24,7 +24,7 @@ def summary(record):
 
 
 def processes(parent):
-    """The processes below a process, by their command lines."""
+    """The command lines of the processes below a process, by their ids."""
     found = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         try:
@@ -40,34 +40,35 @@ def processes(parent):
 def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition was never met"
         time.sleep(0.02)
     return found
 
 
 def core(parent=None):
-    """The process of W&B itself below this process."""
+    """The process of W&B itself."""
     return wait_for(lambda: [pid for pid, words in processes(parent or os.getpid()).items() if "wandb-core" in words])[
         0
     ]
 
 
 @pytest.fixture
-def mirror(tmp_path):
-    """A mirror of its own, which does not outlive the test."""
-    made = []
+def tracked(tmp_path):
+    """Start a tracker that does not outlive the test."""
+    trackers = []
 
     def start(folder=tmp_path, **settings):
-        made.append(WandbMirror("wandb", folder, **{"name": "x", "config": {}, **settings}))
-        return made[-1]
+        trackers.append(WandbTracker())
+        trackers[-1].start_run(folder, **{"name": "x", "config": {}, **settings})
+        return trackers[-1]
 
     yield start
-    for each in made:
-        each._end(timeout=0)
+    for tracker in trackers:
+        tracker._close(timeout=0)
     assert not [words for words in processes(os.getpid()).values() if "wandb" in words]
 
 
-def test_a_whole_line_leaves_three_linked_runs(run_digits):
+def test_all_stages_leave_three_linked_runs(run_digits):
     settings = ("train.epochs=2", "learn.steps=40", "learn.items=16")
     record = run_digits("reloss", track="wandb", settings=settings)
     home = record.parents[1]
@@ -91,7 +92,7 @@ def test_a_whole_line_leaves_three_linked_runs(run_digits):
         assert run.config["resumed_from"] is None
         assert run.config["data"] == config.data.model_dump(mode="json")
 
-    # The rows are those on disk.
+    # The rows are the same as on disk.
     assert baseline.rows == read_metrics(baseline_record / "metrics.jsonl")
     assert trained.rows == read_metrics(record / "metrics.jsonl")
     assert learned.rows == read_metrics(folder / "history.jsonl")
@@ -113,9 +114,9 @@ def test_a_whole_line_leaves_three_linked_runs(run_digits):
     assert baseline.artifacts[bank]["references"] == [f"reloss://{DIGITS}/bank/{fingerprint}"]
     assert baseline.artifacts[bank]["files"] == set()
     assert learned.config["bank"] == fingerprint
-    assert trained.config["surrogate"]["folder"] == learned.config["surrogate"]["folder"]
+    assert trained.config["fitted_surrogate"]["folder"] == learned.config["fitted_surrogate"]["folder"]
 
-    (result,) = (made for made in trained.artifacts.values() if made["type"] == "result")
+    (result,) = (artifact for artifact in trained.artifacts.values() if artifact["type"] == "result")
     files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "scores.table.json"}
     assert result["files"] == files
 
@@ -125,13 +126,13 @@ def test_a_whole_line_leaves_three_linked_runs(run_digits):
     assert cost["cpu_seconds"] > 0
 
 
-def test_a_figure_is_shown_at_the_last_step_and_is_part_of_the_result(run_digits, monkeypatch, tmp_path):
+def test_a_figure_is_logged_at_the_last_step_and_is_part_of_the_result(run_digits, monkeypatch, tmp_path):
     from reloss.experiment.record import Record
     from reloss.report.figures import _figure, _save
 
     config = find_experiment(DIGITS)[1]
     facts = {"experiment": DIGITS, "loss": "ce", "seed": 0}
-    record = Record(tmp_path / "a" / "b" / "ce" / "seed0", config, facts=facts, track="wandb")
+    record = Record(tmp_path / "a" / "b" / "ce" / "seed0", config, facts=facts, tracker=make_tracker("wandb"))
     record.log(7, epoch=1)
     record.save_figure("curve", lambda path: _save(_figure(1)[0], path))
     record.close("finished", {"accuracy": 1.0})
@@ -144,7 +145,7 @@ def test_a_figure_is_shown_at_the_last_step_and_is_part_of_the_result(run_digits
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_gone_on_with_in_a_linked_run(start, finish, tmp_path):
+def test_a_killed_run_resumes_in_a_linked_run(start, finish, tmp_path):
     words = ("run", DIGITS, "--runs", tmp_path, "--data", tmp_path, "--set", "train.epochs=40")
     record = tmp_path / DIGITS / "ce@train.epochs=40" / "seed0"
     process = start(*words)
@@ -167,7 +168,7 @@ def test_a_killed_run_is_gone_on_with_in_a_linked_run(start, finish, tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["wandb-core", pytest.param("reloss.tracking.worker", marks=pytest.mark.slow)])
-def test_death_of_the_service_stops_nothing_and_is_said_once(run_digits, monkeypatch, capsys, victim):
+def test_death_of_the_service_stops_nothing_and_is_reported_once(run_digits, monkeypatch, capsys, victim):
     from reloss.experiment.record import Record
 
     log = Record.log
@@ -188,9 +189,9 @@ def test_death_of_the_service_stops_nothing_and_is_said_once(run_digits, monkeyp
     assert capsys.readouterr().err.count(FAILED) == 1
 
 
-def test_a_hanging_service_holds_up_no_step_and_the_end_only_until_the_deadline(mirror, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "DEADLINE", 1)
-    hanging = mirror()
+def test_a_hanging_service_delays_no_step_and_the_end_only_until_the_deadline(tracked, monkeypatch, capsys):
+    monkeypatch.setattr(client, "DEADLINE", 1)
+    hanging = tracked()
     for pid in (core(), *processes(os.getpid())):
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -200,12 +201,12 @@ def test_a_hanging_service_holds_up_no_step_and_the_end_only_until_the_deadline(
     hanging.finish({}, failed=False)
     assert time.monotonic() - began < 8
     assert hanging.seconds == pytest.approx(time.monotonic() - began, rel=0.3)
-    said = capsys.readouterr().err
-    assert said.count(FAILED) == 1
-    assert "no answer within 1 seconds" in said
+    messages = capsys.readouterr().err
+    assert messages.count(FAILED) == 1
+    assert "no answer within 1 seconds" in messages
 
 
-def test_a_full_disk_is_said_once(mirror, tmp_path, capsys):
+def test_a_full_disk_is_reported_once(tracked, tmp_path, capsys):
     folder = tmp_path / "wandb"
     folder.mkdir()
     mounted = subprocess.run(
@@ -214,7 +215,7 @@ def test_a_full_disk_is_said_once(mirror, tmp_path, capsys):
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        full = mirror()
+        full = tracked()
         for step in range(5000):
             full.log({"step": step, "loss": 1.0})
         full.finish({"accuracy": 1.0}, failed=False)
@@ -224,35 +225,37 @@ def test_a_full_disk_is_said_once(mirror, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("broken", ["raise ModuleNotFoundError('No module named wandb')", "import sys; sys.exit(3)"])
-def test_a_missing_or_broken_wandb_stops_nothing_and_is_said_once(run_digits, tmp_path, monkeypatch, capsys, broken):
+def test_a_broken_wandb_stops_nothing_and_is_reported_once(run_digits, tmp_path, monkeypatch, capsys, broken):
     (tmp_path / "path" / "wandb").mkdir(parents=True)
     (tmp_path / "path" / "wandb" / "__init__.py").write_text(broken)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     record = run_digits(track="wandb")
     assert summary(record)["status"] == "finished"
-    said = capsys.readouterr().err
-    assert said.count(FAILED) == 1
-    assert ("No module named wandb" if "Module" in broken else "its process ended with code 3") in said
+    messages = capsys.readouterr().err
+    assert messages.count(FAILED) == 1
+    assert ("No module named wandb" if "Module" in broken else "its process ended with code 3") in messages
 
 
-def test_without_a_network_an_online_run_goes_offline(mirror, tmp_path, monkeypatch, capsys):
+def test_without_a_network_an_online_run_goes_offline(tracked, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    online = mirror()
+    online = tracked()
     online.log({"step": 1})
     online.finish({}, failed=False)
     (run,) = offline_runs(tmp_path)
     assert run.rows == [{"step": 1}]
-    said = capsys.readouterr().err
-    assert said.count(FAILED) == 1
-    assert "`reloss sync` uploads it" in said
+    messages = capsys.readouterr().err
+    assert messages.count(FAILED) == 1
+    assert "`reloss sync` uploads it" in messages
 
 
 def test_only_the_main_process_tracks(tmp_path, monkeypatch):
     from reloss.experiment.record import Record
 
     monkeypatch.setenv("RANK", "1")
-    record = Record(tmp_path, find_experiment(DIGITS)[1], facts={"loss": "ce", "seed": 0}, track="wandb")
+    record = Record(
+        tmp_path, find_experiment(DIGITS)[1], facts={"loss": "ce", "seed": 0}, tracker=make_tracker("wandb")
+    )
     record.log(1, loss=1.0)
     record.close("finished")
     assert list(tmp_path.iterdir()) == []
@@ -264,17 +267,17 @@ def test_off_starts_nothing(run_digits):
     assert "tracking" not in summary(record)
 
 
-def test_cost_adds_up_over_sessions(run_digits, tmp_path):
+def test_the_cost_adds_up_over_sessions(run_digits, tmp_path):
     record = run_digits(track="wandb")
-    held = summary(record)
-    first = held["tracking"]
-    (record / "summary.json").write_text(json.dumps({**held, "tracking": {**first, "seconds": 100.0}}))
+    before = summary(record)
+    first = before["tracking"]
+    (record / "summary.json").write_text(json.dumps({**before, "tracking": {**first, "seconds": 100.0}}))
     run_digits(track="wandb", stage="evaluate")
     assert summary(record)["tracking"]["seconds"] > 100
     assert summary(record)["tracking"]["cpu_seconds"] > first["cpu_seconds"]
 
 
-def test_tags_and_names_fit_what_wandb_takes():
+def test_tags_and_names_are_short_enough_for_wandb():
     config = find_experiment("pose/lsp_resnet18")[1]
     facts = {"loss": "reloss", "variant": "x" * 100, "seed": 3}
     described = describe_run(config, "train", "0123456789ab+changes", facts)
@@ -285,9 +288,9 @@ def test_tags_and_names_fit_what_wandb_takes():
     json.dumps(described)
 
 
-def test_sigterm_is_for_the_run(mirror, tmp_path, capsys):
-    """A run that is told to end writes its state, then ends its W&B run itself."""
-    signalled = mirror()
+def test_the_tracker_outlives_sigterm(tracked, tmp_path, capsys):
+    """A run that receives SIGTERM writes its state, then ends its W&B run itself."""
+    signalled = tracked()
     signalled.log({"step": 1})
     core()
     for pid, words in processes(os.getpid()).items():
@@ -301,7 +304,7 @@ def test_sigterm_is_for_the_run(mirror, tmp_path, capsys):
     assert FAILED not in capsys.readouterr().err
 
 
-def test_what_is_evaluated_again_is_whole(run_digits):
+def test_an_evaluation_logs_the_whole_run_again(run_digits):
     record = run_digits(track="wandb", settings=("train.epochs=2",))
     run_digits(track="wandb", settings=("train.epochs=2",), stage="evaluate")
     first, second = offline_runs(record)

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 from reloss.experiment.records import Records, read_records
+from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.task import find_experiment
+from reloss.experiment.workspace import Workspace
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.metrics import get_metric
-from reloss.pipeline.stages import Request, run
+from reloss.pipeline.stages import run
 from reloss.report.figures import loss_against_metric, loss_curves, training_curves
 from reloss.report.page import write_report
 from reloss.report.task_table import task_rows, task_table
@@ -34,7 +36,7 @@ def demo(out: Path, seeds: int) -> None:
     task, config = find_experiment(EXPERIMENT)
     for loss in (config.ordinary_loss, "reloss"):
         for seed in range(seeds):
-            run(Request(EXPERIMENT, loss, seed, runs=runs, track="off"))
+            run(RunSpec.resolve(EXPERIMENT, loss, seed), Workspace(runs), track="off")
     records = read_records(runs)
     _draw(records, out / "figures")
     write_report(runs, out / "report.html")

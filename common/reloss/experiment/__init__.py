@@ -1,4 +1,4 @@
-"""Experiments: typed configs, the tasks that offer them, records, tracking, and the stages of a run.
+"""Experiments: typed configs and the tasks that offer them, the description of a run, and its record.
 
-Import the submodule that is needed; those that describe experiments import no torch.
+Import the submodule you need; those that describe experiments and runs import no torch.
 """

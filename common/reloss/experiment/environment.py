@@ -1,4 +1,4 @@
-"""Where a run ran: commit, versions, device, command."""
+"""The environment of a run: commit, versions, devices, command."""
 
 import os
 import platform
@@ -17,12 +17,12 @@ LIBRARIES = ("reloss", "torch", "numpy", "scipy", "safetensors", "wandb")  # tas
 
 
 def commit() -> str:
-    """Return the checkout's commit, `+changes` appended if files differ from it; `unknown` outside a checkout.
+    """Return the checkout's commit, with `+changes` appended if files differ from it; `unknown` outside a checkout.
 
-    An image without a checkout says its commit in the variable RELOSS_COMMIT.
+    The variable RELOSS_COMMIT overrides it, for images without a checkout.
     """
-    if named := os.environ.get("RELOSS_COMMIT"):
-        return named
+    if override := os.environ.get("RELOSS_COMMIT"):
+        return override
     here = Path(__file__).resolve().parent
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -32,28 +32,28 @@ def commit() -> str:
 
 
 def image() -> str:
-    """Return the version label of the container image that this runs in; `none` outside one."""
+    """Return the version label of the container image; `none` outside one."""
     return os.environ.get("RELOSS_IMAGE", "none")
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result; `not installed` where one is missing."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect results; `not installed` if one is missing."""
+    versions = {"python": platform.python_version()}
     for package in dict.fromkeys([*LIBRARIES, *(name for task in tasks().values() for name in task.libraries)]):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def devices() -> dict[str, Any]:
-    """Return the processor, its threads in use, and the GPUs."""
+    """Return the name of the processor, the number of threads in use, and the names of the GPUs."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpus": gpus}
 
@@ -68,7 +68,7 @@ def _cpu_name() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Return what `environment.json` of a record holds about the machine and the call."""
+    """Return what a record's `environment.json` states about the checkout, the command and the machine."""
     command = ["reloss", *sys.argv[1:]] if Path(sys.argv[0]).name in ("reloss", "cli.py") else sys.argv
-    where = {"commit": commit(), "image": image(), "command": shlex.join(command)}
-    return {**where, "versions": versions(), "devices": devices()}
+    source = {"commit": commit(), "image": image(), "command": shlex.join(command)}
+    return {**source, "versions": versions(), "devices": devices()}

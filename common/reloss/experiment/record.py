@@ -1,6 +1,13 @@
 """The record: the folder that one run leaves behind.
 
-config.yaml  environment.json  metrics.jsonl  summary.json  checkpoint/{last.pt, weights.safetensors}
+    config.yaml          the resolved config
+    environment.json     commit, versions, device, command
+    metrics.jsonl        one line per logged step
+    summary.json         status, scores and what identifies the run
+    checkpoint/          last.pt, to resume from, and weights.safetensors, the final weights
+
+Every file is written atomically, so a run can be killed at any moment and resumed by the same command. A tracker
+receives what the record logs; the local files are the truth.
 """
 
 from __future__ import annotations
@@ -10,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,105 +25,112 @@ from torch import Tensor
 from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
-from reloss.experiment.run_spec import variant_name
+from reloss.experiment.status import Status
+from reloss.experiment.tracker import Tracker
 from reloss.learning.bank import compact
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import latest_intact, load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import RESTORE, atomic, read_object, read_text, write_json, write_text
 from reloss.runtime.progress import say
-from reloss.tracking.artifacts import result_artifact
-from reloss.tracking.client import Track, WandbMirror, describe_run
 
-Status = Literal["running", "finished", "failed", "interrupted"]
-ANEW = "to train this run anew"
+FROM_SCRATCH = "to train this run from scratch"
 
 
 class Record:
-    """One run's folder, open for writing. Of several processes of a run, only the main one writes.
+    """One run's folder, open for writing. If a run has several processes, only the main one writes.
 
     Attributes:
         path: the folder.
         weights: the file of the final weights, written by the task.
-        mirror: the run on W&B.
+        metrics: the metrics logged so far.
+        tracker: the tracker that receives what is logged; it does nothing in processes that do not write.
     """
 
-    def __init__(self, path: Path, config: Experiment, *, facts: dict[str, Any], track: Track = "off") -> None:
-        """Make the folder, or open it to go on.
+    def __init__(
+        self, path: Path, config: Experiment, *, facts: dict[str, Any], tracker: Tracker | None = None
+    ) -> None:
+        """Create the folder, or open it to resume the run.
 
         Args:
             path: the folder.
-            config: written to `config.yaml`; a folder with another one is refused.
-            facts: what the summary says from the start: experiment, loss, variant, seed, protocol and so on.
-            track: whether W&B mirrors it.
+            config: the resolved experiment, written to `config.yaml`.
+            facts: what identifies the run in its summary: experiment, loss, variant, seed, protocol and so on.
+            tracker: a tracker that is not started yet; none by default.
 
         Raises:
-            UsageError: the folder was made by another config.
+            UsageError: the folder belongs to another config.
+            RelossError: `config.yaml` is cut short.
         """
         self.path = path
-        self.weights = path / "checkpoint" / "weights.safetensors"
+        self.weights = weights_file(path)
         self._facts = facts
         self._writes = distributed.is_main()
-        self._started = time.monotonic()
-        self._seconds_before = 0.0
-        self._tracked = False
+        self._start_time = time.monotonic()
+        self._previous_seconds = 0.0
         self.metrics = MetricsFile(path / "metrics.jsonl")
-        self.mirror = WandbMirror("off", path)
+        self.tracker = tracker if tracker is not None and self._writes else Tracker()
         if self._writes:
-            self._open(config, track)
+            self._open(config)
 
-    def _open(self, config: Experiment, track: Track) -> None:
-        path, facts = self.path, self._facts
-        text = to_yaml(config)
-        if (path / "config.yaml").exists():
-            found = read_text(path / "config.yaml")
-            if found != text and text.startswith(found):
-                raise RelossError(f"{path / 'config.yaml'} is cut short; remove it, and the run writes it anew")
-            if found != text:
-                raise UsageError(
-                    f"{path} was made by another config (see its config.yaml); choose another --runs, or move it away"
-                )
-        else:
-            write_text(path / "config.yaml", text)
-        described = environment.describe()
-        write_json(path / "environment.json", {**described, "data": facts.get("data")})
-        before = read_summary(path)
-        self._seconds_before = before.get("wall_seconds", 0.0)
-        stage = "baseline" if facts["loss"] == config.ordinary_loss else "train"
-        told = {name: value for name, value in facts.items() if name not in type(config).model_fields}
-        told |= {"record": _name(path), "data_fingerprint": facts.get("data")}
-        self.mirror = WandbMirror(track, path, **describe_run(config, stage, described["commit"], told))
-        self._tracked = track != "off"
-        self.mirror.seconds += before.get("tracking", {}).get("seconds", 0.0)
-        self.mirror.cpu_seconds += before.get("tracking", {}).get("cpu_seconds", 0.0)
-        self.write_summary("running")
+    def _open(self, config: Experiment) -> None:
+        self._write_config(config)
+        description = environment.describe()
+        write_json(self.path / "environment.json", {**description, "data": self._facts.get("data")})
+        summary = read_summary(self.path)
+        self._previous_seconds = summary.get("wall_seconds", 0.0)
+        stage = "baseline" if self._facts["loss"] == config.ordinary_loss else "train"
+        facts = {name: value for name, value in self._facts.items() if name not in type(config).model_fields}
+        facts |= {"record": record_name(self.path), "data_fingerprint": self._facts.get("data")}
+        if "surrogate" in self._facts:  # as a config key, that is the section
+            facts["fitted_surrogate"] = self._facts["surrogate"]
+        self.tracker.start(self.path, config, stage, description["commit"], facts)
+        cost = summary.get("tracking", {})
+        self.tracker.seconds += cost.get("seconds", 0.0)
+        self.tracker.cpu_seconds += cost.get("cpu_seconds", 0.0)
+        self.write_summary(Status.RUNNING)
+
+    def _write_config(self, config: Experiment) -> None:
+        """Write `config.yaml`, or check that the one in the folder is the same."""
+        path, text = self.path / "config.yaml", to_yaml(config)
+        if not path.exists():
+            write_text(path, text)
+            return
+        recorded = read_text(path)
+        if recorded != text and text.startswith(recorded):
+            raise RelossError(f"{path} is cut short; remove it, and the run writes it again")
+        if recorded != text:
+            raise UsageError(
+                f"{self.path} belongs to a run with another config (see its config.yaml); choose another --runs, or "
+                "move it away"
+            )
 
     def log(self, step: int, **values: float) -> None:
         """Record metrics of training step `step`."""
         if not self._writes:
             return
-        line = {"step": step, **values}
-        self.metrics.append(line)
-        self.mirror.log(line)
+        entry = {"step": step, **values}
+        self.metrics.append(entry)
+        self.tracker.log(entry)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `state` (tensors and plain values) as the last checkpoint, with the present length of the metrics."""
+        """Write `state` (tensors and plain values) as the last checkpoint, with the current number of metrics lines."""
         if not self._writes:
             return
         save_checkpoint(self._checkpoint, {**state, "metrics_lines": self.metrics.lines})
-        self.write_summary("running")
+        self.write_summary(Status.RUNNING)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Return the last checkpoint, or None; metrics that were logged after it are dropped, to come again.
+        """Return the last checkpoint, or None; drop the metrics logged after it, which the resumed run logs again.
 
-        Where metrics are missing that it counts, the one before is returned.
+        If metrics that the last checkpoint counts are missing, return the previous checkpoint.
 
         Raises:
-            RelossError: it is damaged, and so is the one before; or metrics are missing, see `rewind`.
+            RelossError: both checkpoints are damaged, or metrics are missing (see `rewind`).
         """
-        state, earlier = load_checkpoint(self._checkpoint, ANEW), previous(self._checkpoint)
-        if state is not None and state["metrics_lines"] > self.metrics.lines and latest_intact([earlier]):
-            state = load_checkpoint(earlier, ANEW) or state
+        state, older = load_checkpoint(self._checkpoint, FROM_SCRATCH), previous(self._checkpoint)
+        if state is not None and state["metrics_lines"] > self.metrics.lines and latest_intact([older]):
+            state = load_checkpoint(older, FROM_SCRATCH) or state
         self.rewind(state.pop("metrics_lines") if state is not None else 0)
         return state
 
@@ -125,43 +139,45 @@ class Record:
         return self.path / "checkpoint" / "last.pt"
 
     def discard_checkpoint(self) -> None:
-        """Begin anew: remove all checkpoints, a framework's own too, but not the final weights."""
+        """Remove all checkpoints, also those of a framework, so that training starts from scratch; keep the weights."""
         if self._writes:
             for path in (self.path / "checkpoint").rglob("*.pt*"):
                 path.unlink()
 
     def rewind(self, lines: int) -> None:
-        """Drop what was logged after the first `lines` lines of metrics: it will come again.
+        """Drop the metrics after the first `lines` lines, which the resumed run logs again.
 
-        To be called once, by a run that goes on: the lines that stay are shown on its new W&B run too.
+        Call it once per resumed run: the tracker's new run receives the remaining lines.
 
         Raises:
-            RelossError: there are fewer whole lines, so that metrics would be missing for good.
+            RelossError: the file has fewer whole lines, so metrics would be missing for good.
         """
         if lines > self.metrics.lines:
-            raise self._lacking(f"{self.metrics.lines} whole lines, fewer than the {lines} that the checkpoint counts")
+            raise self._incomplete(f"{self.metrics.lines} whole lines, but the checkpoint counts {lines}")
         if self._writes:
             self.metrics.cut(lines)
-            self.mirror.replay(self.metrics.path, lines)
+            self.tracker.replay(self.metrics.path, lines)
 
     def rewind_to_epoch(self, epoch: int) -> None:
-        """Drop what was logged after an epoch, as `rewind` does, where a framework's checkpoint counts no lines.
+        """Drop the metrics logged after an epoch, like `rewind`, for frameworks whose checkpoints count no lines.
 
         Raises:
-            RelossError: an epoch up to it has no line.
+            RelossError: an epoch up to `epoch` has no line.
         """
-        if (found := self.epochs()) < epoch:
-            raise self._lacking(f"no line of epoch {found + 1}, but the checkpoint is of epoch {epoch}")
+        if (last := self.epochs()) < epoch:
+            raise self._incomplete(f"no line of epoch {last + 1}, but the checkpoint is from epoch {epoch}")
         entries = read_metrics(self.metrics.path)
         self.rewind(sum(entry["epoch"] <= epoch for entry in entries))
 
     def epochs(self) -> int:
-        """Return up to which epoch, counted from 1, all have lines in the metrics."""
+        """Return the last epoch, counted from 1, up to which every epoch has metrics; 0 if the first has none."""
         logged = {entry["epoch"] for entry in read_metrics(self.metrics.path)}
         return next(epoch for epoch in count() if epoch + 1 not in logged)
 
-    def _lacking(self, what: str) -> RelossError:
-        return RelossError(f"{self.metrics.path} holds {what}: restore it from a copy, or remove {self.path} {ANEW}")
+    def _incomplete(self, problem: str) -> RelossError:
+        return RelossError(
+            f"{self.metrics.path} has {problem}: restore it from a copy, or remove {self.path} {FROM_SCRATCH}"
+        )
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights of the model as safetensors."""
@@ -171,77 +187,78 @@ class Record:
             save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
 
     def save_predictions(self, epoch: int, outputs: Tensor, targets: Tensor) -> None:
-        """Keep an epoch's predictions of validation examples, outputs [E, ...] (in float16) and targets [E, ...]."""
+        """Save predictions of E validation examples after an epoch: outputs [E, ...] in float16, targets [E, ...]."""
         if not self._writes:
             return
         with atomic(self.path / "predictions" / f"{epoch:04d}.safetensors") as temporary:
             save_file({"outputs": compact(outputs), "targets": compact(targets)}, temporary)
 
     def save_json(self, name: str, value: Any) -> None:
-        """Keep `value` as `<name>.json`."""
+        """Save `value` as `<name>.json`."""
         if self._writes:
             write_json(self.path / f"{name}.json", value)
 
     def save_examples(self, kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Keep examples to look at as `examples.json`: kinds, such as wrong and right, of rows with the same keys.
+        """Save examples for inspection as `examples.json`.
 
-        `reloss report` shows the first of each kind, as a table with the keys as its columns.
+        Args:
+            kinds: rows with the same keys, by kind, such as wrong and right. `reloss report` shows the first rows of
+                each kind as a table with the keys as columns.
         """
         self.save_json("examples", {kind: list(map(dict, rows)) for kind, rows in kinds.items()})
 
     def save_figure(self, name: str, draw: Callable[[Path], None]) -> None:
-        """Keep the figure that `draw` writes to the path it is given, as `<name>.png`, and show it on W&B.
+        """Save the figure that `draw` writes to the given path as `<name>.png`, and send it to the tracker.
 
-        `reloss report` shows it too; what the PNG says as its `Description` is its caption and alternative text.
+        `reloss report` shows it too, with the PNG's `Description` as caption and alternative text.
         """
         if self._writes:
             path = self.path / f"{name}.png"
             draw(path)
-            logged = read_metrics(self.metrics.path)
-            self.mirror.figure(name, path, logged[-1]["step"] if logged else 0)
+            entries = read_metrics(self.metrics.path)
+            self.tracker.figure(name, path, entries[-1]["step"] if entries else 0)
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""
         if not self._writes:
             return
-        seconds = self._seconds_before + time.monotonic() - self._started
+        seconds = self._previous_seconds + time.monotonic() - self._start_time
         summary = {"status": status, **self._facts, "scores": scores or {}, "wall_seconds": round(seconds, 1), **more}
-        if self._tracked:
-            summary["tracking"] = self.mirror.cost(seconds)
+        if self.tracker.enabled:
+            summary["tracking"] = self.tracker.cost(seconds)
         write_json(self.path / "summary.json", summary)
 
     def close(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
-        """Write the final summary and end the W&B run; what that took is written into the summary after it."""
+        """Write the final summary, finish tracking, and add the cost of that to the summary."""
         self.write_summary(status, scores, **more)
-        if status == "finished" and self._writes:
+        if status == Status.FINISHED and self._writes:
             previous(self._checkpoint).unlink(missing_ok=True)
-        if self._tracked:
-            self.mirror.make(result_artifact(self.path, _name(self.path), scores or {}))
-            self.mirror.finish({"status": status, **(scores or {})}, failed=status != "finished")
+        if self.tracker.enabled:
+            self.tracker.log_result(self.path, record_name(self.path), scores or {})
+            self.tracker.finish({"status": status, **(scores or {})}, failed=status != Status.FINISHED)
             self.write_summary(status, scores, **more)
 
 
-def _name(path: Path) -> str:
-    """Return the record's name, the last four parts of its path: <task>/<data>_<model>/<loss>[@<variant>]/seed<N>."""
+def record_name(path: Path) -> str:
+    """Return a record's name, the last four parts of its path: <task>/<data>_<model>/<loss>[@<variant>]/seed<N>."""
     return "/".join(path.resolve().parts[-4:])
+
+
+def weights_file(record: Path) -> Path:
+    """Return the file of the final weights in the folder of a record."""
+    return record / "checkpoint" / "weights.safetensors"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the final weights that `Record.save_weights` wrote.
 
     Raises:
-        RelossError: they cannot be read.
+        RelossError: the file cannot be read.
     """
     try:
         return load_file(path)
     except Exception as error:
         raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error
-
-
-def record_folder(runs: Path, experiment: str, loss: str, settings: Sequence[str], seed: int) -> Path:
-    """Return where the record of a run lies: RUNS/<experiment>/<loss>[@<variant>]/seed<N>."""
-    changed = variant_name(settings)
-    return runs / experiment / (f"{loss}@{changed}" if changed else loss) / f"seed{seed}"
 
 
 FACTS = {"status": str, "experiment": str, "loss": str, "settings": list, "seed": int, "protocol": str, "scores": dict}

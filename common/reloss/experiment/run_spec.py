@@ -18,6 +18,9 @@ from reloss.runtime.files import short_hash
 
 Stage = Literal["all", "baseline", "learn", "train", "evaluate"]
 
+FIT_KEYS = ("metric=", "surrogate.", "learn.")
+"""Beginnings of the settings that change a surrogate or its fit."""
+
 MAX_SEED = 2**63 - 1
 """The largest seed that PyTorch's generators take."""
 
@@ -72,6 +75,11 @@ class RunSpec:
         return variant_name(self.settings)
 
     @property
+    def fit_settings(self) -> tuple[str, ...]:
+        """The settings that change the surrogate or its fit; runs that agree in them share a surrogate."""
+        return select_fit_settings(self.settings)
+
+    @property
     def loss_with_variant(self) -> str:
         """The loss and, after an `@`, the variant if there is one: the name of a folder."""
         return f"{self.loss}@{self.variant}" if self.variant else self.loss
@@ -101,6 +109,11 @@ def variant_name(settings: Sequence[str]) -> str:
         return name
     beginning = name.encode()[: MAX_VARIANT_BYTES - 9].decode(errors="ignore")
     return f"{beginning}~{short_hash(name, 8)}"
+
+
+def select_fit_settings(settings: Sequence[str]) -> tuple[str, ...]:
+    """Return those settings that change a surrogate or its fit."""
+    return tuple(setting for setting in settings if setting.startswith(FIT_KEYS))
 
 
 def check_seed(seed: int) -> None:

@@ -1,4 +1,8 @@
-"""Seeds: the global generators set once, and independent streams derived from one number."""
+"""Seeds: the global generators seeded once, and independent streams derived from one number.
+
+A run has one seed. Each random stream (initialisation, data order, ...) hashes it with the stream's name, so that one
+stream can draw more or fewer numbers without changing another.
+"""
 
 import hashlib
 import random
@@ -10,13 +14,13 @@ from reloss.runtime import distributed
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """Return a seed for the stream called `names`, the same everywhere and independent of other streams'."""
+    """Return the seed of the stream called `names`: the same on every machine, independent of other streams."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def own_seed(seed: int, *names: str | int) -> int:
-    """Return a seed that each process of a run has to itself; the first one's is that of a run in one process."""
+    """Return a seed that differs between the processes of a run; the main one has the seed of a single process."""
     rank = distributed.rank()
     return derive_seed(seed, *names, rank) if rank else derive_seed(seed, *names)
 

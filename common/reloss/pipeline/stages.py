@@ -1,491 +1,236 @@
-"""The stages of an experiment: baseline -> learn -> train -> evaluate.
+"""The stages of a run: baseline -> learn -> train -> evaluate.
 
-RUNS/<task>/<data>_<model>/bank/                          predictions of the recorded baseline, shared by all seeds
-RUNS/<task>/<data>_<model>/surrogates/<hash>/             one surrogate for all seeds, named by how it was learned
-RUNS/<task>/<data>_<model>/<loss>[@<variant>]/seed<N>/    one record a run
+The baseline trains with the ordinary loss and records its predictions in a bank; `learn` fits a surrogate on the bank;
+`train` trains with the loss of the run and evaluates. Each stage skips what is finished and resumes what was
+interrupted, so the same command can be run again at any time.
 """
 
 from __future__ import annotations
 
-import json
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
 
 from reloss.experiment import environment
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
-from reloss.experiment.record import Record, leaving_out, read_summary, record_folder
-from reloss.experiment.run_spec import RunSpec, variant_name
+from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.record import Record
+from reloss.experiment.run_spec import RunSpec, Stage, variant_name
 from reloss.experiment.seeds import seed_everything
-from reloss.experiment.settings import baseline_settings, override, tuned
-from reloss.experiment.task import Run, Task, comparable, find_experiment
-from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
-from reloss.learning.picture import measure_picture
-from reloss.metrics import get_metric
-from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs, read_predictions, write_picture
+from reloss.experiment.status import Status
+from reloss.experiment.task import Run
+from reloss.experiment.tracker import Tracker
+from reloss.experiment.workspace import Workspace
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.pipeline import fitting, preflight, recording
+from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs, read_predictions
+from reloss.pipeline.context import Context, Resume, sole_writer
+from reloss.pipeline.outcome import clean_up, recorded_outcome
 from reloss.runtime import distributed
-from reloss.runtime.checkpoint import remove_checkpoint
-from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import read_json, remove_stale, short_hash, write_text
-from reloss.runtime.lock import locked
+from reloss.runtime.errors import UsageError
 from reloss.runtime.progress import say
-from reloss.runtime.signals import Terminated, terminable
-from reloss.surrogates import SurrogateLoss, load
-from reloss.tracking.artifacts import bank_artifact, surrogate_artifact
-from reloss.tracking.client import Track, WandbMirror, describe_run
-
-Stage = Literal["all", "baseline", "learn", "train", "evaluate"]
-Resume = Literal["auto", "never"]
+from reloss.runtime.signals import terminable
+from reloss.surrogates import SurrogateLoss
+from reloss.tracking.client import Track, make_tracker
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `reloss run` was asked for."""
+def run(
+    spec: RunSpec,
+    workspace: Workspace,
+    *,
+    stage: Stage = "all",
+    track: Track = "wandb",
+    resume: Resume = "auto",
+    allow_changed_data: bool = False,
+) -> Path:
+    """Run one stage of a run, or all of them; what is finished is skipped.
 
-    experiment: str
-    loss: str
-    seed: int
-    stage: Stage = "all"
-    settings: tuple[str, ...] = ()
-    data: Path = Path("data")
-    runs: Path = Path("runs")
-    track: Track = "wandb"
-    resume: Resume = "auto"
-    allow_changed_data: bool = False
+    Args:
+        spec: the run.
+        workspace: where records and data lie.
+        stage: the stage; `all` includes the baseline and the runs of other experiments that the run needs.
+        track: where metrics are mirrored.
+        resume: `never` refuses to touch a record that exists.
+        allow_changed_data: whether to continue if the data changed since the record or the bank was written.
 
-
-def run(request: Request) -> Path:
-    """Go through the stages that were asked for; what is finished already is not done again. Returns the record.
+    Returns:
+        The folder of the record; for the stage `learn`, that of the surrogate.
 
     Raises:
-        UsageError: an unknown experiment, loss or setting, or a stage whose input is missing.
-        RelossError: anything else that stops the run; the record says `failed` and keeps what was recorded.
+        UsageError: an unknown experiment or setting, or the input of the stage is missing.
+        RelossError: anything else that stops the run; its record says `failed` and keeps what was recorded.
     """
-    RunSpec.resolve(request.experiment, request.loss, request.seed, request.settings)
-    task, config = find_experiment(request.experiment)
-    job = _Job(task, override(config, request.settings), request)
+    context = Context(spec, *spec.load(), workspace, stage, track, resume, allow_changed_data)
+    stages = {"all": train_with_inputs, "baseline": baseline, "learn": learn, "train": train, "evaluate": evaluate}
     distributed.start()
     with terminable():
-        if request.stage in ("all", "baseline"):
-            job.run_what_is_needed()
-        if request.stage == "baseline":
-            return job.baseline()
-        if request.stage == "learn":
-            return job.learn()
-        return job.train()
+        if stage in ("all", "baseline"):
+            run_prerequisites(context)
+        return stages[stage](context)
 
 
-def surrogate_folder(request: Request) -> Path | None:
-    """Return where the surrogate of a run is or will be, or None as long as its bank is not complete.
+def run_prerequisites(context: Context) -> None:
+    """Run the runs of other experiments whose records this run uses, unless they are finished."""
+    for required in context.config.required_runs():
+        prerequisite = context.of(RunSpec.resolve(*required))
+        if not preflight.is_finished(prerequisite):
+            train_with_inputs(prerequisite)
+
+
+def baseline(context: Context) -> Path:
+    """Train with the ordinary loss and record the bank, unless the bank is complete; return the record."""
+    recorded = context.of_baseline(context.config.recording.seed)
+    bank = recording.complete_bank(context)
+    if bank is None:
+        return train(recorded)
+    say(f"bank is complete: {bank.path}")
+    origin = bank.meta["origin"]
+    if origin.get("protocol") != recorded.config.protocol():
+        say(f"note: it was recorded with another recipe than this run's baseline would be, by {origin['record']}")
+    return recorded.record
+
+
+def learn(context: Context) -> Path:
+    """Fit the surrogate of the run's loss on the bank, unless it is fitted; return its folder.
 
     Raises:
-        RelossError: the bank is damaged, or was recorded with other data, model or recording settings.
+        UsageError: the loss is not learned, or the bank is not complete.
     """
-    task, config = find_experiment(request.experiment)
-    job = _Job(task, override(config, request.settings), request)
-    bank = job._bank()
-    return job._fit(bank)[1] if bank is not None else None
-
-
-@dataclass
-class _Job:
-    task: Task
-    config: Experiment
-    request: Request
-
-    @property
-    def home(self) -> Path:
-        return self.request.runs / self.config.name
-
-    @cached_property
-    def data_fingerprint(self) -> str:
-        return self.task.data_fingerprint(self.config, self.request.data)  # of many images and labels it takes a while
-
-    def record_folder(self, loss: str, seed: int) -> Path:
-        return record_folder(self.request.runs, self.config.name, loss, self.request.settings, seed)
-
-    def _is_baseline(self, loss: str, seed: int) -> bool:
-        """Return whether it is the run that records the bank: of its seed, with nothing tuned for the loss."""
-        recorded = loss == self.config.ordinary_loss and seed == self.config.recording.seed
-        return recorded and not tuned(self.config, self.request.settings)
-
-    # Stages
-
-    def run_what_is_needed(self) -> None:
-        """Run those of other experiments whose records this one uses, unless they are finished."""
-        for experiment, loss, seed in self.config.required_runs():
-            request = replace(self.request, experiment=experiment, loss=loss, seed=seed, settings=(), stage="all")
-            job = _Job(*find_experiment(experiment), request)
-            if read_summary(job.record_folder(loss, seed)).get("status") != "finished":
-                job.train()
-
-    def baseline(self) -> Path:
-        """Train with the ordinary loss while recording the bank, unless the bank is complete."""
-        job, seed = self._baseline_job(), self.config.recording.seed
-        bank = self._bank()
-        if bank is None:
-            return job._train(seed)
-        say(f"bank is complete: {bank.path}")
-        origin = bank.meta["origin"]
-        if origin.get("protocol") != job.config.protocol():
-            say(f"note: it was recorded with another recipe than this run's baseline would be, by {origin['record']}")
-        return job.record_folder(job.request.loss, seed)
-
-    def _baseline_job(self) -> _Job:
-        """Return the run of the ordinary loss that this one is compared with: without what is tuned for each loss."""
-        settings = baseline_settings(self.config, self.request.settings)
-        request = replace(self.request, loss=self.config.ordinary_loss, settings=settings, stage="all")
-        return _Job(self.task, override(find_experiment(self.config.name)[1], settings), request)
-
-    def learn(self) -> Path:
-        """Fit the surrogate of this loss on the bank, unless it is there; returns its folder."""
-        if self.request.loss not in LEARNED_LOSSES:
-            raise UsageError(
-                f"'{self.request.loss}' is not learned; --stage learn goes with {' or '.join(LEARNED_LOSSES)}"
-            )
-        bank = self._bank()
-        if bank is None:
-            raise UsageError(f"no complete bank in {self.home / 'bank'}; run --stage baseline (or all) first")
-        options, folder = self._fit(bank)
-        if (folder / "surrogate.json").exists():
-            say(f"surrogate is learned: {folder}")
-            return folder
-        seed_everything(options.seed)
-        with self._learn_mirror(bank, options, folder) as mirror:
-            surrogate = self.task.new_surrogate(self.config)
-            fit = learn(surrogate, bank, self.config.metric, options, folder, on_validation=mirror.log)
-            mirror.make(surrogate_artifact(self.config.name, folder))
-            mirror.finish(fit, failed=False)
+    if not context.is_learned:
+        raise UsageError(f"'{context.run.loss}' is not learned; --stage learn needs {' or '.join(LEARNED_LOSSES)}")
+    bank = recording.complete_bank(context)
+    if bank is None:
+        raise UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
+    options, folder = fitting.fit_plan(context, bank)
+    if (folder / "surrogate.json").exists():
+        say(f"surrogate is learned: {folder}")
         return folder
-
-    def _fit(self, bank: PredictionBank) -> tuple[LearnOptions, Path]:
-        """Return how this loss's surrogate is fitted on the bank, and the folder that is named after it."""
-        options = LearnOptions.model_validate(
-            {**self.config.learn.model_dump(exclude_unset=True), **LEARNED_LOSSES[self.request.loss]}
-        )
-        surrogate = self.task.new_surrogate(self.config)
-        described = [options.model_dump(), surrogate.options(), bank.fingerprint(), self.config.metric]
-        return options, self.home / "surrogates" / short_hash(described)
-
-    @contextmanager
-    def _learn_mirror(self, bank: PredictionBank, options: LearnOptions, folder: Path) -> Iterator[WandbMirror]:
-        """Yield the fit's run on W&B; the block is to finish it, else it ends as failed."""
-        facts = {
-            "loss": self.request.loss,
-            "variant": variant_name([setting for setting in self.request.settings if setting.startswith("learn.")]),
-            "learn": options.model_dump(mode="json"),
-            "bank": bank.fingerprint(),
-            "surrogate": {"folder": str(folder.relative_to(self.home))},
-        }
-        described = describe_run(self.config, "learn", environment.commit(), facts)
-        mirror = WandbMirror(self.request.track if distributed.is_main() else "off", folder, **described)
-        mirror.use(bank_artifact(self.config.name, bank))
-        try:
-            yield mirror
-        except BaseException:
-            mirror.finish({}, failed=True)
-            raise
-
-    def train(self) -> Path:
-        """Train and evaluate with the loss, after the stages that it needs if all were asked for."""
-        if self.request.stage == "all" and self.request.loss in LEARNED_LOSSES:
-            self.baseline()
-        if self.request.stage == "all" and self.config.fine_tunes and not self._baseline_weights():
-            self._baseline_job()._train(self.request.seed)
-        return self._train(self.request.seed)
-
-    def _train(self, seed: int) -> Path:
-        loss, stage = self.request.loss, self.request.stage
-        folder = self.record_folder(loss, seed)
-        summary = read_summary(folder)
-        records_bank = stage != "evaluate" and self._is_baseline(loss, seed) and self._bank() is None
-        if summary.get("status") == "finished" and stage != "evaluate" and not records_bank:
-            say(f"finished already: {folder}")
-            return folder
-        if self.request.resume == "never" and any(folder.glob("*")):  # without its summary, too
-            raise UsageError(
-                f"{folder} holds a record; --resume never does not touch it: move it away, or change --runs"
-            )
-        if stage == "evaluate" and not summary:
-            raise UsageError(f"no record to evaluate in {folder}; run --stage train (or all) first")
-        facts: dict[str, Any] = {
-            "experiment": self.config.name,
-            "loss": loss,
-            "variant": variant_name(self.request.settings),
-            "settings": list(self.request.settings),
-            "seed": seed,
-            "protocol": self.config.protocol(),
-            "score": self.config.score,
-            "data": self.data_fingerprint,
-        }
-        self._check_data(facts, summary, folder)
-        surrogate = None
-        if loss in LEARNED_LOSSES:
-            surrogate, facts["surrogate"] = self._surrogate()
-        initial_weights = self._initial_weights()
-        trains_anew = records_bank and not self._begun_bank(folder)
-        distributed.barrier()  # all have looked at what is there before the main process changes it
-        with _sole_writer(folder), _sole_writer(self.home / "bank") if records_bank else nullcontext():
-            if distributed.is_main():
-                remove_stale(folder)
-                for path in folder.glob("error.*.log"):
-                    path.unlink()
-            record = Record(folder, self.config, facts=facts, track=self.request.track)
-            if trains_anew:
-                record.discard_checkpoint()
-            with _status_of(record):
-                with distributed.main_first():
-                    bank = self._new_bank(record, trains_anew) if records_bank else None
-                run = Run(self.config, loss, seed, self.request.data, record, bank, surrogate, initial_weights)
-                if surrogate is not None:
-                    record.mirror.use(surrogate_artifact(self.config.name, self.home / facts["surrogate"]["folder"]))
-                if stage != "evaluate":
-                    self.task.train(run)
-                else:
-                    record.mirror.replay(record.metrics.path, record.metrics.lines)
-                scores = self.task.evaluate(run)
-                run.flush_bank()
-                if bank is not None and distributed.is_main():
-                    bank.merge()
-                    record.mirror.make(bank_artifact(self.config.name, bank))
-                record.close("finished", scores, diagnostics=self._diagnostics(folder, surrogate))
-                if bank is not None and distributed.is_main():
-                    bank.finish()
-                distributed.barrier()
-        say(
-            f"{self.config.name} {loss} seed {seed}: "
-            + " ".join(f"{k} {v:.4f}" for k, v in scores.items())
-            + f" ({folder})"
-        )
-        return folder
-
-    def _check_data(self, facts: dict[str, Any], summary: dict[str, Any], folder: Path) -> None:
-        """Refuse data that are not those of the record that goes on, or of the bank, unless they may have changed.
-
-        Raises:
-            UsageError: they are others.
-        """
-        now, seen = facts["data"], [(folder, summary.get("data"))]
-        bank = self.home / "bank"
-        if self.request.loss in LEARNED_LOSSES and (bank / "bank.json").exists():
-            seen.append((bank, PredictionBank.open(bank).meta["origin"].get("data_fingerprint")))
-        before = [summary["data_before"]] if "data_before" in summary else []
-        for path, fingerprint in seen:
-            if fingerprint in (None, now):
-                continue
-            if not comparable(fingerprint, now):
-                say(f"note: {path} was recorded when data were not looked at as they are now; they may have changed")
-                continue
-            said = f"the data changed since {path} was recorded: their fingerprint was {fingerprint}, now {now}"
-            if not self.request.allow_changed_data:
-                raise UsageError(f"{said}; restore them, choose another --runs, or say --allow-changed-data")
-            say(f"warning: {said}")
-            before.append(fingerprint)
-        if before:
-            facts["data_before"] = ", ".join(dict.fromkeys(before))
-
-    def _diagnostics(self, folder: Path, surrogate: SurrogateLoss | None) -> dict[str, float]:
-        """Return how the run's loss, if learned or ordinary, ranks the checkpoints of this and all finished runs."""
-        own = read_predictions(folder) if distributed.is_main() else None
-        if own is None or (surrogate is None and self.request.loss != self.config.ordinary_loss):
-            return {}
-        network = surrogate or self.task.new_surrogate(self.config)
-        runs = {**finished_runs(self.home, network.gold, own[1][0]), str(folder.relative_to(self.home)): own}
-        return diagnose_loss(network, self.config.metric, list(runs.values()), surrogate is not None)
-
-    # What the stages hand to each other
-
-    def _bank(self) -> PredictionBank | None:
-        """Return the complete bank, or None."""
-        if not (self.home / "bank" / "bank.json").exists():
-            return None
-        bank = PredictionBank.open(self.home / "bank")
-        if not bank.meta["complete"]:
-            return None
-        self._check_origin(bank)
-        return bank
-
-    def _begun_bank(self, folder: Path) -> bool:
-        """Return whether there is a bank to go on with; one that others left before they recorded anything is none."""
-        path = self.home / "bank"
-        if not (path / "bank.json").exists():
-            return False
-        bank = PredictionBank.open(path)
-        return len(bank) > 0 or bank.meta["origin"] == self._origin_of(folder)
-
-    def _origin(self) -> dict[str, Any]:
-        """Return what a bank must have in common with those who learn from it."""
-        config = self.config.model_dump(mode="json")
-        return {"experiment": self.config.name, **{name: config.get(name) for name in ("data", "model", "recording")}}
-
-    def _check_origin(self, bank: PredictionBank) -> None:
-        if {name: bank.meta["origin"].get(name) for name in self._origin()} != self._origin():
-            raise UsageError(
-                f"{bank.path} was recorded with other data, model or recording settings; choose another --runs"
-            )
-
-    def _origin_of(self, folder: Path) -> dict[str, Any]:
-        """Return what the bank says of the record in `folder` that fills it."""
-        return {
-            **self._origin(),
-            "protocol": self.config.protocol(),
-            "record": str(folder.relative_to(self.home)),
-            "data_fingerprint": self.data_fingerprint,
-        }
-
-    def _new_bank(self, record: Record, anew: bool) -> PredictionBank:
-        """Return the bank that this baseline's processes fill: the one begun before a kill, or an empty one."""
-        path, recording = self.home / "bank", self.config.recording
-        if distributed.is_main():
-            remove_stale(path)
-            if anew:
-                (path / "bank.json").unlink(missing_ok=True)
-        if not (path / "bank.json").exists():
-            PredictionBank.create(
-                path,
-                item_size=recording.item_size,
-                max_bytes=recording.max_bytes,
-                seed=recording.seed,
-                origin=self._origin_of(record.path),
-            )
-        bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
-        self._check_origin(bank)
-        if bank.meta["origin"]["record"] != str(record.path.relative_to(self.home)):
-            raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
-        return bank
-
-    def _surrogate(self) -> tuple[SurrogateLoss, dict[str, Any]]:
-        """Return the learned surrogate, and what the summary says of it."""
-        folder = self.learn()
-        try:
-            surrogate = load(folder)
-        except RelossError as error:
-            raise RelossError(f"{error}; remove {folder} to learn the surrogate anew from the bank") from error
-        card = read_json(folder / "surrogate.json")
-        return surrogate, {"folder": str(folder.relative_to(self.home)), **card["fit"]}
-
-    def _initial_weights(self) -> Path | None:
-        """Return the weights that a fine-tuning run starts from, those of the finished baseline of its seed."""
-        if not self.config.fine_tunes:
-            return None
-        found = self._baseline_weights()
-        if not found:
-            raise UsageError(
-                f"to fine-tune, first run --loss {self.config.ordinary_loss} --seed {self.request.seed} with the same "
-                f"data, model and recipe: no finished one in {self.home}"
-            )
-        return found[0]
-
-    def _baseline_weights(self) -> list[Path]:
-        """Return the weights of this seed's finished baselines under the same protocol, fewest settings first."""
-        found = []
-        wanted = {"status": "finished", "loss": self.config.ordinary_loss, "protocol": self.config.protocol()}
-        for folder in self.home.glob(f"{self.config.ordinary_loss}*/seed{self.request.seed}"):
-            weights = folder / "checkpoint" / "weights.safetensors"
-            with leaving_out():
-                summary = read_summary(folder)
-                if wanted.items() <= summary.items() and weights.exists():
-                    found.append((len(summary["settings"]), weights))
-        return [weights for _, weights in sorted(found)]
-
-
-def learn(
-    surrogate: SurrogateLoss,
-    bank: PredictionBank,
-    metric: str,
-    options: LearnOptions,
-    folder: Path,
-    higher_is_better: bool = True,
-    on_validation: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, float]:
-    """Fit `surrogate` on `bank`, going on from an interrupted fit, and leave it in `folder`; returns its figures.
-
-    Of several processes all fit it together, and the main one writes.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    checkpoint = folder / "fit.pt"
-    with terminable(), _sole_writer(folder):
-        if distributed.is_main():
-            remove_stale(folder)
-        result = fit_surrogate(
-            surrogate,
-            bank,
-            get_metric(metric),
-            higher_is_better=higher_is_better,
-            options=options,
-            device=device,
-            checkpoint=checkpoint,
-            on_validation=on_validation,
-            distributed=distributed.processes() > 1,
-        )
-        if distributed.is_main():
-            _keep(result, bank, metric, options, folder, higher_is_better)
-    distributed.barrier()  # the others find it
-    return result.summary()
-
-
-def _keep(
-    result: FitResult, bank: PredictionBank, metric: str, options: LearnOptions, folder: Path, higher_is_better: bool
-) -> None:
-    """Write what was learned into the folder."""
-    write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
-    card = {
-        "metric": metric,
-        "higher_is_better": higher_is_better,
-        "learn": options.model_dump(),
-        "bank": bank.fingerprint(),
-        "fit": result.summary(),
-    }
-    write_picture(folder, measure_picture(result.surrogate.cpu(), bank, get_metric(metric), options))
-    result.surrogate.save_pretrained(folder, card)
-    remove_checkpoint(folder / "fit.pt")
-    say(
-        f"surrogate in {folder}: Spearman with {metric} on {result.validation_items} held-out recorded items "
-        f"{result.spearman:.4f} (the ordinary loss's own: {result.spearman_ordinary:.4f})"
-    )
-
-
-def _sole_writer(folder: Path) -> AbstractContextManager[None]:
-    """Lock the folder for the block; of several processes of a run, the main one does."""
-    return locked(folder) if distributed.is_main() else nullcontext()
+    seed_everything(options.seed)
+    surrogate = context.task.new_surrogate(context.config)
+    with _tracked_fit(context, bank, options, folder) as tracker:
+        fit = fitting.learn(surrogate, bank, context.config.metric, options, folder, on_validation=tracker.log)
+        tracker.log_surrogate(context.config.name, folder)
+        tracker.finish(fit, failed=False)
+    return folder
 
 
 @contextmanager
-def _status_of(record: Record) -> Iterator[None]:
-    """Write into the record how the block ended; SIGTERM and Ctrl-C end it as `interrupted`.
-
-    Where another process failed first, which brings the main one down, its cause is the run's.
-    """
+def _tracked_fit(context: Context, bank: PredictionBank, options: LearnOptions, folder: Path) -> Iterator[Tracker]:
+    """Yield the started tracker of a fit. The block finishes it; if it does not, tracking ends as failed."""
+    tracker = make_tracker(context.track if distributed.is_main() else "off")
+    facts = {
+        "loss": context.run.loss,
+        "variant": variant_name(context.run.fit_settings),
+        "learn": options.model_dump(mode="json"),
+        "bank": bank.fingerprint(),
+        "fitted_surrogate": {"folder": str(folder.relative_to(context.home))},
+    }
+    tracker.start(folder, context.config, "learn", environment.commit(), facts)
+    tracker.log_bank(context.config.name, bank, used=True)
     try:
-        yield
-    except BaseException as error:
-        told = isinstance(error, KeyboardInterrupt | Terminated)
-        cause = str(error) if isinstance(error, RelossError) else f"{type(error).__name__}: {error}"
-        if not distributed.is_main():
-            if not told:
-                with suppress(OSError, RelossError):
-                    text = f"process {distributed.rank()}: {cause}\n\n{traceback.format_exc()}"
-                    write_text(record.path / f"error.{distributed.rank()}.log", text)
-            raise
-        elsewhere = _cause_elsewhere(record.path)
-        if told and not elsewhere:
-            record.close("interrupted")
-            raise
-        with suppress(OSError, RelossError):  # as on a full disk, where `error` says it
-            write_text(record.path / "error.log", traceback.format_exc())
-            record.close("failed", cause=elsewhere or cause)
-        if elsewhere:
-            raise RelossError(elsewhere) from error
+        yield tracker
+    except BaseException:
+        tracker.finish({}, failed=True)
         raise
 
 
-def _cause_elsewhere(folder: Path) -> str:
-    """Return why the first of the other processes failed, if one did."""
-    found = sorted(folder.glob("error.*.log"), key=lambda path: path.stat().st_mtime_ns)
-    return found[0].read_text(encoding="utf-8").partition("\n")[0] if found else ""
+def train_with_inputs(context: Context) -> Path:
+    """Run the baselines that the run needs, then train; return the record."""
+    if context.is_learned:
+        baseline(context)
+    if context.config.fine_tunes and not preflight.baseline_weights(context):
+        train(context.of_baseline(context.run.seed))
+    return train(context)
+
+
+def train(context: Context) -> Path:
+    """Train with the run's loss and evaluate, unless the run is finished; return the record.
+
+    Fits the surrogate first if the loss is learned, and records the bank if the run is the recorded baseline.
+    """
+    records_bank = context.may_record_bank() and recording.complete_bank(context) is None
+    if preflight.is_finished(context) and not records_bank:
+        say(f"finished already: {context.record}")
+        return context.record
+    checks = preflight.check_training(context)
+    with _open_run(context, checks, records_bank) as run:
+        context.task.train(run)
+        scores = _finish(context, run)
+    _report(context, scores)
+    return context.record
+
+
+def evaluate(context: Context) -> Path:
+    """Evaluate the weights in the run's record again; return the record."""
+    checks = preflight.check_evaluation(context)
+    with _open_run(context, checks) as run:
+        run.record.tracker.replay(run.record.metrics.path, run.record.metrics.lines)
+        scores = _finish(context, run)
+    _report(context, scores)
+    return context.record
+
+
+@contextmanager
+def _open_run(context: Context, checks: preflight.Preflight, records_bank: bool = False) -> Iterator[Run]:
+    """Yield the run for its task, with locked folders; write into the record how the block ended."""
+    facts, surrogate, folder = checks.facts, None, None
+    if context.is_learned:
+        folder = learn(context)
+        surrogate, description = fitting.load_surrogate(context, folder)
+        facts = {**facts, "surrogate": description}
+    from_scratch = records_bank and not recording.is_resumable(context)
+    distributed.barrier()  # every process has checked what exists before the main one changes it
+    with sole_writer(context.record), sole_writer(context.bank) if records_bank else nullcontext():
+        if distributed.is_main():
+            clean_up(context.record)
+        record = Record(context.record, context.config, facts=facts, tracker=make_tracker(context.track))
+        if from_scratch:
+            record.discard_checkpoint()
+        with recorded_outcome(record):
+            with distributed.main_first():
+                bank = recording.open_bank(context, from_scratch) if records_bank else None
+            if folder is not None:
+                record.tracker.log_surrogate(context.config.name, folder, used=True)
+            yield Run(
+                context.config,
+                context.run.loss,
+                context.run.seed,
+                context.workspace.data,
+                record,
+                bank,
+                surrogate,
+                checks.initial_weights,
+            )
+
+
+def _finish(context: Context, run: Run) -> dict[str, float]:
+    """Evaluate a trained run, and complete its record and its bank; return the scores."""
+    scores = context.task.evaluate(run)
+    run.flush_bank()
+    bank = run.bank if distributed.is_main() else None
+    if bank is not None:
+        bank.merge()
+        run.record.tracker.log_bank(context.config.name, bank)
+    run.record.close(Status.FINISHED, scores, diagnostics=_diagnostics(context, run.surrogate))
+    if bank is not None:
+        bank.finish()
+    distributed.barrier()
+    return scores
+
+
+def _diagnostics(context: Context, surrogate: SurrogateLoss | None) -> dict[str, float]:
+    """Return how well the run's loss ranks the checkpoints of this run and of all finished ones.
+
+    Empty if the loss is neither learned nor the ordinary one, or if the run recorded no predictions.
+    """
+    predictions = read_predictions(context.record) if distributed.is_main() else None
+    if predictions is None or (surrogate is None and context.run.loss != context.config.ordinary_loss):
+        return {}
+    loss = surrogate or context.task.new_surrogate(context.config)
+    runs = finished_runs(context.home, loss.gold, predictions[1][0])
+    runs[str(context.record.relative_to(context.home))] = predictions
+    return diagnose_loss(loss, context.config.metric, list(runs.values()), surrogate is not None)
+
+
+def _report(context: Context, scores: dict[str, float]) -> None:
+    values = " ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    say(f"{context.config.name} {context.run.loss} seed {context.run.seed}: {values} ({context.record})")

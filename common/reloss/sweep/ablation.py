@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of one factor: a loss and the settings that differ from the experiment's own."""
+    """One value of one factor: a loss, and the settings that differ from the experiment's own."""
 
     factor: str
     value: str
@@ -19,8 +19,8 @@ class Ablation:
     """The grid of a task.
 
     Attributes:
-        experiments: by name, with roughly the minutes that a run takes on one core.
-        variants: of each experiment; the ordinary loss and the centre are among them.
+        experiments: names of the experiments, each with the approximate minutes of a run on one core.
+        variants: variants of each experiment, including the ordinary loss and the centre.
     """
 
     experiments: Mapping[str, float]

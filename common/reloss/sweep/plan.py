@@ -1,174 +1,208 @@
-"""Many runs: which commands a table's experiments x losses x seeds need, and which of them wait for which."""
+"""The plan of a sweep: which runs a table or an experiment needs, and which of them wait for which.
+
+Runs share work: all seeds of a loss use one surrogate, all surrogates of an experiment one bank, and a fine-tuned run
+starts from a baseline. So a plan lists each shared stage once, in four phases, and knows what every job needs.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from reloss.experiment.config import LEARNED_LOSSES, Experiment
-from reloss.experiment.record import read_summary, record_folder
-from reloss.experiment.run_spec import variant_name
-from reloss.experiment.settings import baseline_settings, override, tuned
+from reloss.experiment.record import read_summary
+from reloss.experiment.run_spec import RunSpec, check_seed, select_fit_settings
+from reloss.experiment.settings import baseline_settings, override, renamed, tuned
+from reloss.experiment.status import Status
 from reloss.experiment.task import ablations, find_experiment, tasks
+from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.runtime.files import read_object
-
-Plan = list[list["Cell"]]
+from reloss.sweep.job import Job
 
 ABLATION = "ablation"
-START_SECONDS = 6.0  # of a process, before the run's own clock
+
+Variants = list[tuple[str, tuple[str, ...]]]
+"""Losses, each with the settings of its variant."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One command of a sweep; `stage` is all for a run, learn for the surrogate that several runs share."""
+class Plan:
+    """The jobs of a sweep, in phases; the jobs of one phase can run in parallel.
 
-    experiment: str
-    loss: str
-    seed: int
-    stage: str = "all"
-    settings: tuple[str, ...] = ()
+    Attributes:
+        prerequisites: runs of other experiments whose records are used.
+        baselines: the recorded baselines, and those that runs fine-tune.
+        fits: one fit for each surrogate.
+        runs: all other runs.
+    """
 
-    @property
-    def changed_loss(self) -> str:
-        """The loss, and what the settings changed."""
-        changed = variant_name(self.settings)
-        return f"{self.loss}@{changed}" if changed else self.loss
-
-    @property
-    def label(self) -> str:
-        """What people read of it."""
-        what = f"seed {self.seed}" if self.stage == "all" else self.stage
-        return f"{self.experiment} {self.changed_loss} {what}"
+    prerequisites: list[Job] = field(default_factory=list)
+    baselines: list[Job] = field(default_factory=list)
+    fits: list[Job] = field(default_factory=list)
+    runs: list[Job] = field(default_factory=list)
 
     @property
-    def file_name(self) -> str:
-        """What its log and notes are called, without ending."""
-        return f"{self.experiment.replace('/', '_')}-{self.changed_loss}-{self.stage}-seed{self.seed}"
+    def phases(self) -> tuple[list[Job], ...]:
+        """The four phases, in order."""
+        return self.prerequisites, self.baselines, self.fits, self.runs
 
-    def record(self, runs: Path) -> Path:
-        """Return the folder of its record."""
-        return record_folder(runs, self.experiment, self.loss, self.settings, self.seed)
+    def __iter__(self) -> Iterator[Job]:
+        """Iterate over all jobs, phase by phase."""
+        return (job for phase in self.phases for job in phase)
+
+    @cached_property
+    def needs(self) -> dict[Job, list[Job]]:
+        """The jobs of the plan that must have ended well before a job can start, for each job."""
+        return {job: self._needs(job) for job in self}
+
+    def _needs(self, job: Job) -> list[Job]:
+        prerequisites = [other for other in _prerequisites(job.run) if other in self.prerequisites]
+        if job in self.prerequisites or job in self.baselines:
+            return prerequisites
+        earlier = [*self.prerequisites, *self.baselines]
+        if job in self.fits:
+            same = [other for other in earlier if other.run.experiment == job.run.experiment]
+            return [other for other in same if other.stage == "baseline" or other.run.seed == job.run.seed]
+        fits = [fit for fit in self.fits if _surrogate_of(fit.run) == _surrogate_of(job.run)]
+        return fits + prerequisites + [start for start in _fine_tuned_baseline(job.run) if start in earlier]
+
+    def is_done(self, job: Job, workspace: Workspace) -> bool:
+        """Return whether a job has nothing to do: it is finished, or every run that needs it is done."""
+        if is_finished(job, workspace):
+            return True
+        if job.stage == "all":
+            return False
+        return all(self.is_done(other, workspace) for other in self if job in self.needs[other])
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a list such as `0-4` or `0,2,5-7`.
+    """Return the seeds in a list such as `0-4` or `0,2,5-7`, sorted.
 
     Raises:
-        UsageError: the text is no such list.
+        UsageError: the text is not such a list, or a seed is out of range.
     """
-    seeds: list[int] = []
+    seeds: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds takes a list such as 0-4 or 0,2,5-7, not '{text}'")
-        seeds += range(int(first), int(last or first) + 1)
+        for bound in (first, last or first):
+            check_seed(int(bound))
+        seeds.update(range(int(first), int(last or first) + 1))
     if not seeds:
         raise UsageError(f"--seeds {text} names no seed")
-    return sorted(set(seeds))
+    return sorted(seeds)
 
 
-def phases(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
-    """Return the cells of a table, an experiment or the `ablation`, in four phases that can each run in parallel.
+def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
+    """Return the plan for a task's table, an experiment or the `ablation`.
 
-    Runs of other experiments that theirs use come first; then the recorded baselines, with those that runs are
-    fine-tuned from; then one fit for each surrogate, then all the rest.
+    Args:
+        name: name of the task or the experiment, or `ablation`.
+        losses: losses to run; all of each experiment if empty.
+        seeds: seeds of every loss.
+        settings: changes of the config for all runs; the settings of an ablation's variant override them.
 
     Raises:
         UsageError: an unknown table, experiment, loss or setting.
     """
-    others: list[Cell] = []
-    baselines: list[Cell] = []
-    fits: list[Cell] = []
-    rest: list[Cell] = []
+    prerequisites: list[Job] = []
+    baselines: list[Job] = []
+    fits: list[Job] = []
+    runs: list[Job] = []
     for experiment, variants in _variants(name, losses).items():
-        config = find_experiment(experiment)[1]
-        mine = [Cell(experiment, loss, seed, settings=(*settings, *own)) for loss, own in variants for seed in seeds]
-        others += [other for cell in mine for other in _others(cell, config)]
-        recorded_seed = override(config, settings).recording.seed
-        learned = [_fit(cell, settings, recorded_seed) for cell in mine if cell.loss in LEARNED_LOSSES]
-        first = [start for cell in mine for start in _starts(cell, config)]
-        recorded = Cell(experiment, config.ordinary_loss, recorded_seed, settings=tuple(settings))
-        if recorded in mine and not first and not tuned(config, settings):
-            first = [recorded]
-        elif learned and recorded_seed not in [start.seed for start in first]:
-            first.append(replace(recorded, stage="baseline"))
-        baselines += dict.fromkeys(first)
-        fits += dict.fromkeys(learned)
-        rest += [cell for cell in mine if cell not in first]
-    others = list(dict.fromkeys(others))
-    return [others, *([cell for cell in phase if cell not in others] for phase in (baselines, fits, rest))]
+        config = override(find_experiment(experiment)[1], settings)
+        specs = [
+            RunSpec.resolve(experiment, loss, seed, _merge(settings, changes))
+            for loss, changes in variants
+            for seed in seeds
+        ]
+        prerequisites += [job for spec in specs for job in _prerequisites(spec)]
+        first = _first_baselines(config, specs, settings)
+        baselines += first
+        fits += _fits(config, variants, settings)
+        runs += [Job(spec) for spec in specs if Job(spec) not in first]
+    prerequisites = list(dict.fromkeys(prerequisites))
+    rest = ([job for job in dict.fromkeys(phase) if job not in prerequisites] for phase in (baselines, fits, runs))
+    return Plan(prerequisites, *rest)
 
 
-def needs(cell: Cell, plan: Plan) -> list[Cell]:
-    """Return the cells of a plan that must have ended well before `cell` can start."""
-    others, baselines, fits, _ = plan
-    config = find_experiment(cell.experiment)[1]
-    used = [each for each in _others(cell, config) if each in others]
-    if cell in others or cell in baselines:
-        return used
-    if cell in fits:
-        seed = override(config, cell.settings).recording.seed
-        mine = [each for each in (*others, *baselines) if each.experiment == cell.experiment]
-        return [each for each in mine if each.stage == "baseline" or each.seed == seed]
-    own_fit = [fit for fit in fits if (fit.experiment, fit.loss) == (cell.experiment, cell.loss)]
-    found = [fit for fit in own_fit if _learn_settings(fit) == _learn_settings(cell)]
-    return found + used + [start for start in _starts(cell, config) if start in (*others, *baselines)]
+def _first_baselines(config: Experiment, specs: Sequence[RunSpec], settings: Sequence[str]) -> list[Job]:
+    """Return the baselines that must run before the other runs of an experiment.
 
-
-def _others(cell: Cell, config: Experiment) -> list[Cell]:
-    """Return the runs of other experiments whose records a cell uses."""
-    return [Cell(*needed) for needed in override(config, cell.settings).required_runs()]
-
-
-def _starts(cell: Cell, config: Experiment) -> list[Cell]:
-    """Return the run whose weights a fine-tuning cell starts from."""
-    if not override(config, cell.settings).fine_tunes:
-        return []
-    return [replace(cell, loss=config.ordinary_loss, settings=baseline_settings(config, cell.settings))]
-
-
-def _learn_settings(cell: Cell) -> list[str]:
-    return [setting for setting in cell.settings if setting.startswith("learn.")]
-
-
-def _fit(cell: Cell, common: Sequence[str], seed: int) -> Cell:
-    """Return the fit of a run's surrogate, which those share that differ in how they train alone.
-
-    Its seed is that of the bank, not of a run: sweeps over other seeds have the same fit.
+    These are the baselines that runs fine-tune, and the one that records the bank. If only the bank is needed, the
+    recorded baseline is a job of the stage `baseline`.
     """
-    own = tuple(setting for setting in cell.settings[len(common) :] if setting.startswith("learn."))
-    return replace(cell, seed=seed, stage="learn", settings=(*common, *own))
+    jobs = list(dict.fromkeys(job for spec in specs for job in _fine_tuned_baseline(spec)))
+    recorded = RunSpec.resolve(config.name, config.ordinary_loss, config.recording.seed, settings)
+    if recorded in specs and not jobs and not tuned(config, settings):
+        return [Job(recorded)]
+    needs_bank = any(spec.loss in LEARNED_LOSSES for spec in specs)
+    if needs_bank and recorded.seed not in [job.run.seed for job in jobs]:
+        jobs.append(Job(recorded, "baseline"))
+    return jobs
 
 
-def _variants(name: str, losses: Sequence[str]) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
-    """Return the losses and their own settings, by experiment.
+def _fits(config: Experiment, variants: Variants, settings: Sequence[str]) -> list[Job]:
+    """Return one fit for each surrogate of the variants; variants that only train differently share one.
+
+    Its seed is that of the bank, so that sweeps over other seeds have the same fit.
+    """
+    fits = [
+        (loss, _merge(settings, select_fit_settings(changes))) for loss, changes in variants if loss in LEARNED_LOSSES
+    ]
+    seed = config.recording.seed
+    return [Job(RunSpec.resolve(config.name, loss, seed, changed), "learn") for loss, changed in fits]
+
+
+def _prerequisites(run: RunSpec) -> list[Job]:
+    """Return the runs of other experiments whose records a run uses."""
+    return [Job(RunSpec.resolve(*required)) for required in run.load()[1].required_runs()]
+
+
+def _fine_tuned_baseline(run: RunSpec) -> list[Job]:
+    """Return the baseline whose weights a run starts from; an empty list if it does not fine-tune."""
+    config = run.load()[1]
+    if not config.fine_tunes:
+        return []
+    settings = baseline_settings(config, run.settings)
+    return [Job(RunSpec.resolve(run.experiment, config.ordinary_loss, run.seed, settings))]
+
+
+def _surrogate_of(run: RunSpec) -> tuple[str, str, tuple[str, ...]]:
+    """Return what identifies a run's surrogate within a plan."""
+    return run.experiment, run.loss, run.fit_settings
+
+
+def _merge(settings: Sequence[str], changes: Sequence[str]) -> tuple[str, ...]:
+    """Return `settings` and `changes`; of a key in both, the change."""
+    keys = {_key(change) for change in changes}
+    return (*(setting for setting in settings if _key(setting) not in keys), *changes)
+
+
+def _key(setting: str) -> str:
+    return renamed(setting).partition("=")[0]
+
+
+def _variants(name: str, losses: Sequence[str]) -> dict[str, Variants]:
+    """Return the losses and settings to run, by experiment.
 
     Raises:
-        UsageError: an unknown table, experiment or loss, or losses chosen for an ablation.
+        UsageError: an unknown table, experiment or loss, or losses chosen for the ablation.
     """
     if name == ABLATION:
         if losses:
-            raise UsageError("the ablation says itself which losses it compares; drop --losses")
+            raise UsageError("the ablation fixes the losses that it compares; drop --losses")
         return {
             experiment: [(variant.loss, variant.settings) for variant in ablation.variants]
             for ablation in ablations()
             for experiment in ablation.experiments
         }
-    if name in tasks():
-        names = list(tasks()[name].experiments)
-    else:
-        try:
-            names = [find_experiment(name)[1].name]
-        except UsageError:
-            everything = [ABLATION, *tasks(), *(full for task in tasks().values() for full in task.experiments)]
-            raise unknown("table or experiment", name, everything) from None
-    chosen: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    for experiment in names:
+    chosen: dict[str, Variants] = {}
+    for experiment in _experiments(name):
         config = find_experiment(experiment)[1]
         for loss in losses:
             if loss not in config.losses:
@@ -177,66 +211,34 @@ def _variants(name: str, losses: Sequence[str]) -> dict[str, list[tuple[str, tup
     return chosen
 
 
-def command(cell: Cell, options: Sequence[str]) -> list[str]:
-    """Return the words of the `reloss run` command of a cell."""
-    words = ["reloss", "run", cell.experiment, "--loss", cell.loss, "--seed", str(cell.seed)]
-    words += ["--stage", cell.stage] if cell.stage != "all" else []
-    return [*words, *options, *(["--set", *cell.settings] if cell.settings else [])]
+def _experiments(name: str) -> list[str]:
+    """Return the experiments of a task, or the one with that name."""
+    if name in tasks():
+        return list(tasks()[name].experiments)
+    experiments = [full for task in tasks().values() for full in task.experiments]
+    if name not in experiments:
+        raise unknown("table or experiment", name, [ABLATION, *tasks(), *experiments])
+    return [name]
 
 
-def has_bank(cell: Cell, runs: Path) -> bool:
-    """Return whether the bank of a cell's experiment is complete.
+def is_bank_complete(job: Job, workspace: Workspace) -> bool:
+    """Return whether the bank of a job's experiment is complete.
 
     Raises:
-        RelossError: it is damaged.
+        RelossError: the bank is damaged.
     """
-    return bool(read_object(runs / cell.experiment / "bank" / "bank.json", {"complete": bool}).get("complete"))
+    path = workspace.bank(job.run.experiment) / "bank.json"
+    return bool(read_object(path, {"complete": bool}).get("complete"))
 
 
-def is_finished(cell: Cell, runs: Path) -> bool:
-    """Return whether the record or the bank of a cell is complete; a fit finds that out itself, quickly.
+def is_finished(job: Job, workspace: Workspace) -> bool:
+    """Return whether the record or the bank that a job produces is complete.
 
-    What is damaged is not: the cell's own command says what is wrong with it.
+    A fit counts as not finished: its own command checks that quickly. Something damaged counts as not finished too,
+    and the job's command reports the damage.
     """
     with suppress(RelossError):
-        if cell.stage == "baseline":
-            return has_bank(cell, runs)
-        return cell.stage == "all" and read_summary(cell.record(runs)).get("status") == "finished"
+        if job.stage == "baseline":
+            return is_bank_complete(job, workspace)
+        return job.stage == "all" and read_summary(workspace.record(job.run)).get("status") == Status.FINISHED
     return False
-
-
-def is_done(cell: Cell, plan: Plan, runs: Path) -> bool:
-    """Return whether a cell has nothing to do: it is finished, or it only serves runs that are."""
-    if is_finished(cell, runs):
-        return True
-    served = [each for phase in plan for each in phase if each.experiment == cell.experiment]
-    return cell.stage != "all" and all(is_done(each, plan, runs) for each in served if cell in needs(each, plan))
-
-
-def estimate(plan: Plan, runs: Path, slots: int) -> str:
-    """Return one line: the runs of a plan, how many are finished, and about how long the rest takes where known.
-
-    An experiment's time is the median of its finished records in the plan, else what the ablation states of a run with
-    the same settings.
-    """
-    cells = [cell for phase in plan for cell in phase if cell.stage == "all"]
-    left = [cell for cell in cells if not is_finished(cell, runs)]
-    stated = {
-        (name, each.loss, each.settings): 60 * minutes
-        for ablation in ablations()
-        for name, minutes in ablation.experiments.items()
-        for each in ablation.variants
-    }
-    measured: dict[str, list[float]] = defaultdict(list)
-    for cell in cells:
-        if cell not in left:
-            seconds = read_summary(cell.record(runs)).get("wall_seconds", 0.0)
-            measured[cell.experiment].append(seconds + START_SECONDS)
-    known = {name: statistics.median(seconds) for name, seconds in measured.items()}
-    times = [known.get(each.experiment) or stated.get((each.experiment, each.loss, each.settings)) for each in left]
-    line = f"{len(cells)} runs, {len(cells) - len(left)} finished"
-    if not left or not all(times):
-        return line
-    minutes = sum(filter(None, times)) / slots / 60
-    about = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
-    return f"{line}; the rest takes {about} in {slots} processes"

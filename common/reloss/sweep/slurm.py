@@ -1,4 +1,8 @@
-"""Sweeps on a Slurm cluster, by submitit: a job per run, arrays of those that wait for the same."""
+"""Sweeps on a Slurm cluster, with submitit: one Slurm job per job of the plan.
+
+Jobs that wait for the same jobs form one array. Slurm starts an array once the jobs before it ended well, and requeues
+a job that is preempted or runs out of time; its command then resumes from the last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,23 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reloss.experiment.status import Status
+from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 from reloss.runtime.signals import noticing
-from reloss.sweep.local import TERMINATED, log_of, note_of, notes, reason, run_cell, write_note
-from reloss.sweep.plan import Cell, Plan, is_done, needs
+from reloss.sweep.job import TERMINATED, Job, failure_reason, log_of, read_note, run_job, write_note
+from reloss.sweep.plan import Plan
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
 
-PATIENCE = 600  # seconds that a job that was told to end waits for the scheduler to end it
+PATIENCE = 600
+"""Seconds for which a job that was told to end waits for the scheduler to end it."""
+
 TIMES = (
     r"(?P<minutes>\d+)",
     r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d+):\d+",
@@ -34,18 +41,19 @@ TIMES = (
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job of a sweep asks for, as `--slurm key=value` says it; unknown keys are sbatch's own long options.
+    """The resources of each job of a sweep, from `--slurm key=value`; other keys are sbatch's own long options.
 
     Attributes:
-        time: minutes, or as Slurm writes it, such as 4:00:00 or 1-0:00; a run that takes longer is requeued.
-        partition: of the cluster; its default one if empty.
-        nodes: of one run.
-        gpus: of each node; several make the run one of torchrun's, with a process a GPU.
-        processes: of each node where no GPU is asked for.
-        cpus: of each node.
-        mem: gigabytes of each node.
+        time: time limit in minutes, or in Slurm's notation, such as 4:00:00 or 1-0:00; a run that takes longer is
+            requeued.
+        partition: partition of the cluster; the default one if empty.
+        nodes: nodes per run.
+        gpus: GPUs per node; with several, torchrun starts one process per GPU.
+        processes: processes per node if no GPU is requested.
+        cpus: CPU cores per node.
+        mem: gigabytes of memory per node.
         parallel: jobs of one array that run at a time.
-        grace: seconds before the end at which a run is told to keep a checkpoint and end.
+        grace: seconds before the time limit at which a run is told to save a checkpoint and end.
         timeouts: how often a run may be requeued because its time is over.
         others: sbatch's long options, without dashes.
     """
@@ -64,12 +72,12 @@ class Resources:
 
     @classmethod
     def parse(cls, settings: Sequence[str]) -> Resources:
-        """Return what settings such as `gpus=4` say.
+        """Return the resources that settings such as `gpus=4` describe.
 
         Raises:
             UsageError: a setting without `=`, or a value that does not fit.
         """
-        known: dict[str, Any] = {each.name: type(each.default) for each in fields(cls) if each.name != "others"}
+        known: dict[str, Any] = {option.name: type(option.default) for option in fields(cls) if option.name != "others"}
         values: dict[str, Any] = {}
         others: dict[str, str] = {}
         for setting in settings:
@@ -85,15 +93,15 @@ class Resources:
                 raise UsageError(f"--slurm {setting}: a number is needed") from None
             if known[key] is not str and values[key] < 0:
                 raise UsageError(f"--slurm {setting}: the number must not be negative")
-        found = cls(**values, others=others)
-        found.minutes()
-        return found
+        resources = cls(**values, others=others)
+        resources.minutes()
+        return resources
 
     def minutes(self) -> int:
-        """Return `time` in minutes.
+        """Return the time limit in minutes.
 
         Raises:
-            UsageError: it is not a time.
+            UsageError: `time` is not a time.
         """
         for pattern in TIMES:
             if match := re.fullmatch(pattern, self.time):
@@ -104,20 +112,20 @@ class Resources:
         raise UsageError(f"--slurm time={self.time}: give minutes, H:MM:SS, D-H or D-H:MM, at least a minute")
 
     def options(self) -> dict[str, Any]:
-        """Return them as submitit's executor takes them."""
-        found: dict[str, Any] = {
+        """Return the resources as parameters of submitit's executor."""
+        parameters: dict[str, Any] = {
             "timeout_min": self.minutes(),
             "nodes": self.nodes,
             "tasks_per_node": 1,
             "slurm_array_parallelism": self.parallel,
             "slurm_signal_delay_s": self.grace,
         }
-        chosen = {"gpus_per_node": self.gpus, "cpus_per_task": self.cpus, "mem_gb": self.mem}
-        found |= {name: value for name, value in chosen.items() if value}
-        return found | ({"slurm_partition": self.partition} if self.partition else {})
+        optional = {"gpus_per_node": self.gpus, "cpus_per_task": self.cpus, "mem_gb": self.mem}
+        parameters |= {name: value for name, value in optional.items() if value}
+        return parameters | ({"slurm_partition": self.partition} if self.partition else {})
 
     def torchrun(self) -> list[str]:
-        """Return the words before `-m reloss.cli` in a job of these resources: torchrun's, if there are processes."""
+        """Return the words before `-m reloss.cli` in a job: torchrun's if a run has several processes, else none."""
         processes = self.gpus or self.processes
         if self.nodes == 1:
             return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
@@ -130,16 +138,16 @@ class Resources:
 
 
 @dataclass
-class Job:
-    """The work of one Slurm job: a cell's command in a process of its own.
+class SlurmJob:
+    """What one Slurm job runs: the command of a job of the plan, in a process of its own.
 
-    When the time is nearly over or the job is pre-empted, submitit calls `checkpoint` and has the job requeued; the
-    same command then goes on from the run's last checkpoint.
+    When the time is nearly over or the job is preempted, submitit calls `checkpoint` and has the job requeued; the same
+    command then resumes from the run's last checkpoint.
     """
 
-    cell: Cell
+    job: Job
     options: tuple[str, ...]
-    runs: str
+    workspace: Workspace
     resources: Resources = Resources()
 
     def __post_init__(self) -> None:
@@ -149,26 +157,27 @@ class Job:
         """Run the command.
 
         Raises:
-            RelossError: it failed; what needs it is then not started.
+            RelossError: it failed; Slurm then does not start the jobs that need it.
         """
-        runs, threads = Path(self.runs), str(self.resources.cpus or 1)
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        threads = str(self.resources.cpus or 1)
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
         node = int(os.environ.get("SLURM_NODEID", "0"))
-        with noticing(signal.SIGTERM, signal.SIGUSR2) as told:
+        with noticing(signal.SIGTERM, signal.SIGUSR2) as is_told_to_end:
 
-            def start(*what: Any) -> int:
-                code = self._start(*what)
-                return TERMINATED if told() and code != 0 else code
+            def start(*arguments: Any) -> int:
+                code = self._start(*arguments)
+                return TERMINATED if is_told_to_end() and code != 0 else code
 
-            code = run_cell(self.cell, self.options, runs, environment, start, self.resources.torchrun(), node)
-            if code != 0 and told():
+            launcher = self.resources.torchrun()
+            code = run_job(self.job, self.options, self.workspace, environment, start, launcher, node)
+            if code != 0 and is_told_to_end():
                 time.sleep(PATIENCE)  # Slurm ends every process of a job that it takes back, then this one
         if code != 0:
-            raise RelossError(reason(log_of(self.cell, runs, node), code))
+            raise RelossError(failure_reason(log_of(self.job, self.workspace, node), code))
         return code
 
     def _start(self, words: list[str], output: Any, environment: Mapping[str, str]) -> int:
-        # The signal that tells the job to end reaches all of its processes; this one passes it on as SIGTERM.
+        # Slurm's signal reaches all processes of the job. Only this process handles it, and passes it on as SIGTERM.
         self.process = subprocess.Popen(
             words,
             stdout=output,
@@ -179,19 +188,19 @@ class Job:
         return self.process.wait()
 
     def checkpoint(self) -> DelayedSubmission:
-        """End the run, which keeps its last checkpoint, and return what is to be requeued."""
+        """End the run, which keeps its last checkpoint, and return what Slurm requeues."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
             self.process.terminate()
-            # This is a signal's handler, and what it interrupted is `process.wait`, whose lock a second one waits for.
+            # This handler may interrupt `process.wait` above, and a second call of it would wait for that one's lock.
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(replace(self))
 
 
-def submit(plan: Plan, options: Sequence[str], runs: Path, resources: Resources) -> None:
-    """Submit the cells of a plan that are neither finished nor queued; each starts when what it needs ended well.
+def submit(plan: Plan, options: Sequence[str], workspace: Workspace, resources: Resources) -> None:
+    """Submit the jobs of a plan that are neither done nor queued; each starts when the jobs it needs ended well.
 
     Raises:
         RelossError: there is no Slurm here, or it refuses a job.
@@ -202,65 +211,66 @@ def submit(plan: Plan, options: Sequence[str], runs: Path, resources: Resources)
     if shutil.which("sbatch") is None:
         raise RelossError("no Slurm here: sbatch is not found; use --launcher local or print")
     queued = queued_jobs()
-    jobs: dict[Cell, str] = {}
-    folder = notes(runs) / "slurm"
-    for phase in plan:
-        for wanted, cells in _groups(phase, plan, jobs, queued, runs).items():
-            executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=resources.timeouts)
-            executor.update_parameters(**resources.options(), slurm_job_name=cells[0].experiment.replace("/", "_"))
+    ids: dict[Job, str] = {}
+    for phase in plan.phases:
+        for needed_ids, jobs in _arrays(phase, plan, ids, queued, workspace).items():
+            executor = AutoExecutor(workspace.slurm_logs, cluster="slurm", slurm_max_num_timeout=resources.timeouts)
+            name = jobs[0].run.experiment.replace("/", "_")
+            executor.update_parameters(**resources.options(), slurm_job_name=name)
             try:
-                jobs |= _submit_array(executor, cells, wanted, options, runs, resources)
+                ids |= _submit_array(executor, jobs, needed_ids, options, workspace, resources)
             except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
                 raise RelossError(f"Slurm refuses the jobs: {error}") from error
 
 
 def _submit_array(
     executor: AutoExecutor,
-    cells: Sequence[Cell],
-    wanted: Sequence[str],
+    jobs: Sequence[Job],
+    needed_ids: Sequence[str],
     options: Sequence[str],
-    runs: Path,
+    workspace: Workspace,
     resources: Resources,
-) -> dict[Cell, str]:
-    after = {"dependency": f"afterok:{':'.join(wanted)}", "kill-on-invalid-dep": "yes"} if wanted else {}
+) -> dict[Job, str]:
+    """Submit jobs that wait for the same Slurm jobs; return the ids of theirs."""
+    after = {"dependency": f"afterok:{':'.join(needed_ids)}", "kill-on-invalid-dep": "yes"} if needed_ids else {}
     executor.update_parameters(slurm_additional_parameters={"requeue": True, **after, **resources.others})
     with executor.batch():
-        submitted = [executor.submit(Job(cell, tuple(options), str(runs), resources)) for cell in cells]
-    found = {cell: str(job.job_id) for cell, job in zip(cells, submitted, strict=True)}
-    for cell, job in found.items():
-        write_note(cell, runs, state="submitted", job=job)
-        say(f"job {job:<8} {cell.label}" + (f", after {', '.join(wanted)}" if wanted else ""))
-    return found
+        submitted = [executor.submit(SlurmJob(job, tuple(options), workspace, resources)) for job in jobs]
+    ids = {job: str(handle.job_id) for job, handle in zip(jobs, submitted, strict=True)}
+    for job, number in ids.items():
+        write_note(job, workspace, Status.QUEUED, job=number)
+        say(f"job {number:<8} {job.label}" + (f", after {', '.join(needed_ids)}" if needed_ids else ""))
+    return ids
 
 
-def _groups(
-    phase: Sequence[Cell], plan: Plan, jobs: dict[Cell, str], queued: set[str], runs: Path
-) -> dict[tuple[str, ...], list[Cell]]:
-    """Return the cells of a phase to be submitted, by the jobs that they wait for; `jobs` takes up the queued ones."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in phase:
-        job = note_of(cell, runs).get("job")
-        if is_done(cell, plan, runs):
-            say(f"finished     {cell.label}")
-        elif job in queued:
-            jobs[cell] = job
-            say(f"job {job:<8} {cell.label} is queued already")
+def _arrays(
+    phase: Sequence[Job], plan: Plan, ids: dict[Job, str], queued: set[str], workspace: Workspace
+) -> dict[tuple[str, ...], list[Job]]:
+    """Return the jobs of a phase to submit, by the Slurm jobs that they wait for; add queued jobs to `ids`."""
+    arrays: dict[tuple[str, ...], list[Job]] = {}
+    for job in phase:
+        number = read_note(job, workspace).get("job")
+        if plan.is_done(job, workspace):
+            say(f"finished     {job.label}")
+        elif number in queued:
+            ids[job] = number
+            say(f"job {number:<8} {job.label} is queued already")
         else:
-            wanted = tuple(sorted(jobs[need] for need in needs(cell, plan) if need in jobs))
-            groups.setdefault(wanted, []).append(cell)
-    return groups
+            needed_ids = tuple(sorted(ids[need] for need in plan.needs[job] if need in ids))
+            arrays.setdefault(needed_ids, []).append(job)
+    return arrays
 
 
 def queued_jobs() -> set[str]:
-    """Return the user's jobs that wait or run, such as 12 or 13_4.
+    """Return the ids of the user's jobs that wait or run, such as 12 or 13_4.
 
     Raises:
         RelossError: Slurm does not answer, or is not there.
     """
     words = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
     try:
-        asked = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        output = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
-        raise RelossError(f"Slurm does not say which jobs are queued: {said}") from error
-    return set(asked.stdout.split())
+        problem = (getattr(error, "stderr", None) or str(error)).strip()
+        raise RelossError(f"Slurm does not list its queued jobs: {problem}") from error
+    return set(output.split())

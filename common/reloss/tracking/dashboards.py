@@ -1,8 +1,8 @@
-"""The dashboard on W&B, as code: a report a task that puts ordinary losses and ReLoss side by side.
+"""Dashboards on W&B as code: one report per task, with the ordinary losses and ReLoss side by side.
 
-Each experiment has its curves (mean and range over the seeds of a loss), its loss against its metric, its final scores,
-and the table of its runs; below them how its surrogates were learned. Only the runs that finished are shown: a run that
-was interrupted is repeated by the run that went on from it.
+For each experiment, a report shows the curves (mean and range over the seeds of a loss), the loss against the metric,
+the final scores and the table of runs; below them, the fits of its surrogates. Only finished runs are shown, since a
+resumed run repeats the rows of the interrupted one.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
 
 LOSS = "train_loss"
-LEARNED = ("spearman", "spearman_synthetic", "objective")  # of the history of a fit
+FIT_METRICS = ("spearman", "spearman_synthetic", "objective")
 COLUMNS = ("config:loss.value", "config:variant.value", "config:seed.value", "config:commit.value")
 
 
 def validation_score(config: Experiment) -> str:
-    """Return the name under which the tasks log the score of an experiment's table on its validation examples."""
+    """Return the name under which tasks log an experiment's score on its validation examples."""
     return f"validation_{config.score}"
 
 
 def dashboards(names: Sequence[str], entity: str) -> list[Report]:
-    """Return the reports of tasks, one each, with the experiments that are named; all if `names` is empty.
+    """Return one report per task.
 
     Args:
-        names: tasks or experiments.
+        names: tasks or experiments to include; all if empty.
         entity: user or team on W&B that the reports belong to; may be empty if they are only printed.
 
     Raises:
-        UsageError: a name that is neither.
-        RelossError: what builds them is not installed.
+        UsageError: a name is neither a task nor an experiment.
+        RelossError: wandb-workspaces is not installed.
     """
     try:
         from wandb_workspaces.reports.v2 import Report
@@ -54,20 +54,20 @@ def dashboards(names: Sequence[str], entity: str) -> list[Report]:
         chosen = [make() for full, make in task.experiments.items() if not names or {full, task.name} & set(names)]
         if chosen:
             project = os.environ.get("WANDB_PROJECT") or "reloss"
-            title, told = f"{task.name}: ordinary losses and ReLoss", "Written by `reloss dashboard`."
+            title, description = f"{task.name}: ordinary losses and ReLoss", "Written by `reloss dashboard`."
             blocks = [block for config in chosen for block in _blocks(config)]
-            reports.append(Report(project, entity=entity, title=title, description=told, blocks=blocks))
+            reports.append(Report(project, entity=entity, title=title, description=description, blocks=blocks))
     return reports
 
 
 def _blocks(config: Experiment) -> list[Any]:
-    """Return the heading, the panels of the trainings, and those of the fits of an experiment."""
+    """Return the blocks of one experiment: a heading, and the panels of its trainings and of its fits."""
     from wandb_workspaces.reports.v2 import H2, BarPlot, LinePlot, P, PanelGrid, RunComparer, ScatterPlot
 
     validation = validation_score(config)
     mean_and_range: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     trainings = _runset("trainings", config, ("baseline", "train"), (f"summary:{config.score}", *COLUMNS))
-    fits = _runset("fits", config, ("learn",), tuple(f"summary:{name}" for name in LEARNED[:2]))
+    fits = _runset("fits", config, ("learn",), tuple(f"summary:{name}" for name in FIT_METRICS[:2]))
     curves = [
         LinePlot(title=f"{config.score}, validation", x="step", y=[validation], **mean_and_range),
         LinePlot(title="training loss (each loss has its own scale)", x="step", y=[LOSS], **mean_and_range),
@@ -76,14 +76,15 @@ def _blocks(config: Experiment) -> list[Any]:
             title=f"final {config.score}, mean over seeds", metrics=[config.score], orientation="h", **mean_and_range
         ),
     ]
-    learned = [LinePlot(title=name.replace("_", " "), x="step", y=[name]) for name in LEARNED]
-    ranks = ScatterPlot(title="ranking recorded and synthetic items", x=_summary(LEARNED[0]), y=_summary(LEARNED[1]))
+    fit_curves = [LinePlot(title=name.replace("_", " "), x="step", y=[name]) for name in FIT_METRICS]
+    recorded, synthetic = map(_summary, FIT_METRICS[:2])
+    ranks = ScatterPlot(title="ranking recorded and synthetic items", x=recorded, y=synthetic)
     return [
         H2(config.name),
-        P(f"Paper: {config.scope_text()}. The surrogate is taught {config.metric}; the table reports {config.score}."),
+        P(f"{config.scope_text()}. The surrogate is fitted to {config.metric}; the table reports {config.score}."),
         PanelGrid(runsets=[trainings], panels=[*curves, RunComparer(diff_only="split")]),
-        P("How its surrogates were learned: correlations of minus the loss with the metric, on held-out items."),
-        PanelGrid(runsets=[fits], panels=[*learned, ranks]),
+        P("The fits of its surrogates: correlation of minus the loss with the metric, on held-out items."),
+        PanelGrid(runsets=[fits], panels=[*fit_curves, ranks]),
     ]
 
 
@@ -98,32 +99,32 @@ def _runset(name: str, config: Experiment, stages: tuple[str, ...], columns: tup
     from wandb_workspaces import expr
     from wandb_workspaces.reports.v2 import Runset
 
-    wanted = expr.And(
+    filters = expr.And(
         expr.Metric("Group") == config.name,
         expr.Config("stage").isin(list(stages)),
         expr.Metric("State") == "finished",
     )
     groups = ["config.loss", "config.variant"]
-    return Runset(name=name, filters=wanted, groupby=groups, pinned_columns=list(columns))
+    return Runset(name=name, filters=filters, groupby=groups, pinned_columns=list(columns))
 
 
 def specs(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """Return what would be sent to W&B: title and blocks, as plain values."""
+    """Return the reports as plain values: what `push` sends to W&B."""
     return [report._to_model().model_dump(by_alias=True, exclude_none=True, mode="json") for report in reports]
 
 
 def push(names: Sequence[str]) -> list[str]:
-    """Write the reports to W&B; returns their addresses.
+    """Write the reports to W&B and return their addresses.
 
     Raises:
-        UsageError: no key.
-        RelossError: W&B refused, or did not answer.
+        UsageError: there is no key.
+        RelossError: W&B refuses the reports, or does not answer.
     """
     from reloss.tracking.sync import has_key
     from reloss.tracking.worker import obstacle
 
     if not has_key():
-        raise UsageError("no key of W&B: set WANDB_API_KEY, or call `wandb login`; --print needs none")
+        raise UsageError("there is no W&B key: set WANDB_API_KEY, or call `wandb login`; --print needs none")
     import wandb
 
     if problem := obstacle(address := wandb.setup().settings.base_url):
@@ -137,4 +138,4 @@ def push(names: Sequence[str]) -> list[str]:
     except RelossError:
         raise
     except Exception as error:
-        raise RelossError(f"W&B took no dashboard ({type(error).__name__}: {error})") from error
+        raise RelossError(f"W&B refuses the dashboard ({type(error).__name__}: {error})") from error

@@ -1,8 +1,9 @@
-"""`reloss sync`: upload the W&B runs that were recorded offline, each once, under the ids that they have.
+"""`reloss sync`: upload the W&B runs that were recorded offline, each once and under its own id.
 
-W&B's own command does the upload. Where it fails in part it still ends well, marks the run as uploaded and removes the
-copies of artifacts that are to be uploaded (seen with 0.26.1). So its log is read, the copies are kept until all is
-well, and the mark is ours: a second call uploads nothing, and an upload that broke off can be repeated.
+W&B's own command does the upload. If part of an upload fails, that command still exits with 0, marks the run as
+uploaded and removes the copies of artifacts that it should upload (observed with version 0.26.1). So we read its log,
+keep the copies until the whole upload succeeds, and set the mark ourselves. A second call then uploads nothing, and an
+incomplete upload can be repeated.
 """
 
 from __future__ import annotations
@@ -22,42 +23,44 @@ from reloss.runtime.progress import say
 from reloss.tracking.client import kill_tree
 from reloss.tracking.worker import read_run, run_folders
 
-SERIOUS = ("sender:", "file transfer:", "filestream:")  # beginnings of errors in W&B's log that lose something
+SERIOUS = ("sender:", "file transfer:", "filestream:")
+"""Beginnings of the errors in W&B's log that mean lost data."""
 
-CUT_OFF = "transactionlog:"  # said of a run whose process was killed: what it wrote before is uploaded
+CUT_OFF = "transactionlog:"
+"""Part of the error for a run whose process was killed. Its rows up to then are uploaded, so it is no failure."""
 
 
 def sync(runs: Path, deadline: float) -> None:
-    """Upload what has ended below `runs` and was not uploaded, the oldest first; says what became of each.
+    """Upload the runs below `runs` that have ended and are not uploaded yet, oldest first, and report each.
 
     Args:
         runs: folder of the records.
         deadline: seconds that one upload may take.
 
     Raises:
-        UsageError: no such folder, or no key.
-        RelossError: some uploads failed; to be repeated.
+        UsageError: there is no such folder, or no key.
+        RelossError: some uploads failed; the same command tries them again.
     """
     if not runs.is_dir():
         raise UsageError(f"no folder of records at {runs}; name it with --runs")
-    everything = list(_wandb_files(runs))
-    left = [path for path in everything if not _mark(path).exists()]
-    waiting = sorted((path for path in left if _ended(path)), key=lambda path: path.parent.name.partition("run-")[2])
-    if waiting and not has_key():
+    files = list(_wandb_files(runs))
+    pending = [path for path in files if not _mark(path).exists()]
+    ended = sorted(filter(_has_ended, pending), key=lambda path: path.parent.name.partition("run-")[2])
+    if ended and not has_key():
         raise UsageError(
-            f"{len(waiting)} runs wait for upload, but there is no key of W&B: set WANDB_API_KEY, or call `wandb login`"
+            f"{len(ended)} runs wait for upload, but there is no W&B key: set WANDB_API_KEY, or call `wandb login`"
         )
     failed = 0
-    for path in waiting:
+    for path in ended:
         problem = _upload(path, deadline)
         say(f"FAILED    {path.parent} ({problem})" if problem else f"uploaded  {path.parent}")
         failed += bool(problem)
     say(
-        f"{len(waiting) - failed} uploaded, {failed} failed, {len(left) - len(waiting)} not ended yet, "
-        f"{len(everything) - len(left)} uploaded before"
+        f"{len(ended) - failed} uploaded, {failed} failed, {len(pending) - len(ended)} not ended yet, "
+        f"{len(files) - len(pending)} uploaded before"
     )
     if failed:
-        raise RelossError(f"{failed} of {len(waiting)} uploads failed; the same command tries them again")
+        raise RelossError(f"{failed} of {len(ended)} uploads failed; the same command tries them again")
 
 
 def _wandb_files(runs: Path) -> Iterator[Path]:
@@ -68,14 +71,14 @@ def _wandb_files(runs: Path) -> Iterator[Path]:
 
 
 def _mark(path: Path) -> Path:
-    """Return the file that says that a run is uploaded; W&B's commands know it too."""
+    """Return the file whose presence marks a run as uploaded; W&B's commands use the same one."""
     return path.with_name(path.name + ".synced")
 
 
-def _ended(path: Path) -> bool:
-    """Return whether nothing will be added to a run: it says so, it was gone on with, or its record has ended.
+def _has_ended(path: Path) -> bool:
+    """Return whether a W&B run is complete: it has an exit code, a later run resumed it, or its record has ended.
 
-    Of a record that is damaged, which is said, not.
+    A damaged record is reported, and its run counts as not ended.
     """
     record = path.parents[2]
     if run_folders(record)[-1] != path.parent or read_run(path)["exit_code"] is not None:
@@ -86,7 +89,7 @@ def _ended(path: Path) -> bool:
 
 
 def has_key() -> bool:
-    """Return whether there is a key of W&B, in the environment or from `wandb login`; asks nobody."""
+    """Return whether there is a W&B key, in the environment or from `wandb login`; never prompts for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -97,37 +100,37 @@ def has_key() -> bool:
 
 
 def _upload(path: Path, deadline: float) -> str:
-    """Upload a run and mark it; returns what went wrong, the empty string if nothing did."""
+    """Upload a run and mark it; return the problem, or the empty string if there is none."""
     staged = path.parents[1] / "data" / "artifacts" / "staging"
-    kept = staged.with_name("kept")
-    _copy_missing(kept, staged)  # of an upload that broke off
-    _copy_missing(staged, kept)
+    backup = staged.with_name("kept")
+    _copy_missing(backup, staged)  # from an upload that was interrupted
+    _copy_missing(staged, backup)
     problem = _run_wandb(path, deadline)
     if problem:
         _mark(path).unlink(missing_ok=True)
-        _copy_missing(kept, staged)
+        _copy_missing(backup, staged)
     else:
         _mark(path).touch()
-        for copy in kept.glob("*"):
-            if not (staged / copy.name).exists():  # it has arrived
+        for copy in backup.glob("*"):
+            if not (staged / copy.name).exists():  # it is uploaded
                 copy.unlink()
     return problem
 
 
 def _copy_missing(source: Path, target: Path) -> None:
-    """Put those files of a folder that another one lacks there too, without a second copy on disk where links work."""
+    """Copy the files of `source` that `target` lacks, as hard links where the file system supports them."""
     for path in source.glob("*"):
-        other = target / path.name
-        if not other.exists():
+        copy = target / path.name
+        if not copy.exists():
             target.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(path, other)
+                os.link(path, copy)
             except OSError:
-                shutil.copy2(path, other)
+                shutil.copy2(path, copy)
 
 
 def _run_wandb(path: Path, deadline: float) -> str:
-    """Run W&B's upload of one run; returns what went wrong."""
+    """Run W&B's upload of one run; return the problem, or the empty string if there is none."""
     with TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [sys.executable, "-m", "wandb", "beta", "sync", str(path.resolve())],
@@ -139,22 +142,25 @@ def _run_wandb(path: Path, deadline: float) -> str:
             text=True,
         )
         try:
-            said, _ = process.communicate(timeout=deadline)
+            output, _ = process.communicate(timeout=deadline)
         except subprocess.TimeoutExpired:
             return f"no end within {deadline:g} seconds"
         finally:
             kill_tree(process)
-        errors = [
-            line.partition("ERROR")[2].strip()
-            for line in said.splitlines()
-            if "wandb: ERROR" in line and CUT_OFF not in line
-        ]
-        errors += [
-            entry["msg"]
-            for log in Path(folder).glob("**/debug-sync*.log")
-            for entry in map(json.loads, log.read_text(encoding="utf-8").splitlines())
-            if entry["level"] == "ERROR" and entry["msg"].startswith(SERIOUS)
-        ]
+        errors = [*_printed_errors(output), *_logged_errors(Path(folder))]
     if not errors and process.returncode != 0:
-        errors = said.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        errors = output.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
     return errors[0] if errors else ""
+
+
+def _printed_errors(output: str) -> list[str]:
+    """Return the errors that W&B's command printed."""
+    lines = [line for line in output.splitlines() if "wandb: ERROR" in line and CUT_OFF not in line]
+    return [line.partition("ERROR")[2].strip() for line in lines]
+
+
+def _logged_errors(folder: Path) -> list[str]:
+    """Return the errors in the logs of W&B's command that mean lost data."""
+    logs = (log.read_text(encoding="utf-8") for log in folder.glob("**/debug-sync*.log"))
+    entries = (json.loads(line) for text in logs for line in text.splitlines())
+    return [entry["msg"] for entry in entries if entry["level"] == "ERROR" and entry["msg"].startswith(SERIOUS)]

@@ -4,13 +4,12 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
-from small import merged
+from small import merged, run_small
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.records import read_runs
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import tasks
-from reloss.pipeline.stages import Request, run
 from reloss_tasks.classification import models
 
 TASK = tasks()["classification"]
@@ -44,7 +43,7 @@ def test_one_real_training_step(images, tmp_path, name):
     own = config.data.name == "digits"
     rare = config.data.positive_class is not None
     settings = merged(ONE_STEP, () if own else FOLDER, RARE if rare else ())
-    record = run(Request(name, "ce", 0, settings=settings, data=images, runs=tmp_path, track="off"))
+    record = run_small(name, "ce", settings, data=images, runs=tmp_path)
     (summary,) = read_runs(tmp_path)
     assert summary.status == "finished"
     assert all(math.isfinite(value) for value in summary.scores.values())
@@ -64,7 +63,7 @@ def test_every_loss_trains_on_a_folder(images, tmp_path, loss):
     learn = ("learn.steps=2", "learn.items=4", "learn.validation_fraction=0.4", "recording.item_size=4")
     settings = (*ONE_STEP[:-1], *FOLDER, *learn)  # on all 30 images: 7 items in the bank
     name = "classification/cifar10_resnet20"
-    record = run(Request(name, loss, 0, settings=settings, data=images, runs=tmp_path, track="off"))
+    record = run_small(name, loss, settings, data=images, runs=tmp_path)
     (metrics,) = read_metrics(record / "metrics.jsonl")
     assert metrics["step"] == 7
     assert all(math.isfinite(value) for value in metrics.values())

@@ -7,12 +7,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 import numpy as np
 import pytest
 import torch
-from small import merged
+from small import merged, run_small
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast, RobertaTokenizerFast
 
-from reloss.pipeline.stages import Request, run
 from reloss.runtime.files import write_json
 from reloss_tasks.mrc.models import character_tokenizer
 
@@ -114,7 +113,7 @@ def run_reading(questions: Path, tiny_settings: tuple[str, ...], tmp_path: Path)
     """Runs squad_minilm (or another experiment) at a small size; returns the record."""
 
     def start(loss: str = "ce", *settings: str, experiment: str = "mrc/squad_minilm", **more: object) -> Path:
-        asked = {"seed": 0, "data": questions, "runs": tmp_path / "runs", "track": "off", **more}
-        return run(Request(experiment, loss, settings=merged(tiny_settings, settings), **asked))  # type: ignore[arg-type]
+        options = {"data": questions, "runs": tmp_path / "runs", **more}
+        return run_small(experiment, loss, merged(tiny_settings, settings), **options)  # type: ignore[arg-type]
 
     return start

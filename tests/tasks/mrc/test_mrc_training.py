@@ -19,9 +19,9 @@ from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import read_summary
 from reloss.learning import PredictionBank
 from reloss.metrics import reading_f1
-from reloss.pipeline.stages import Terminated
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
+from reloss.runtime.signals import Terminated
 from reloss_tasks.mrc import training
 from reloss_tasks.mrc.config import Model, Train
 from reloss_tasks.mrc.data import read

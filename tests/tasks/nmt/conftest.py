@@ -3,9 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import merged
-
-from reloss.pipeline.stages import Request, run
+from small import merged, run_small
 
 WORDS = {"ba": "zwei", "ko": "hund", "mi": "rot", "lu": "haus", "se": "baum", "ta": "lauf", "ni": "gut", "po": "weg"}
 COUNTS = {"train": 480, "valid": 13, "test": 11}
@@ -42,8 +40,7 @@ def run_toy(toy: Path, tmp_path: Path) -> Callable[..., Path]:
     """Run an experiment of Multi30k on the toy language and return the record."""
 
     def start(loss: str = "nll", *settings: str, kind: str = "nat", runs: Path = tmp_path / "runs", **more: object):
-        asked = {"seed": 0, "data": toy, "runs": runs, "track": "off", **more}
         name = f"nmt/multi30k_de_en_{kind}"
-        return run(Request(name, loss, settings=merged(TINY, settings), **asked))  # type: ignore[arg-type]
+        return run_small(name, loss, merged(TINY, settings), **{"data": toy, "runs": runs, **more})  # type: ignore[arg-type]
 
     return start

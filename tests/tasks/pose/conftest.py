@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small import merged
+from small import merged, run_small
 
-from reloss.pipeline.stages import Request, run
 from reloss.runtime.files import read_json, write_json
 
 JOINTS = {"lsp": 14, "coco": 17}
@@ -84,7 +83,7 @@ def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
     )
 
     def start(loss: str = "mse", *settings: str, runs: Path = tmp_path / "runs", **more: object) -> Path:
-        asked = {"seed": 0, "data": persons, "runs": runs, "track": "off", **more}
-        return run(Request("pose/lsp_resnet18", loss, settings=merged(tiny, settings), **asked))  # type: ignore[arg-type]
+        options = {"data": persons, "runs": runs, **more}
+        return run_small("pose/lsp_resnet18", loss, merged(tiny, settings), **options)  # type: ignore[arg-type]
 
     return start

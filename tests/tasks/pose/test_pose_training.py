@@ -7,12 +7,12 @@ from logged import check_logged
 from PIL import Image
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
+from small import run_small
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
 from reloss.pipeline.checkpoint_ranking import read_predictions
-from reloss.pipeline.stages import Request, run
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 from reloss.surrogates import PoseReLoss
@@ -148,7 +148,7 @@ def test_the_checkpoint_before_one_whose_metrics_are_lost_is_used(run_lsp):
     assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
     path.write_text("")
     (record / "summary.json").unlink()
-    with pytest.raises(RelossError, match=r"metrics.jsonl holds no line of epoch 1, but the checkpoint is of epoch 2"):
+    with pytest.raises(RelossError, match=r"metrics.jsonl has no line of epoch 1, but the checkpoint is from epoch 2"):
         run_lsp()
 
 
@@ -245,8 +245,7 @@ def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
         *("model.pretrained=false", "data.boxes=annotated", "data.workers=0", "train.epochs=1"),
         *("train.batch_size=4", "train.validate_every=1", "recording.item_size=2", "data.test_dev=true"),
     )
-    where = {"data": persons, "runs": tmp_path, "track": "off"}
-    record = run(Request("pose/coco_res50_256x192", "mse", 0, settings=settings, **where))
+    record = run_small("pose/coco_res50_256x192", "mse", settings, data=persons, runs=tmp_path)
     scores = json.loads((record / "summary.json").read_text())["scores"]
     assert {"AP", "AP_50", "AP_75", "AP_(M)", "AP_(L)", "AR"} <= scores.keys()
     assert 0 <= scores["AP"] <= 1

@@ -1,0 +1,55 @@
+"""The results tables on W&B, with the figures of the diagnostics: one artifact, logged by a W&B run of its own."""
+
+from pathlib import Path
+
+from reloss.experiment import environment
+from reloss.experiment.task import tasks
+from reloss.experiment.workspace import Workspace
+from reloss.report.tables import read_table
+from reloss.runtime.files import read_json, sha256_of, short_hash, write_json, write_text
+from reloss.tracking.artifacts import Artifact
+from reloss.tracking.client import WandbTracker
+
+FORMATS = ("md", "csv", "json")
+
+
+def upload_tables(workspace: Workspace) -> None:
+    """Write the tables of all tasks with records to the workspace, and log them on W&B if they changed.
+
+    Damaged records are named below the tables, and skipped.
+
+    Raises:
+        UsageError: there is no folder of records.
+    """
+    files = {**_write_tables(workspace), **_figures(workspace)}
+    if not files:
+        return
+    logged = workspace.tables / "uploaded.json"
+    current = short_hash({name: sha256_of(path) for name, path in files.items()})
+    if logged.exists() and read_json(logged) == current:
+        return
+    tracker = WandbTracker()
+    config = {"commit": environment.commit()}
+    tracker.start_run(workspace.runs, name="results", group="results", job_type="table", tags=["table"], config=config)
+    tracker.log_artifact(Artifact("results", "result", files=files))
+    tracker.finish({}, failed=False)
+    write_json(logged, current)
+
+
+def _write_tables(workspace: Workspace) -> dict[str, Path]:
+    """Write the tables of all tasks with records; return the files by name."""
+    files: dict[str, Path] = {}
+    for task in tasks():
+        table = read_table(task, workspace.runs, damaged=[])
+        if not any(row["records"] for row in table.objects or []):
+            continue
+        for format in FORMATS:
+            files[f"{task}.{format}"] = path = workspace.tables / f"{task}.{format}"
+            write_text(path, table.render(format) + "\n")
+    return files
+
+
+def _figures(workspace: Workspace) -> dict[str, Path]:
+    """Return the figures of the diagnostics of all experiments by name."""
+    paths = sorted(workspace.runs.glob("*/*/diagnostics/*.png"))
+    return {"-".join(path.relative_to(workspace.runs).parts): path for path in paths}

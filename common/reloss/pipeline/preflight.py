@@ -1,0 +1,148 @@
+"""Everything that is checked before a run's record is created.
+
+A run that cannot succeed should fail in its first seconds and leave nothing behind. So its inputs, the data and the
+records of other runs are checked here, and only then does a stage write to disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reloss.experiment.record import leaving_out, read_summary, weights_file
+from reloss.experiment.status import Status
+from reloss.experiment.task import comparable
+from reloss.learning import PredictionBank
+from reloss.pipeline.context import Context
+from reloss.runtime.errors import UsageError
+from reloss.runtime.progress import say
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The results of the checks.
+
+    Attributes:
+        facts: what identifies the run in its summary.
+        initial_weights: the weights of a finished baseline, if the run fine-tunes them.
+    """
+
+    facts: dict[str, Any]
+    initial_weights: Path | None = None
+
+
+def is_finished(context: Context) -> bool:
+    """Return whether the run is finished.
+
+    Raises:
+        RelossError: its record is damaged.
+    """
+    return read_summary(context.record).get("status") == Status.FINISHED
+
+
+def check_training(context: Context) -> Preflight:
+    """Check that a run can be trained.
+
+    Raises:
+        UsageError: the record may not be touched, the data changed, or there are no weights to fine-tune.
+        RelossError: the data are missing, or a record or the bank is damaged.
+    """
+    _check_resume(context)
+    facts = _facts(context)
+    return Preflight(facts, _initial_weights(context))
+
+
+def check_evaluation(context: Context) -> Preflight:
+    """Check that a run has a record whose weights can be evaluated.
+
+    Raises:
+        UsageError: there is no record, it may not be touched, or the data changed.
+        RelossError: the data are missing, or a record or the bank is damaged.
+    """
+    _check_resume(context)
+    if not read_summary(context.record):
+        raise UsageError(f"no record to evaluate in {context.record}; run --stage train (or all) first")
+    return Preflight(_facts(context))
+
+
+def _check_resume(context: Context) -> None:
+    # A folder with any file counts as a record, even without a summary.
+    if context.resume == "never" and any(context.record.glob("*")):
+        raise UsageError(
+            f"{context.record} holds a record, and --resume never does not touch it: move it away, or change --runs"
+        )
+
+
+def _facts(context: Context) -> dict[str, Any]:
+    """Return what identifies the run in its summary, after checking that the data are the same as before."""
+    run, config = context.run, context.config
+    facts: dict[str, Any] = {
+        "experiment": config.name,
+        "loss": run.loss,
+        "variant": run.variant,
+        "settings": list(run.settings),
+        "seed": run.seed,
+        "protocol": config.protocol(),
+        "score": config.score,
+        "data": context.data_fingerprint,
+    }
+    if previous := _previous_data(context):
+        facts["data_before"] = ", ".join(previous)
+    return facts
+
+
+def _previous_data(context: Context) -> list[str]:
+    """Return the fingerprints of other data that the record or the bank comes from, if that is allowed.
+
+    Raises:
+        UsageError: the data changed, and the command does not allow that.
+    """
+    summary = read_summary(context.record)
+    recorded = [(context.record, summary.get("data"))]
+    if context.is_learned and (context.bank / "bank.json").exists():
+        origin = PredictionBank.open(context.bank).meta["origin"]
+        recorded.append((context.bank, origin.get("data_fingerprint")))
+    previous = [summary["data_before"]] if "data_before" in summary else []
+    current = context.data_fingerprint
+    for path, fingerprint in recorded:
+        if fingerprint in (None, current):
+            continue
+        if not comparable(fingerprint, current):
+            say(f"note: {path} has a data fingerprint of an earlier kind; whether the data changed is unknown")
+            continue
+        change = f"the data changed since {path} was recorded: their fingerprint was {fingerprint}, now {current}"
+        if not context.allow_changed_data:
+            raise UsageError(f"{change}; restore them, choose another --runs, or add --allow-changed-data")
+        say(f"warning: {change}")
+        previous.append(fingerprint)
+    return list(dict.fromkeys(previous))
+
+
+def _initial_weights(context: Context) -> Path | None:
+    """Return the weights that a fine-tuning run starts from: those of the finished baseline with its seed."""
+    if not context.config.fine_tunes:
+        return None
+    weights = baseline_weights(context)
+    if not weights:
+        raise UsageError(
+            f"to fine-tune, first run --loss {context.config.ordinary_loss} --seed {context.run.seed} with the same "
+            f"data, model and recipe: no finished one in {context.home}"
+        )
+    return weights[0]
+
+
+def baseline_weights(context: Context) -> list[Path]:
+    """Return the weights of finished baselines with the same seed and protocol, those with the fewest settings first.
+
+    Damaged records are reported and skipped.
+    """
+    config, seed = context.config, context.run.seed
+    required = {"status": Status.FINISHED, "loss": config.ordinary_loss, "protocol": config.protocol()}
+    matches = []
+    for folder in context.home.glob(f"{config.ordinary_loss}*/seed{seed}"):
+        with leaving_out():
+            summary = read_summary(folder)
+            if required.items() <= summary.items() and weights_file(folder).exists():
+                matches.append((len(summary["settings"]), weights_file(folder)))
+    return [weights for _, weights in sorted(matches)]
