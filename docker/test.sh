@@ -122,7 +122,7 @@ build() { # TREE TAG [option]...
 context_holds_only_the_sources() {
   printf 'FROM scratch\nCOPY . /\n' >"$work/Context"
   buildah bud --isolation chroot --layers=false --file "$work/Context" --tag localhost/reloss-test:context "$work/tree"
-  (cd "$(podman image mount localhost/reloss-test:context)" && find . -type f -printf '%P\n' | sort) >"$work/context"
+  (cd "$(podman image mount localhost/reloss-test:context)" && find . \( -type f -o -type l \) -printf '%P\n' | sort) >"$work/context"
   git ls-files --cached --others --exclude-standard -- LICENSE README.md pyproject.toml common tasks 'requirements/*.txt' \
     requirements/install.sh | sort | diff "$work/context" -
   podman image umount localhost/reloss-test:context
