@@ -112,7 +112,7 @@ def test_an_unexpected_exception_is_one_line(cli, monkeypatch, debug):
     assert (len(err.splitlines()) == 1) == (not debug)
 
 
-def test_ctrl_c_says_how_to_go_on(cli, monkeypatch):
+def test_ctrl_c_reports_how_to_resume(cli, monkeypatch):
     def examine(data):
         raise KeyboardInterrupt
 
@@ -144,11 +144,11 @@ def test_learn_outside_any_task(cli, improving_bank, tmp_path):
     before = (out_folder / "surrogate.safetensors").stat().st_mtime_ns
     code, again, err = cli(*words)
     assert (code, json.loads(again)) == (0, card["fit"])
-    assert f"finished already: {out_folder}" in err
+    assert f"already finished: {out_folder}" in err
     for other in (["--set", "learning_rate=0.02"], ["--kind", "set"], ["--metric", "macro_f1"]):
         code, _, err = cli(*words, *other)
         assert code == 2
-        assert f"{out_folder} holds a surrogate of another fit already; choose another --out" in err
+        assert f"{out_folder} already holds a surrogate of another fit; choose another --out" in err
     assert (out_folder / "surrogate.safetensors").stat().st_mtime_ns == before
 
 

@@ -1,1 +1,1 @@
-"""What the larger subcommands of the command line do."""
+"""The subcommands of `reloss`: `run_commands` and `result_commands` declare their arguments, the others do the work."""

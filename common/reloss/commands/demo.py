@@ -15,6 +15,7 @@ from reloss.pipeline.stages import run
 from reloss.report.figures import loss_against_metric, loss_curves, training_curves
 from reloss.report.page import write_report
 from reloss.report.task_table import task_rows, task_table
+from reloss.runtime.errors import UsageError
 from reloss.runtime.files import write_text
 from reloss.runtime.progress import say
 from reloss.surrogates import load
@@ -30,7 +31,12 @@ def demo(out: Path, seeds: int) -> None:
     Args:
         out: folder for the records (`runs/`), `table.md`, `figures/` and `report.html`.
         seeds: number of seeds of each loss.
+
+    Raises:
+        UsageError: there are no seeds.
     """
+    if seeds < 1:
+        raise UsageError("--seeds must be at least 1")
     started = time.monotonic()
     runs = out / "runs"
     task, config = find_experiment(EXPERIMENT)

@@ -97,6 +97,11 @@ def parse_seeds(text: str) -> list[int]:
     return sorted(seeds)
 
 
+def parse_losses(text: str) -> list[str]:
+    """Return the losses in a comma-separated list, without spaces around them."""
+    return [loss.strip() for loss in text.split(",") if loss.strip()]
+
+
 def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
     """Return the plan for a task's table, an experiment or the `ablation`.
 

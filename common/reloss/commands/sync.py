@@ -1,4 +1,7 @@
-"""The results tables on W&B, with the figures of the diagnostics: one artifact, logged by a W&B run of its own."""
+"""`reloss sync`: the offline runs, and the results tables, on Weights & Biases.
+
+The tables and the figures of the diagnostics are one artifact, logged by a W&B run of its own if they changed.
+"""
 
 from pathlib import Path
 
@@ -6,11 +9,32 @@ from reloss.experiment import environment
 from reloss.experiment.task import tasks
 from reloss.experiment.workspace import Workspace
 from reloss.report.tables import read_table
+from reloss.runtime.errors import UsageError
 from reloss.runtime.files import read_json, sha256_of, short_hash, write_json, write_text
+from reloss.tracking import sync as runs
 from reloss.tracking.artifacts import Artifact
 from reloss.tracking.client import WandbTracker
+from reloss.tracking.sync import has_key
 
 FORMATS = ("md", "csv", "json")
+
+
+def sync(workspace: Workspace, deadline: float) -> None:
+    """Upload the tables if they changed, then the runs that W&B recorded offline.
+
+    Args:
+        workspace: the folder of the records.
+        deadline: seconds that the upload of one run may take.
+
+    Raises:
+        UsageError: there is no folder of records or no key, or the deadline is not positive.
+        RelossError: some uploads failed; the same command tries them again.
+    """
+    if deadline <= 0:
+        raise UsageError("--deadline must be more than 0")
+    if has_key() and workspace.runs.is_dir():
+        upload_tables(workspace)
+    runs.sync(workspace.runs, deadline)
 
 
 def upload_tables(workspace: Workspace) -> None:

@@ -1,0 +1,88 @@
+"""`reloss learn`: fit a surrogate on a bank, outside any task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reloss.experiment.config import SurrogateSection
+from reloss.experiment.seeds import seed_everything
+from reloss.experiment.settings import override
+from reloss.learning import LearnOptions, PredictionBank
+from reloss.learning.options import describe_options
+from reloss.metrics import METRICS, get_metric
+from reloss.pipeline import fitting
+from reloss.runtime import distributed
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.files import read_json
+from reloss.runtime.progress import say
+from reloss.surrogates import SurrogateLoss, build, find_kind
+
+
+def learn(
+    bank_folder: Path, metric: str, out: Path, kind: str, higher_is_better: bool, settings: Sequence[str]
+) -> dict[str, Any]:
+    """Fit a surrogate and leave it in the folder `out`, unless it is there; return the figures of the fit.
+
+    Args:
+        bank_folder: folder of a prediction bank.
+        metric: name of the metric, or `module:function`.
+        out: folder for the surrogate.
+        kind: kind of surrogate.
+        higher_is_better: whether a larger value of the metric is a better prediction.
+        settings: `key=value` options of the network and of the fit.
+
+    Raises:
+        UsageError: an unknown metric, kind or option, or `out` holds a surrogate of another fit.
+        RelossError: the bank is missing, damaged, or of predictions that this kind does not take.
+    """
+    get_metric(metric)
+    find_kind(kind)
+    if not higher_is_better and metric in METRICS:
+        raise UsageError(f"a higher {metric} is better; drop --lower-is-better")
+    section, options = parse_settings(settings)
+    bank = PredictionBank.open(bank_folder)
+    try:
+        surrogate = build(kind, bank.output_shape(), fidelity=options.fidelity, **section.model_dump())
+    except ValueError as error:
+        raise RelossError(f"--kind {kind} does not fit the bank {bank_folder}: {error}") from error
+    if (out / "surrogate.json").exists():
+        fit = _finished_fit(out, surrogate, bank, options, metric=metric, higher_is_better=higher_is_better)
+        say(f"already finished: {out}")
+        return fit
+    distributed.start()
+    seed_everything(options.seed)
+    surrogate = build(kind, bank.output_shape(), fidelity=options.fidelity, **section.model_dump())
+    return fitting.learn(surrogate, bank, metric, options, out, higher_is_better)
+
+
+def parse_settings(settings: Sequence[str]) -> tuple[SurrogateSection, LearnOptions]:
+    """Return the options of the network and those of the fit; both are named without their section, as `steps=200`."""
+    keys = SurrogateSection.model_fields.keys()
+    network = [setting for setting in settings if setting.partition("=")[0] in keys]
+    options = override(LearnOptions(), [setting for setting in settings if setting not in network])
+    return override(SurrogateSection(), network).with_fidelity(options.fidelity), options
+
+
+def describe_settings() -> str:
+    """Return every option as `name=default` with its description, one paragraph each, for `--help`."""
+    network = [f"{name}={field.default}: {field.description}" for name, field in SurrogateSection.model_fields.items()]
+    return "\n".join([*network, describe_options()])
+
+
+def _finished_fit(
+    out: Path, surrogate: SurrogateLoss, bank: PredictionBank, options: LearnOptions, **facts: Any
+) -> dict[str, Any]:
+    """Return the figures of the fit in `out`, or raise UsageError if it is another fit."""
+    card = read_json(out / "surrogate.json")
+    network = {name: value for name, value in surrogate.options().items() if name != "scale"}
+    expected = {
+        **{"class": type(surrogate).__name__, "learn": options.model_dump(mode="json"), "bank": bank.fingerprint()},
+        **facts,
+    }
+    same = isinstance(card, dict) and {name: card.get(name) for name in expected} == expected
+    if not same or not network.items() <= card["options"].items():
+        raise UsageError(f"{out} already holds a surrogate of another fit; choose another --out")
+    fit: dict[str, Any] = card["fit"]
+    return fit

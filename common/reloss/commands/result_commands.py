@@ -1,0 +1,182 @@
+"""The subcommands that read results, and those that look at the installation, with their arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from reloss.commands import arguments
+from reloss.commands.arguments import DATA, RUNS, Experiment, Name, print_json
+
+
+@dataclass
+class Table:
+    """Print a table of the records: a task's results, the `ablation`, or the `correlation` of losses with the metric.
+
+    Example: reloss table classification --format md
+    """
+
+    name: Name
+    """A task, such as classification; or ablation, or correlation."""
+    runs: arguments.Runs = RUNS
+    format: Literal["md", "csv", "tex", "json"] = "md"
+    """Markdown, CSV, LaTeX (booktabs) or JSON."""
+    tuned: str = ""
+    """A score such as accuracy: compare each loss at its best learning rate on the validation split."""
+
+    def __call__(self) -> None:
+        from reloss.report.tables import read_table
+        from reloss.runtime.progress import say
+
+        table = read_table(self.name, self.runs, self.tuned, damaged=[])
+        print(table.render(self.format))
+        for message in table.skipped:
+            say(f"skipped: {message}")
+
+
+@dataclass
+class Report:
+    """Write one self-contained HTML page about all records: tables, curves, pictures, and the source of every number.
+
+    Example: reloss report --runs runs --out report.html
+    """
+
+    out: Path
+    """The HTML file to write."""
+    runs: arguments.Runs = RUNS
+
+    def __call__(self) -> None:
+        from reloss.report.page import write_report
+
+        size = write_report(self.runs, self.out)
+        print(f"{self.out} ({size / 1e6:.1f} MB, needs no network)")
+
+
+@dataclass
+class Pack:
+    """Pack finished and failed runs into a few files that can be committed; every command with --runs reads them.
+
+    Runs with the same name are replaced, all others stay. Weights, predictions and data are not packed.
+
+    Example: reloss pack runs results/records/main
+    """
+
+    runs: Annotated[Positional[Path], arg(metavar="RUNS")]
+    """Folder of the records to pack."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Folder of the packed records, created if missing."""
+
+    def __call__(self) -> None:
+        from reloss.commands.pack import pack
+        from reloss.runtime.progress import say
+
+        packed = pack(self.runs, self.out)
+        for message in packed.damaged:
+            say(f"skipped: {message}")
+        print(f"{self.out}: packed {packed.runs} runs and {packed.surrogates} surrogates")
+
+
+@dataclass
+class Diagnose:
+    """Rank the checkpoints of all finished runs of an experiment by its ordinary loss and by every learned loss.
+
+    Example: reloss diagnose classification/digits_cnn
+    """
+
+    experiment: Experiment
+    """Name of the experiment."""
+    runs: arguments.Runs = RUNS
+    out: Path | None = None
+    """Folder for diagnostics.json, curves.png and checkpoints.png; RUNS/EXPERIMENT/diagnostics by default."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.workspace import Workspace
+        from reloss.report.diagnosis import write_diagnosis
+
+        out = self.out or Workspace(self.runs).diagnostics(self.experiment)
+        print(write_diagnosis(self.experiment, self.runs, out).render("json" if self.json else "md"))
+
+
+@dataclass
+class Sync:
+    """Upload the runs that Weights & Biases recorded offline, and the results tables if they changed.
+
+    Example: WANDB_API_KEY=... reloss sync --runs runs
+    """
+
+    runs: arguments.Runs = RUNS
+    deadline: float = 300.0
+    """Seconds that the upload of one run may take."""
+
+    def __call__(self) -> None:
+        from reloss.commands.sync import sync
+        from reloss.experiment.workspace import Workspace
+
+        sync(Workspace(self.runs), self.deadline)
+
+
+@dataclass
+class Dashboard:
+    """Build a Weights & Biases report per task, with the ordinary and the learned losses side by side.
+
+    Example: reloss dashboard classification --print
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME ...]")] = ()
+    """Tasks or experiments; all by default."""
+    push: FlagCreatePairsOff[bool] = False
+    """Upload it, as one new report per task."""
+    print: FlagCreatePairsOff[bool] = False
+    """Print it as JSON; needs no key and no network."""
+
+    def __call__(self) -> None:
+        from reloss.runtime.errors import UsageError
+        from reloss.tracking.dashboards import dashboards, push, specs
+
+        if self.push == self.print:
+            raise UsageError("choose one of --push and --print")
+        if self.push:
+            print("\n".join(push(self.names)))
+        else:
+            print_json(specs(dashboards(self.names, entity="")))
+
+
+@dataclass
+class Doctor:
+    """Report versions, devices, which data are there, and the state of Weights & Biases.
+
+    Example: reloss doctor --json
+    """
+
+    json: bool = False
+    """Print JSON."""
+    data: arguments.Data = DATA
+
+    def __call__(self) -> None:
+        from reloss.commands.doctor import examine, render
+
+        report = examine(self.data)
+        print_json(report) if self.json else print(render(report))
+
+
+@dataclass
+class Demo:
+    """Run everything on scikit-learn's digits, in minutes: baseline, surrogate, training, table, figures, report.
+
+    Example: reloss demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for records, table, figures and report.html; finished runs in it are skipped."""
+    seeds: int = 3
+    """Number of seeds."""
+
+    def __call__(self) -> None:
+        from reloss.commands.demo import demo
+
+        demo(self.out, self.seeds)

@@ -1,0 +1,229 @@
+"""The subcommands that describe and run experiments, with their arguments. Heavy imports wait for the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from reloss.commands import arguments
+from reloss.commands.arguments import DATA, RUNS, Experiment, Name, Settings, Track, flat, print_json
+
+LearnSettings = Annotated[
+    UseAppendAction[tuple[tuple[str, ...], ...]],
+    arg(metavar="KEY=VALUE ...", help_behavior_hint=lambda default: _describe_learn_settings()),
+]
+
+
+def _describe_learn_settings() -> str:
+    from reloss.commands.learn import describe_settings
+
+    return f"\n{describe_settings()}"
+
+
+@dataclass
+class List:
+    """List the experiments: name, data, losses, and how each relates to the paper.
+
+    Example: reloss list --json
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.commands.experiments import list_experiments, render_experiments
+
+        rows = list_experiments()
+        print_json(rows) if self.json else print(render_experiments(rows))
+
+
+@dataclass
+class Show:
+    """Print the whole resolved config of an experiment as YAML.
+
+    Example: reloss show classification/cifar10_resnet20 --set train.epochs=30
+    """
+
+    experiment: Experiment
+    """Name of the experiment; `reloss list` prints all names."""
+    set: Settings = ()
+    """Changes of the config, such as train.epochs=30 data.format=folder."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.config import to_yaml
+        from reloss.experiment.settings import override
+        from reloss.experiment.task import find_experiment
+
+        print(to_yaml(override(find_experiment(self.experiment)[1], flat(self.set))), end="")
+
+
+@dataclass
+class Run:
+    """Run an experiment: baseline, learn, train, evaluate. Finished stages are skipped, interrupted ones resume.
+
+    Example: reloss run classification/digits_cnn --loss reloss --seed 0
+    """
+
+    experiment: Experiment
+    """Name of the experiment; `reloss list` prints all names."""
+    loss: str = ""
+    """One of the experiment's losses; by default its ordinary loss."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    stage: Literal["all", "baseline", "learn", "train", "evaluate"] = "all"
+    """Run only this stage."""
+    set: Settings = ()
+    """Changes of the config, such as train.epochs=30; they name the record's variant."""
+    data: arguments.Data = DATA
+    runs: arguments.Runs = RUNS
+    track: Track = "wandb"
+    """wandb: mirror metrics to Weights & Biases, offline unless WANDB_API_KEY is set."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: resume from the last checkpoint; never: refuse to touch a record that exists."""
+    allow_changed_data: bool = False
+    """Continue although the data changed since the record or the bank was written."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.run_spec import RunSpec
+        from reloss.experiment.workspace import Workspace
+        from reloss.pipeline.stages import run
+        from reloss.runtime import distributed
+
+        record = run(
+            RunSpec.resolve(self.experiment, self.loss, self.seed, flat(self.set)),
+            Workspace(self.runs, self.data),
+            stage=self.stage,
+            track=self.track,
+            resume=self.resume,
+            allow_changed_data=self.allow_changed_data,
+        )
+        if distributed.is_main():
+            print(record)
+
+
+@dataclass
+class Learn:
+    """Fit a surrogate on recorded predictions, outside any task. A finished fit is skipped.
+
+    Example: reloss learn --bank runs/classification/digits_cnn/bank --metric accuracy --out surrogate
+    """
+
+    bank: Path
+    """Folder of a prediction bank."""
+    metric: str
+    """Name of the metric, or where to import it from, such as my_metrics:kappa."""
+    out: Path
+    """Folder for the surrogate; an interrupted fit in it resumes."""
+    kind: str = "classification"
+    """Kind of surrogate: classification (class logits, each example alone), set (a whole batch), pose (heatmaps),
+    translation (log-probabilities of the reference's tokens) or reading (start and end logits)."""
+    lower_is_better: bool = False
+    """A smaller value of the metric is a better prediction."""
+    set: LearnSettings = ()
+    """Options of the network and of the fit, such as fidelity=released steps=200. All options and their defaults:"""
+
+    def __call__(self) -> None:
+        from reloss.commands.learn import learn
+        from reloss.runtime import distributed
+
+        fit = learn(self.bank, self.metric, self.out, self.kind, not self.lower_is_better, flat(self.set))
+        if distributed.is_main():
+            print_json(fit)
+
+
+@dataclass
+class Sweep:
+    """Run a table, an experiment or the ablation over losses and seeds, on this machine or on a Slurm cluster.
+
+    Finished runs are skipped and failed runs are tried again. A failing run does not stop the others. `reloss status`
+    shows the state of every run.
+
+    Example: reloss sweep classification/digits_cnn --losses ce,reloss --seeds 0-4 --slots 2
+    """
+
+    name: Name
+    """A task, an experiment, or ablation."""
+    losses: str = ""
+    """Comma-separated losses; by default all losses of the experiment."""
+    seeds: str = "0-2"
+    """Seeds, such as 0-4 or 0,2,5."""
+    launcher: Literal["local", "slurm", "print"] = "local"
+    """local: processes on this machine; slurm: one job per run; print: only print the commands."""
+    slots: int = 1
+    """Number of runs at a time on this machine, which share its GPUs."""
+    slurm: Settings = ()
+    """Resources of each Slurm job, such as partition=long time=12:00:00 gpus=1 cpus=8 mem=32; see docs/scaling.md."""
+    image: str = "reloss"
+    """Image of the `docker run` lines that --launcher print prints; none: print plain commands."""
+    set: Settings = ()
+    """Changes of the config, for all runs."""
+    data: arguments.Data = DATA
+    runs: arguments.Runs = RUNS
+    track: Track = "wandb"
+    """wandb: mirror metrics to Weights & Biases, offline unless WANDB_API_KEY is set."""
+    allow_changed_data: bool = False
+    """Continue although the data changed since a record or the bank was written."""
+
+    def __call__(self) -> None:
+        from reloss.commands.launch import launch
+        from reloss.experiment.workspace import Workspace
+        from reloss.sweep.plan import make_plan, parse_losses, parse_seeds
+
+        plan = make_plan(self.name, parse_losses(self.losses), parse_seeds(self.seeds), flat(self.set))
+        options = ["--track", self.track, *(["--allow-changed-data"] if self.allow_changed_data else [])]
+        workspace = Workspace(self.runs, self.data)
+        launch(plan, workspace, self.launcher, options, slots=self.slots, slurm=flat(self.slurm), image=self.image)
+
+
+@dataclass
+class Status:
+    """Show the state of the runs of a table, an experiment or the ablation, and why some failed.
+
+    Example: reloss status classification/digits_cnn --losses ce,reloss --seeds 0-4
+    """
+
+    name: Name
+    """A task, an experiment, or ablation."""
+    losses: str = ""
+    """Comma-separated losses; by default all losses of the experiment."""
+    seeds: str = ""
+    """Seeds of a sweep, such as 0-4; by default every record that exists."""
+    set: Settings = ()
+    """Settings of a sweep; needs --seeds."""
+    runs: arguments.Runs = RUNS
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.commands.status import read_status
+        from reloss.experiment.workspace import Workspace
+        from reloss.sweep.status import render
+
+        rows = read_status(self.name, self.losses, self.seeds, flat(self.set), Workspace(self.runs))
+        print_json([row.as_json() for row in rows]) if self.json else print(render(rows))
+
+
+@dataclass
+class Data:
+    """Check the data of an experiment, or fetch them if they can be downloaded.
+
+    Example: reloss data fetch cifar10 --data data
+    """
+
+    action: Positional[Literal["check", "fetch"]]
+    """check: report what is there; fetch: download, then check."""
+    name: Name
+    """A data set, such as cifar10, or an experiment."""
+    data: arguments.Data = DATA
+    set: Settings = ()
+    """Changes of the config, such as data.format=folder."""
+
+    def __call__(self) -> None:
+        from reloss.commands.data import check_data, fetch_data
+
+        if self.action == "fetch":
+            fetch_data(self.name, self.data, flat(self.set))
+        print(check_data(self.name, self.data, flat(self.set)))

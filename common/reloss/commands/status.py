@@ -1,0 +1,27 @@
+"""`reloss status`: the state of the runs of a sweep, or of all records of its experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reloss.experiment.workspace import Workspace
+from reloss.runtime.errors import UsageError
+from reloss.runtime.progress import say
+from reloss.sweep.plan import make_plan, parse_losses, parse_seeds
+from reloss.sweep.status import Row, of_plan, of_records
+
+
+def read_status(name: str, losses: str, seeds: str, settings: Sequence[str], workspace: Workspace) -> list[Row]:
+    """Return one row per run: of the sweep that the arguments describe, or of every record if no seeds are given.
+
+    Raises:
+        UsageError: an unknown name, loss or setting, or settings without seeds.
+    """
+    if not workspace.runs.exists():
+        say(f"note: there is no folder {workspace.runs}; name the folder of the records with --runs")
+    if settings and not seeds:
+        raise UsageError("--set describes a sweep and needs its --seeds")
+    chosen = parse_losses(losses)
+    if seeds:
+        return of_plan(make_plan(name, chosen, parse_seeds(seeds), settings), workspace)
+    return of_records(make_plan(name, chosen, [0]), chosen, workspace)
