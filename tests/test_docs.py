@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from test_layering import LAYERS
 
 from reloss.cli import COMMANDS
 from reloss.experiment.run_spec import RunSpec
@@ -106,6 +107,12 @@ def test_pages_name_files_and_methods_that_exist(name: str) -> None:
     assert [path for path in MODULE.findall(text) if not (core / path).exists()] == []
     for owner, method in METHOD.findall(text):
         assert hasattr(getattr(importlib.import_module(CLASSES[owner]), owner), method), f"{owner}.{method}"
+
+
+def test_floors_are_those_that_are_enforced() -> None:
+    block = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## Floors")[2].partition("\n## ")[0]
+    floors = [set(names.split(", ")) for names in re.findall(r"^    (\S+(?:, \S+)*)  ", block, flags=re.MULTILINE)]
+    assert floors == list(reversed(LAYERS))
 
 
 def test_every_package_of_the_core_has_its_purpose_stated() -> None:
