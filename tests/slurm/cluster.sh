@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command beside a Slurm of two nodes on this machine, which is taken down after: cluster.sh COMMAND ...
+# Runs a command with a Slurm of two nodes on this machine, which is stopped afterwards: cluster.sh COMMAND ...
 # Needs root, and installs Debian's slurmctld, slurmd, slurm-client and munge where they are missing. Everything the
 # daemons write lies in one folder below /tmp.
 set -euo pipefail

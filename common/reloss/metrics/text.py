@@ -158,7 +158,7 @@ def token_bleu(outputs: Tensor, targets: Tensor, *, order: int = 4) -> Tensor:
 def _extend(ngrams: Tensor, last_tokens: Tensor, vocabulary: int) -> Tensor:
     """Return a number for each n-gram, from the number of its first n - 1 tokens and its last token.
 
-    Equal numbers mean equal n-grams, across all items. -1 means that there is no n-gram at this position.
+    Equal numbers mean equal n-grams, across all items. -1 marks a position without an n-gram.
 
     Args:
         ngrams: [..., L + 1] numbers of the (n - 1)-grams.

@@ -78,7 +78,7 @@ def latest_intact(paths: Iterable[Path]) -> Path | None:
 
 
 def no_intact_checkpoint(paths: Iterable[Path], remedy: str) -> RelossError:
-    """Return the error for checkpoints, newest first, none of which is intact.
+    """Return the error for checkpoints, newest first, if all are damaged.
 
     The message names a checkpoint that is merely unreadable, if there is one: making it readable loses no training.
     """
