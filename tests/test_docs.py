@@ -72,6 +72,16 @@ def test_commands_are_accepted(path: Path) -> None:
             RunSpec.resolve(command.experiment, getattr(command, "loss", None) or "", 0, settings)
 
 
+@pytest.mark.parametrize("name", ["classification", "pose", "nmt", "mrc", "ablation"])
+def test_commands_of_committed_results_are_accepted(name: str) -> None:
+    """A reader pastes them to repeat a number, also those with key names of an earlier version."""
+    text = (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8")
+    for call in set(re.findall(r"`reloss (run [^`]*)`", text)):
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="reloss", args=shlex.split(call))
+        settings = [setting for group in command.set for setting in group]
+        RunSpec.resolve(command.experiment, command.loss or "", command.seed, settings)
+
+
 def test_commands_of_the_pages_are_found() -> None:
     """As many as a reader would count, so that the test above sees something."""
     assert len(list(commands(DOCS / "usage.md"))) > 20
