@@ -95,7 +95,7 @@ def test_a_command_of_an_earlier_version_still_runs() -> None:
 
 PATH = re.compile(r"`((?:common|tasks|tests|tools|docker|requirements|benchmarks|results|docs)/[\w./*{}-]*)`")
 MODULE = re.compile(
-    r"`((?:runtime|ranking|metrics|surrogates|learning|experiment|pipeline|sweep|tracking|report)/[\w./]*)`"
+    r"`((?:runtime|ranking|metrics|surrogates|learning|experiment|pipeline|sweep|tracking|report|commands)/[\w./]*)`"
 )
 METHOD = re.compile(r"`(Record|PredictionBank|SurrogateLoss|MetricsFile|RunSpec|Workspace|Experiment)\.(\w+)`")
 CLASSES = {
