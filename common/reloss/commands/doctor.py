@@ -1,4 +1,4 @@
-"""`reloss doctor`: what a run would find here."""
+"""`reloss doctor`: versions, devices, data and tracking, as a run on this machine would find them."""
 
 import os
 from importlib import metadata
@@ -23,16 +23,17 @@ def examine(data: Path) -> dict[str, Any]:
 
 
 def _data_sets(data: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """Return one line for each data set, by its name: what is there, or what is missing."""
+    descriptions: dict[str, str] = {}
     for task in tasks().values():
         for make in task.experiments.values():
-            config: Any = make()
-            if config.data.name not in found:
+            config = make()
+            if config.data.name not in descriptions:
                 try:
-                    found[config.data.name] = task.check_data(config, data)
+                    descriptions[config.data.name] = task.check_data(config, data)
                 except RelossError as error:
-                    found[config.data.name] = f"missing: {error}"
-    return found
+                    descriptions[config.data.name] = f"missing: {error}"
+    return descriptions
 
 
 def _wandb() -> str:
@@ -44,13 +45,20 @@ def _wandb() -> str:
     return f"{version}, " + ("online: WANDB_API_KEY is set" if online else "offline: WANDB_API_KEY is not set")
 
 
-def render(found: dict[str, Any]) -> str:
-    """Return the findings as lines of text."""
-    devices = found["devices"]
-    lines = [f"commit    {found['commit']}", f"image     {found['image']}"]
-    lines += [f"{'versions' if not i else '':<9} {name} {v}" for i, (name, v) in enumerate(found["versions"].items())]
-    lines.append(f"cpu       {devices['cpu']}, {devices['threads']} threads")
-    lines.append(f"gpus      {', '.join(devices['gpus']) or 'none'}")
-    lines += [f"{'data' if not i else '':<9} {name}: {line}" for i, (name, line) in enumerate(found["data"].items())]
-    lines.append(f"wandb     {found['wandb']}")
-    return "\n".join(lines)
+def render(report: dict[str, Any]) -> str:
+    """Return the report of `examine` as lines of text."""
+    devices = report["devices"]
+    sections = {
+        "commit": [report["commit"]],
+        "image": [report["image"]],
+        "versions": [f"{name} {version}" for name, version in report["versions"].items()],
+        "cpu": [f"{devices['cpu']}, {devices['threads']} threads"],
+        "gpus": [", ".join(devices["gpus"]) or "none"],
+        "data": [f"{name}: {line}" for name, line in report["data"].items()],
+        "wandb": [report["wandb"]],
+    }
+    return "\n".join(
+        f"{title if number == 0 else '':<9} {line}"
+        for title, lines in sections.items()
+        for number, line in enumerate(lines)
+    )

@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reloss.experiment.config import Experiment
 from reloss.runtime.errors import RelossError, unknown
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from reloss.sweep.ablation import Ablation
 
 
+ExperimentT = TypeVar("ExperimentT", bound=Experiment)
+
 CONTENTS = "contents"  # first word of a fingerprint that covers the contents of the files, not only names and sizes
 
 
@@ -38,11 +40,11 @@ def comparable(fingerprint: str, other: str) -> bool:
 
 
 @dataclass
-class Run:
-    """One training run, as a task sees it.
+class Run(Generic[ExperimentT]):
+    """One training run, as a task sees it, such as `Run[PoseExperiment]`.
 
     Attributes:
-        config: the resolved experiment, of the task's own subclass.
+        config: the resolved experiment, an instance of the task's own subclass.
         loss: name of the loss to train with.
         seed: seed of initialisation, data order and augmentation.
         data: folder that holds the data sets.
@@ -52,7 +54,7 @@ class Run:
         initial_weights: weights of a finished baseline to start from, if the run fine-tunes.
     """
 
-    config: Any
+    config: ExperimentT
     loss: str
     seed: int
     data: Path
