@@ -198,12 +198,11 @@ class Status:
     """Print JSON."""
 
     def __call__(self) -> None:
-        from reloss.commands.status import read_status
+        from reloss.commands.status import read_status, render_status
         from reloss.experiment.workspace import Workspace
-        from reloss.sweep.status import render
 
         rows = read_status(self.name, self.losses, self.seeds, flat(self.set), Workspace(self.runs))
-        print_json([row.as_json() for row in rows]) if self.json else print(render(rows))
+        print_json([row.as_json() for row in rows]) if self.json else print(render_status(rows))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from statistics import mean
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
 from reloss.experiment.settings import as_text, flat, override, renamed
+from reloss.experiment.status import Status
 from reloss.runtime.errors import UsageError
 
 LEARNING_RATE, INITIALISATION = "train.lr=", "train.init="
@@ -44,7 +45,7 @@ def group_runs(config: Experiment, runs: Iterable[RunRecord]) -> dict[Key, list[
 
 def scores_by_seed(runs: Iterable[RunRecord], score: str) -> dict[int, float]:
     """Return the score called `score`, in percent, of the finished runs that have it."""
-    return {run.seed: 100 * run.scores[score] for run in runs if run.status == "finished" and score in run.scores}
+    return {run.seed: 100 * run.scores[score] for run in runs if run.status == Status.FINISHED and score in run.scores}
 
 
 def learning_rate(config: Experiment, settings: Iterable[str]) -> float:
@@ -85,5 +86,5 @@ def commits(runs: Iterable[RunRecord]) -> tuple[str, ...]:
 
 def unfinished_runs(runs: Iterable[RunRecord]) -> tuple[str, ...]:
     """Return one remark for each run that did not finish, with the cause."""
-    unfinished = (run for run in runs if run.status != "finished")
+    unfinished = (run for run in runs if run.status != Status.FINISHED)
     return tuple(f"seed {run.seed} {run.status}" + (f": {run.cause}" if run.cause else "") for run in unfinished)

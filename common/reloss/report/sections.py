@@ -11,6 +11,7 @@ import numpy as np
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import Records, RunRecord
+from reloss.experiment.status import Status
 from reloss.report.charts import Chart, Series, chart
 from reloss.report.groups import Key, group_runs
 from reloss.report.images import EmbeddedImage, embed_png
@@ -173,7 +174,7 @@ def training_chart(config: Experiment, groups: Sequence[RunGroup], collector: Co
 def _validation_curves(config: Experiment, group: RunGroup, collector: Collector) -> list[Mapping[float, float]]:
     """Return the validation score by epoch for each finished run, or for each run if none has finished."""
     score = f"validation_{config.score}"
-    finished = [run for run in group.runs if run.status == "finished"]
+    finished = [run for run in group.runs if run.status == Status.FINISHED]
     curves = []
     for run in finished or group.runs:
         lines = collector.attempt(run.name, run.metrics) or []

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Sample(NamedTuple):
@@ -65,4 +64,6 @@ def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) 
 
 def _half_width(std: float, n: int) -> float:
     """Return half the width of Student's 95 % interval for the mean of n > 1 values."""
+    from scipy import stats  # slow to import, and most tables of a command need no interval
+
     return float(stats.t.ppf(0.975, n - 1) * std / np.sqrt(n))

@@ -9,6 +9,7 @@ from statistics import mean
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
+from reloss.experiment.status import Status
 from reloss.experiment.task import Task, tasks
 from reloss.report.groups import (
     LEARNING_RATE,
@@ -67,7 +68,7 @@ def tuned_rows(task: Task, runs: Sequence[RunRecord], score: str) -> list[TunedR
         UsageError: no finished record has `score` and `validation_<score>`.
     """
     needed = {score, f"validation_{score}"}
-    usable = [run for run in runs if run.status == "failed" or needed <= run.scores.keys()]
+    usable = [run for run in runs if run.status == Status.FAILED or needed <= run.scores.keys()]
     rows = []
     for make in task.experiments.values():
         config = make()
@@ -125,7 +126,7 @@ def _best_rate(rates: Rates, score: str) -> float:
 
 
 def _finished(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    return [run for run in runs if run.status == "finished"]
+    return [run for run in runs if run.status == Status.FINISHED]
 
 
 def _failures(rates: Rates) -> dict[float, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -195,21 +194,3 @@ def _progress(record: RunRecord) -> tuple[str, str]:
     if "updates" in recipe:
         return f"update {entries[-1].get('step', 0)}/{recipe['updates']}", updated
     return f"epoch {entries[-1].get('epoch', 0):g}/{recipe.get('epochs', '?')}", updated
-
-
-def render(rows: Sequence[Row]) -> str:
-    """Return the rows as a table in plain text, and a line with the number of runs in each state."""
-    header = ("experiment", "loss", "seed", "state", "progress", "updated", "why")
-    lines = [header]
-    for row in rows:
-        seed = str(row.seed) if row.stage == "all" else row.stage
-        lines.append((row.experiment, row.loss, seed, _words(row.state), row.progress, row.updated, row.reason))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    counts = Counter(row.state for row in rows if row.stage == "all")
-    total = ", ".join(f"{number} {_words(state)}" for state, number in counts.items())
-    return "\n".join([*text, "", f"{counts.total()} runs: {total}"])
-
-
-def _words(state: Status) -> str:
-    return state.replace("_", " ")
