@@ -154,7 +154,7 @@ def test_the_text_ends_with_the_number_of_runs_in_each_state(cli, run_digits, tm
 def test_settings_need_seeds(cli):
     code, _, err = cli("status", DIGITS, "--set", "train.epochs=1")
     assert code == 2
-    assert "--set says which sweep is meant, and needs its --seeds" in err
+    assert "--set describes a sweep and needs its --seeds" in err
 
 
 def test_jobs_that_need_a_failed_baseline_are_not_run_and_have_a_reason(tmp_path, capsys):
