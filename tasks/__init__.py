@@ -1,1 +1,1 @@
-"""The tasks: each adapts one framework to the core of `reloss`. Imported as `reloss_tasks`."""
+"""One package per task, imported as `reloss_tasks`. Each adapts one framework to the core of `reloss`."""

@@ -1,7 +1,7 @@
-"""What the tasks that train with accelerate share."""
+"""Shared by the tasks that train with accelerate: mixing losses, finding divergence, and resumable state."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,33 @@ from torch import Tensor, nn
 from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError, UsageError
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs [B, ...], targets [B, ...]) -> scalar."""
+
+
+def learned_loss(run: Run, ordinary: Loss, device: torch.device | str) -> Loss:
+    """Return the run's surrogate as a loss, plus `train.ordinary_weight` times the ordinary loss.
+
+    Raises:
+        RelossError: the run has no surrogate.
+    """
+    if run.surrogate is None:
+        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
+    surrogate, weight = run.surrogate.to(device), run.config.train.ordinary_weight
+    if weight == 0:
+        return surrogate
+    return lambda outputs, targets: surrogate(outputs, targets) + weight * ordinary(outputs, targets)
+
 
 @contextmanager
 def open_accelerator(precision: str) -> Iterator[Accelerator]:
-    """Yield an Accelerator and clear its process-wide state after, so that the next run may be of another precision.
+    """Yield an Accelerator. Its process-wide state is cleared at the end, so the next run can use another precision.
 
     Raises:
-        UsageError: the precision does not work on this machine.
+        UsageError: this machine does not support the precision.
     """
     try:
-        # Without cpu=True, accelerate takes processes that torchrun starts on a machine without GPU for single ones.
+        # On a machine without GPU, accelerate ignores torchrun's process group unless cpu=True.
         accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     except ValueError as error:  # fp16 without a GPU
         raise UsageError(f"train.precision={precision} does not work here: {error}; choose bf16 or no") from error
@@ -34,15 +51,15 @@ def open_accelerator(precision: str) -> Iterator[Accelerator]:
 
 
 class FiniteLoss:
-    """Finds the first training step whose loss is not finite, without waiting for the device in each step."""
+    """Finds the first training step whose loss is not finite, without waiting for the device at every step."""
 
-    EVERY = 50  # steps between two looks
+    EVERY = 50  # steps between two checks
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.tensor(math.inf, device=device)
 
-    def see(self, loss: Tensor, step: int) -> None:
-        """Take note of the loss of a step.
+    def update(self, loss: Tensor, step: int) -> None:
+        """Take the loss of a step into account.
 
         Raises:
             RelossError: see `check`.
@@ -52,35 +69,42 @@ class FiniteLoss:
             self.check()
 
     def check(self) -> None:
-        """Raise RelossError if a loss was not finite; the message names the step."""
+        """Raise RelossError, naming the step, if a loss was not finite."""
         if (step := self._first.item()) < math.inf:
             raise RelossError(
-                f"the loss of step {step:.0f} is not finite: training diverged; the checkpoint before it is kept. "
+                f"the loss of step {step:.0f} is not finite: training diverged; the last checkpoint is kept. "
                 "Try a smaller train.lr, or train.clip_norm"
             )
 
 
 def check_outputs(outputs: Tensor, when: str) -> None:
-    """Raise RelossError if what a network gives for validation or test is not finite; `when` goes into the message."""
+    """Raise RelossError if validation or test outputs are not finite.
+
+    Args:
+        outputs: the network's outputs, of any shape.
+        when: text for the message, such as ' after step 40', or empty.
+    """
     if not outputs.isfinite().all():
         raise RelossError(f"the network's outputs{when} are not finite: training diverged; try a smaller train.lr")
 
 
-def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, **place: int) -> None:
-    """Write what training goes on from into the record.
+def save_state(
+    run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, **counters: int
+) -> None:
+    """Write a checkpoint from which training can resume.
 
     Args:
-        run: the run.
-        accelerator: that prepared the model and the optimizer.
-        model: prepared.
-        optimizer: prepared.
-        step: the next one.
-        place: how far the training is, such as epoch=3.
+        run: the run whose record receives the checkpoint.
+        accelerator: the accelerator that prepared the model and the optimizer.
+        model: the prepared model.
+        optimizer: the prepared optimizer.
+        step: number of the next step.
+        counters: other counters of the training, such as epoch=3.
     """
     scaler = accelerator.scaler
     run.record.save_checkpoint(
         {
-            **place,
+            **counters,
             "step": step,
             "model": accelerator.unwrap_model(model).state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -90,17 +114,22 @@ def save_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: 
 
 
 def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, Any] | None:
-    """Go on from what `save_state` wrote last, and return it; None, with an empty bank, if there is nothing.
+    """Load the last checkpoint of `save_state` and return its content.
+
+    The bank is rewound to the checkpoint. Without a checkpoint the bank is emptied and the result is None.
 
     Raises:
-        RelossError: it does not fit the model.
+        RelossError: the checkpoint does not fit the model.
     """
     state = run.record.load_checkpoint()
-    bank = run.bank
-    if state is None:
-        if bank is not None:
-            bank.resume(0)
-        return None
+    if state is not None:
+        _restore(run, accelerator, model, optimizer, state)
+    if run.bank is not None:
+        run.bank.resume(state["step"] if state is not None else 0)
+    return state
+
+
+def _restore(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     try:
         accelerator.unwrap_model(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -108,6 +137,3 @@ def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: 
         raise RelossError(f"the checkpoint in {run.record.path} does not fit the model: {error}") from error
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    if bank is not None:
-        bank.resume(state["step"])
-    return state

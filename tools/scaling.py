@@ -102,10 +102,10 @@ def _pose_operations(config: Any) -> float:
     from mmpose.registry import MODELS
     from mmpose.utils import register_all_modules
 
-    from reloss_tasks.pose.training import _read_config
+    from reloss_tasks.pose.mmpose_configs import read_mmpose_config
 
     register_all_modules(init_default_scope=True)
-    pose_config = _read_config(config.model.config)
+    pose_config = read_mmpose_config(config.model.config)
     pose_config.model.backbone.init_cfg = None
     model = MODELS.build(pose_config.model)
     width, height = pose_config.codec.input_size
@@ -125,9 +125,7 @@ def item_bytes(name: str, config: Any, size: dict[str, int]) -> int:
     if name.startswith("classification"):
         return 2 * size["classes"] + 8
     if name.startswith("pose"):
-        from reloss_tasks.pose.training import heatmap_size
-
-        return 2 * 2 * 17 * prod(heatmap_size(config))
+        return 2 * 2 * 17 * prod(config.surrogate_shape)
     if name.startswith("mrc"):
         return 2 * 2 * config.data.max_length + 2 * 8
     return config.recording.length * (2 + 2 * 4)

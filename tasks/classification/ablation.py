@@ -1,6 +1,6 @@
-"""The ablation of image classification: one factor at a time around the centre. Imports no torch.
+"""The ablation of image classification: each variant changes one factor of a centre. Imports no torch.
 
-The centre is loss `reloss` with the experiment's own settings, which is fidelity=corrected.
+The centre is loss `reloss` with the experiment's own settings and fidelity=corrected.
 """
 
 from reloss.sweep.ablation import Ablation, Variant
@@ -42,7 +42,7 @@ FACTORS = {
     },
 }
 
-# About the 0.05 of both experiments.
+# Relative to the learning rate of both experiments, 0.05.
 RATES = {"half": 0.025, "double": 0.1, "fourfold": 0.2, "eightfold": 0.4, "sixteenfold": 0.8}
 TUNED = {"ce": ("ce", ()), "reloss": ("reloss", ()), "reloss + 1 ce": ("reloss", ("train.ordinary_weight=1",))}
 

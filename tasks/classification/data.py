@@ -1,4 +1,7 @@
-"""Images through torchvision's data sets and transforms, and scikit-learn's digits."""
+"""Images: torchvision's data sets and transforms, and scikit-learn's digits.
+
+Small images stay in memory and are augmented a batch at a time (`Pixels`), which is many times faster than one by one.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,25 @@ from reloss.runtime.files import hash_of_files
 from reloss.runtime.progress import progress
 from reloss_tasks.classification.config import Data
 
-# Mean and standard deviation of the training images' channels: CIFAR-10's and CIFAR-100's as computed from the data,
-# ImageNet's as torchvision's references use them.
+# Mean and standard deviation of each channel of the training images. CIFAR: computed from the data; ImageNet: as in
+# torchvision's references.
 CHANNELS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 DOWNLOADS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
-ARCHIVE_LIMIT = 200 << 20  # bytes; both archives have about 163 MiB
+ARCHIVE_LIMIT = 200 << 20  # bytes; each archive has about 163 MiB
 
 
 class Splits(NamedTuple):
-    """Images to train on, to draw the curve with, and to test on; and the number of outputs of the network.
+    """Images for training, validation (the test images if none are held out) and test, and the network's outputs.
 
-    Of a positive class there is one output, and the targets are 0 or 1.
+    Attributes:
+        train: training images.
+        validation: images for the learning curve.
+        test: test images.
+        classes: number of outputs of the network; 1 with a positive class, whose targets are 0 or 1.
     """
 
     train: Dataset
@@ -45,14 +52,13 @@ class Splits(NamedTuple):
 
 
 class Pixels(Dataset):
-    """Small images in memory, augmented and normalised a batch at a time: many times faster than one by one.
+    """Small images in memory, augmented and normalised a batch at a time.
 
     Args:
         images: [n, C, H, W], uint8.
         targets: [n] classes.
-        name: of the data set, for its CHANNELS.
-        augmented: whether images are cropped at random after padding and flipped at random, each for itself, as He et
-            al. (2016, section 4.2) do.
+        name: data set, for its CHANNELS.
+        augmented: whether each image is padded, cropped at random and flipped at random (He et al. 2016, section 4.2).
     """
 
     def __init__(self, images: Tensor, targets: Tensor, name: str, augmented: bool) -> None:
@@ -74,7 +80,7 @@ class Pixels(Dataset):
 
 
 def _crop(images: Tensor, padding: int) -> Tensor:
-    """Pad images [n, C, H, W] with black and cut each back to its size at a random place."""
+    """Pad images [n, C, H, W] with black and crop each to its size at a random position."""
     n, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(2 * padding + 1, (2, n, 1))
@@ -89,32 +95,31 @@ def _flip(images: Tensor) -> Tensor:
 
 
 def load(config: Data, root: Path) -> Splits:
-    """Return the images of `config` below the folder `root`.
+    """Return the images of `config` in the data folder `root`.
 
     Raises:
         RelossError: the images are missing; the message names the expected path.
-        UsageError: the data set does not come in this format.
+        UsageError: the data set has no such format.
     """
     if config.name == "digits":
         return _digits(config)
     if config.name == "imagenet":
-        varied = _open(config, root, train=True, transform=_training_transform(config))
+        augmented = _open(config, root, train=True, transform=_training_transform(config))
         plain = _open(config, root, train=True, transform=_evaluation_transform(config))
         test = _open(config, root, train=False, transform=_evaluation_transform(config))
-        classes, tested_classes = varied.classes, test.classes
-        targets, test_targets = np.asarray(varied.targets), np.asarray(test.targets)
+        classes, test_classes = augmented.classes, test.classes
+        targets, test_targets = np.asarray(augmented.targets), np.asarray(test.targets)
     else:
         images, targets, classes = _pixels(config, root, train=True)
-        varied, plain = (
-            Pixels(images, torch.from_numpy(targets), config.name, augmented) for augmented in (True, False)
-        )
-        images, test_targets, tested_classes = _pixels(config, root, train=False)
+        augmented, plain = (Pixels(images, torch.from_numpy(targets), config.name, random) for random in (True, False))
+        images, test_targets, test_classes = _pixels(config, root, train=False)
         test = Pixels(images, torch.from_numpy(test_targets), config.name, augmented=False)
-    if classes != tested_classes:
-        raise RelossError(f"training and test images of {config.name} in {root} are not of the same classes")
+    if classes != test_classes:
+        raise RelossError(f"training and test images of {config.name} in {root} have different classes")
     training, held_out = _split(_first_of_each_class(targets, config.per_class), config.validation_fraction)
-    tested = _first_of_each_class(test_targets, config.test_per_class)
-    return _splits(config, (varied, plain, test), (targets, test_targets), (training, held_out, tested), len(classes))
+    test_indices = _first_of_each_class(test_targets, config.test_per_class)
+    indices = (training, held_out, test_indices)
+    return _splits(config, (augmented, plain, test), (targets, test_targets), indices, len(classes))
 
 
 def _splits(
@@ -124,27 +129,27 @@ def _splits(
     indices: tuple[np.ndarray, np.ndarray, np.ndarray],
     classes: int,
 ) -> Splits:
-    """Return the images at `indices` of the splits; `targets` are those of training and test images."""
+    """Return the splits. `images` and `indices`: of training, validation and test; `targets`: of training and test."""
     train, validation, test = (
-        _chosen(config, *parts, classes)
+        _subset(config, *parts, classes)
         for parts in zip(images, (targets[0], targets[0], targets[1]), indices, strict=True)
     )
     held_out = len(indices[1]) > 0
     return Splits(train, validation if held_out else test, test, classes if config.positive_class is None else 1)
 
 
-def _chosen(config: Data, images: Dataset, targets: np.ndarray, indices: np.ndarray, classes: int) -> Subset:
+def _subset(config: Data, images: Dataset, targets: np.ndarray, indices: np.ndarray, classes: int) -> Subset:
     if config.positive_class is None:
         return Subset(images, indices.tolist())
     if config.positive_class >= classes:
         raise UsageError(f"data.positive_class={config.positive_class}: {config.name} has classes 0 to {classes - 1}")
     positive = targets == config.positive_class
-    kept = _thinned(config, positive, indices)
-    return OneAgainstRest(images, kept.tolist(), config.positive_class, positives=int(positive[kept].sum()))
+    indices = _with_class_ratio(config, positive, indices)
+    return OneAgainstRest(images, indices.tolist(), config.positive_class, positives=int(positive[indices].sum()))
 
 
 class OneAgainstRest(Subset):
-    """A subset with targets 1 for the positive class and 0 for the rest; `positives` counts the former."""
+    """A subset with targets 1 for the positive class and 0 for the rest; `positives` is the number of targets 1."""
 
     def __init__(self, images: Dataset, indices: list[int], positive_class: int, positives: int) -> None:
         super().__init__(images, indices)
@@ -158,26 +163,26 @@ class OneAgainstRest(Subset):
         return [(image, int(target == self.positive_class)) for image, target in super().__getitems__(indices)]
 
 
-def _thinned(config: Data, positive: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Leave out positives until there are `negatives_per_positive` for each: the same ones for every seed of a run.
+def _with_class_ratio(config: Data, positive: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Drop positives until there are `negatives_per_positive` for each; the choice is the same for every seed.
 
     Raises:
-        RelossError: a split keeps no positive, or has no negative.
+        RelossError: no positive remains, or there is no negative.
     """
     positives, negatives = indices[positive[indices]], indices[~positive[indices]]
     if config.negatives_per_positive is not None:
-        kept = len(negatives) // config.negatives_per_positive
-        positives = np.random.default_rng(0).permutation(positives)[:kept]
+        count = len(negatives) // config.negatives_per_positive
+        positives = np.random.default_rng(0).permutation(positives)[:count]
     if len(indices) and not (len(positives) and len(negatives)):
         raise RelossError(
-            f"of {len(indices)} images of {config.name}, {len(positives)} are of class {config.positive_class} and "
-            f"{len(negatives)} are not: too few for data.negatives_per_positive={config.negatives_per_positive}"
+            f"of {len(indices)} images of {config.name}, {len(positives)} have class {config.positive_class} and "
+            f"{len(negatives)} have not: too few for data.negatives_per_positive={config.negatives_per_positive}"
         )
     return np.sort(np.concatenate((positives, negatives)))
 
 
 def check(config: Data, root: Path) -> str:
-    """Return one line that says what was found.
+    """Return one line that describes the images.
 
     Raises:
         RelossError: the images are missing.
@@ -188,19 +193,19 @@ def check(config: Data, root: Path) -> str:
 
 
 def fetch(config: Data, root: Path) -> None:
-    """Download the images into `root`, verified by torchvision's checksum; what is there and whole stays.
+    """Download the images into `root` and verify torchvision's checksum. Intact files are kept.
 
     Raises:
         UsageError: the data set cannot be downloaded freely.
-        RelossError: it cannot be downloaded or unpacked; the same call goes on from there.
+        RelossError: the archive cannot be downloaded or unpacked; running the command again resumes.
     """
     if config.name == "digits":
         return
     if config.name not in DOWNLOADS:
-        where = root / config.name
+        folder = root / config.name
         raise UsageError(
-            f"{config.name} has no free download: get it from image-net.org and lay it out as "
-            f"{where}/train/CLASS/*.JPEG and {where}/val/CLASS/*.JPEG"
+            f"{config.name} has no free download: get it from image-net.org and put it at "
+            f"{folder}/train/CLASS/*.JPEG and {folder}/val/CLASS/*.JPEG"
         )
     kind = DOWNLOADS[config.name]
     try:
@@ -214,11 +219,11 @@ def fetch(config: Data, root: Path) -> None:
 
 
 def fingerprint(config: Data, root: Path) -> str:
-    """Return a hash over what is read: the digits, the files as downloaded, or the images (see `hash_of_files`).
+    """Return a hash of the digits, of the downloaded files, or of the images (see `hash_of_files`).
 
     Raises:
         RelossError: the images are missing or cannot be read.
-        UsageError: the data set does not come in this format.
+        UsageError: the data set has no such format.
     """
     if config.name == "digits":
         digest = hashlib.sha256(b"".join(part.tobytes() for part in _digits_arrays())).hexdigest()
@@ -234,13 +239,13 @@ def fingerprint(config: Data, root: Path) -> str:
 
 
 def _folder(config: Data, root: Path) -> Path:
-    """Return ROOT/NAME, or ROOT itself where it holds the images."""
+    """Return ROOT/NAME, or ROOT itself if it contains the images."""
     for folder in (root / config.name, root):
         if (folder / "train").is_dir():
             return folder
     raise RelossError(
         f"no images of {config.name}: expected class folders in {root / config.name / 'train'} and in 'test' or 'val' "
-        "beside it; name the folder with --data"
+        "next to it; name the folder with --data"
     )
 
 
@@ -256,15 +261,15 @@ def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform | No
         return _as_downloaded(config)(root, train=train, transform=transform)
     except RuntimeError:
         raise RelossError(
-            f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`, or, with class folders "
-            f"in {root / config.name}, add --set data.format=folder"
+            f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`; if {root / config.name} "
+            "has class folders, use --set data.format=folder"
         ) from None
 
 
 def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:
-    """Return torchvision's data set."""
+    """Return torchvision's class for the data set."""
     if config.name not in DOWNLOADS:
-        raise UsageError(f"{config.name} does not come in data.format={config.format}; use folder")
+        raise UsageError(f"{config.name} has no data.format={config.format}; use data.format=folder")
     return DOWNLOADS[config.name]
 
 
@@ -273,18 +278,18 @@ def _downloaded_files(kind: type[datasets.CIFAR10]) -> list[str]:
 
 
 def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarray, list[str]]:
-    """Return all images of one split [n, 3, size, size] in uint8, their classes [n], and the names of the classes."""
-    found = _open(config, root, train=train, transform=None)
+    """Return all images of one split [n, 3, size, size] as uint8, their classes [n], and the names of the classes."""
+    dataset = _open(config, root, train=train, transform=None)
     resize = v2.Resize(config.image_size)
-    if isinstance(found, datasets.CIFAR10):
-        images = resize(torch.from_numpy(found.data).permute(0, 3, 1, 2))
+    if isinstance(dataset, datasets.CIFAR10):
+        images = resize(torch.from_numpy(dataset.data).permute(0, 3, 1, 2))
     else:
-        images = torch.empty(len(found), 3, config.image_size, config.image_size, dtype=torch.uint8)
-        with progress(len(found), f"reading {config.name}") as advance:
-            for index in range(len(found)):
-                images[index] = resize(v2.functional.pil_to_tensor(found[index][0]))
+        images = torch.empty(len(dataset), 3, config.image_size, config.image_size, dtype=torch.uint8)
+        with progress(len(dataset), f"reading {config.name}") as advance:
+            for index in range(len(dataset)):
+                images[index] = resize(v2.functional.pil_to_tensor(dataset[index][0]))
                 advance()
-    return images.contiguous(), np.asarray(found.targets), found.classes
+    return images.contiguous(), np.asarray(dataset.targets), dataset.classes
 
 
 def _training_transform(config: Data) -> v2.Transform:
@@ -304,14 +309,14 @@ def _to_normal(config: Data) -> list[v2.Transform]:
 
 
 def _first_of_each_class(targets: np.ndarray, limit: int | None) -> np.ndarray:
-    """Return the indices of the first `limit` images of each class, in their order."""
+    """Return the indices of the first `limit` images of each class, in ascending order."""
     if limit is None:
         return np.arange(len(targets))
     return np.sort(np.concatenate([np.flatnonzero(targets == target)[:limit] for target in np.unique(targets)]))
 
 
 def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a fraction, the same one for every seed of a run."""
+    """Split off a fraction; the choice is the same for every seed. Return the rest and the fraction, in order."""
     order = np.random.default_rng(0).permutation(indices)
     count = round(len(indices) * fraction)
     return np.sort(order[count:]), np.sort(order[:count])
@@ -326,9 +331,8 @@ def _digits_arrays() -> tuple[np.ndarray, np.ndarray]:
 def _digits(config: Data) -> Splits:
     pixels, targets = _digits_arrays()
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 8 - 1  # 0..16 -> -1..1
-    whole = TensorDataset(images, torch.from_numpy(targets))
+    dataset = TensorDataset(images, torch.from_numpy(targets))
     rest, test = _split(np.arange(len(images)), 0.25)
     rest = rest[_first_of_each_class(targets[rest], config.per_class)]
-    return _splits(
-        config, (whole, whole, whole), (targets, targets), (*_split(rest, config.validation_fraction), test), 10
-    )
+    indices = (*_split(rest, config.validation_fraction), test)
+    return _splits(config, (dataset, dataset, dataset), (targets, targets), indices, classes=10)

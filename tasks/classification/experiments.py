@@ -1,7 +1,7 @@
-"""The experiments of image classification: one function each, returning the complete config.
+"""The experiments of image classification: each function returns one complete config.
 
-The paper's classification scores could not be verified (see published.yaml), so docstrings state only scores measured
-here or stated by a source that they name.
+The paper's classification scores could not be verified (see published.yaml). So docstrings only state scores that were
+measured here or that a named source states.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ PAPER = "image classification (its models and scores are not recorded)"
 
 
 def digits_cnn() -> ClassificationExperiment:
-    """scikit-learn's 1,797 real 8x8 digits with a small CNN: a smoke test that trains for real, not in the paper.
+    """The 1,797 digits of scikit-learn (8x8 pixels) with a small CNN: a fast real training, not in the paper.
 
     Expect about 98 % accuracy in 10 s on 2 cores.
 
@@ -33,10 +33,10 @@ def digits_cnn() -> ClassificationExperiment:
 
 
 def digits8_cnn() -> ClassificationExperiment:
-    """The digit 8 against the rest, one to fifty, taught by average precision: not in the paper.
+    """The digit 8 against the other digits, one to fifty, learned from average precision: not in the paper.
 
-    Few of scikit-learn's eights are left: 19 of 999 images to train on, 4 of 250 held out, 7 of 404 to test. 15 s on 2
-    cores. Taught by F1 with --set metric=binary_f1.
+    19 of 999 training images are eights, 4 of 250 held-out ones and 7 of 404 test images. Expect 15 s on 2 cores;
+    scores are in results/rare.md. --set metric=binary_f1 learns from F1.
 
         reloss run classification/digits8_cnn --loss reloss --seed 0
     """
@@ -51,7 +51,7 @@ def digits8_cnn() -> ClassificationExperiment:
 
 
 def cifar10_cnn() -> ClassificationExperiment:
-    """CIFAR-10 with 1,000 images a class and a small CNN, for ablations: not in the paper.
+    """CIFAR-10 with 1,000 images per class and a small CNN, for ablations: not in the paper.
 
     reloss run classification/cifar10_cnn --loss reloss --seed 0
     """
@@ -69,10 +69,10 @@ def cifar10_cnn() -> ClassificationExperiment:
 
 
 def cifar10cat_cnn() -> ClassificationExperiment:
-    """The cats of CIFAR-10 against the rest, one to fifty, taught by average precision: not in the paper.
+    """The cats of CIFAR-10 against the other classes, one to fifty, learned from average precision: not in the paper.
 
-    162 of 8,285 images to train on are cats, 17 of 894 held out, 180 of 9,180 to test. Taught by F1 with --set
-    metric=binary_f1.
+    162 of 8,285 training images are cats, 17 of 894 held-out ones and 180 of 9,180 test images. --set metric=binary_f1
+    learns from F1. Scores are in results/rare.md.
 
         reloss run classification/cifar10cat_cnn --loss reloss --seed 0
     """
@@ -87,9 +87,10 @@ def cifar10cat_cnn() -> ClassificationExperiment:
 
 
 def cifar10car_cnn() -> ClassificationExperiment:
-    """The automobiles of CIFAR-10 against the rest, one to fifty, taught by average precision: not in the paper.
+    """The cars of CIFAR-10 against the other classes, one to fifty, learned from average precision: not in the paper.
 
-    Easier to tell than the cats, with as many images, and for twice as long. Taught by F1 with --set metric=binary_f1.
+    Cars are easier to recognise than cats. There are as many images, and training is twice as long. --set
+    metric=binary_f1 learns from F1. Scores are in results/rare.md.
 
         reloss run classification/cifar10car_cnn --loss reloss --seed 0
     """
@@ -99,7 +100,7 @@ def cifar10car_cnn() -> ClassificationExperiment:
 def cifar10_resnet20() -> ClassificationExperiment:
     """CIFAR-10 with ResNet-20 and the recipe of He et al. (2016, section 4.2).
 
-    Measured in a reduced form only, see results/: time and score of the full recipe are not measured.
+    Only a reduced form was measured, see results/; time and score of the full recipe are not measured.
 
         reloss run classification/cifar10_resnet20 --loss reloss --seed 0
     """
@@ -107,7 +108,7 @@ def cifar10_resnet20() -> ClassificationExperiment:
 
 
 def cifar10_resnet32() -> ClassificationExperiment:
-    """CIFAR-10 with ResNet-32 and the recipe of He et al. (2016, section 4.2); time and score not measured.
+    """CIFAR-10 with ResNet-32 and the recipe of He et al. (2016, section 4.2). Time and score are not measured.
 
     reloss run classification/cifar10_resnet32 --loss reloss --seed 0
     """
@@ -115,7 +116,7 @@ def cifar10_resnet32() -> ClassificationExperiment:
 
 
 def cifar10_resnet56() -> ClassificationExperiment:
-    """CIFAR-10 with ResNet-56 and the recipe of He et al. (2016, section 4.2); time and score not measured.
+    """CIFAR-10 with ResNet-56 and the recipe of He et al. (2016, section 4.2). Time and score are not measured.
 
     reloss run classification/cifar10_resnet56 --loss reloss --seed 0
     """
@@ -123,7 +124,7 @@ def cifar10_resnet56() -> ClassificationExperiment:
 
 
 def cifar100_resnet20() -> ClassificationExperiment:
-    """CIFAR-100 with ResNet-20 and the recipe of He et al. (2016, section 4.2); time and score not measured.
+    """CIFAR-100 with ResNet-20 and the recipe of He et al. (2016, section 4.2). Time and score are not measured.
 
     reloss run classification/cifar100_resnet20 --loss reloss --seed 0
     """
@@ -131,7 +132,7 @@ def cifar100_resnet20() -> ClassificationExperiment:
 
 
 def cifar100_resnet32() -> ClassificationExperiment:
-    """CIFAR-100 with ResNet-32 and the recipe of He et al. (2016, section 4.2); time and score not measured.
+    """CIFAR-100 with ResNet-32 and the recipe of He et al. (2016, section 4.2). Time and score are not measured.
 
     reloss run classification/cifar100_resnet32 --loss reloss --seed 0
     """
@@ -139,7 +140,7 @@ def cifar100_resnet32() -> ClassificationExperiment:
 
 
 def cifar100_resnet56() -> ClassificationExperiment:
-    """CIFAR-100 with ResNet-56 and the recipe of He et al. (2016, section 4.2); time and score not measured.
+    """CIFAR-100 with ResNet-56 and the recipe of He et al. (2016, section 4.2). Time and score are not measured.
 
     reloss run classification/cifar100_resnet56 --loss reloss --seed 0
     """
@@ -149,7 +150,7 @@ def cifar100_resnet56() -> ClassificationExperiment:
 def imagenet_resnet18() -> ClassificationExperiment:
     """ImageNet with ResNet-18 and torchvision's reference recipe.
 
-    The card of its first weights states 69.758 % top-1; time not measured.
+    torchvision states 69.758 % top-1 accuracy for its weights IMAGENET1K_V1. The time is not measured.
 
     reloss run classification/imagenet_resnet18 --loss reloss --seed 0 --data DATA
     """
@@ -157,9 +158,10 @@ def imagenet_resnet18() -> ClassificationExperiment:
 
 
 def imagenet_resnet50() -> ClassificationExperiment:
-    """ImageNet with ResNet-50, whose logits the release records to learn its classification surrogate.
+    """ImageNet with ResNet-50 and torchvision's reference recipe.
 
-    torchvision's reference recipe (the card of its first weights: 76.130 % top-1); time not measured.
+    The release learns its classification surrogate from the logits of this network. torchvision states 76.130 % top-1
+    accuracy for its weights IMAGENET1K_V1. The time is not measured.
 
         reloss run classification/imagenet_resnet50 --loss reloss --seed 0 --data DATA
     """
@@ -169,7 +171,7 @@ def imagenet_resnet50() -> ClassificationExperiment:
 def imagenet_mobilenetv2() -> ClassificationExperiment:
     """ImageNet with MobileNetV2 and torchvision's reference recipe.
 
-    The card of its first weights states 71.878 % top-1; time not measured.
+    torchvision states 71.878 % top-1 accuracy for its weights IMAGENET1K_V1. The time is not measured.
 
         reloss run classification/imagenet_mobilenetv2 --loss reloss --seed 0 --data DATA
     """
@@ -179,7 +181,7 @@ def imagenet_mobilenetv2() -> ClassificationExperiment:
 
 
 def _cifar(data: str, model: str) -> ClassificationExperiment:
-    """Return the recipe of He et al. (2016, section 4.2): 64,000 steps of 128, lr divided by 10 after 1/2 and 3/4."""
+    """Return the recipe of He et al. (2016, section 4.2): 64,000 batches of 128; lr divided by 10 after 1/2 and 3/4."""
     return ClassificationExperiment(
         name=f"classification/{data}_{model}",
         scope=Scope.PAPER,
@@ -191,12 +193,13 @@ def _cifar(data: str, model: str) -> ClassificationExperiment:
 
 
 def _rare(
-    of: ClassificationExperiment, name: str, positive_class: int, batch_size: int, epochs: int, steps: int
+    base: ClassificationExperiment, name: str, positive_class: int, batch_size: int, epochs: int, steps: int
 ) -> ClassificationExperiment:
-    """Return an experiment with one class of another's data against the rest, one to fifty.
+    """Return an experiment on the data of `base`, with one class against the rest, one to fifty.
 
-    Batches are large, and items of the same size, so that most hold a few positives. A metric of ranks leaves the scale
-    of the logits free, and an item without positives says nothing: cross-entropy is added to the learned loss, 1 : 1.
+    Batches, and items of the same size, are large, so that most contain a few positives. A metric of ranks does not
+    determine the scale of the logits, and an item without positives gives no signal, so cross-entropy is added to the
+    learned loss with weight 1.
     """
     return ClassificationExperiment(
         name=f"classification/{name}",
@@ -205,9 +208,9 @@ def _rare(
         score="average_precision",
         metric="average_precision",
         losses=("ce", "weighted_ce", "focal", "smooth_ap", "approx", "reloss"),
-        data=of.data.model_copy(update={"positive_class": positive_class, "negatives_per_positive": 50}),
-        model=of.model,
-        train=of.train.model_copy(update={"batch_size": batch_size, "epochs": epochs, "ordinary_weight": 1.0}),
+        data=base.data.model_copy(update={"positive_class": positive_class, "negatives_per_positive": 50}),
+        model=base.model,
+        train=base.train.model_copy(update={"batch_size": batch_size, "epochs": epochs, "ordinary_weight": 1.0}),
         recording=Recording(item_size=batch_size),
         learn=LearnOptions(items=64, steps=steps, penalty="one_sided"),
     )
@@ -216,7 +219,7 @@ def _rare(
 def _imagenet(
     model: str, lr: float, weight_decay: float, epochs: int, milestones: tuple[int, ...], gamma: float
 ) -> ClassificationExperiment:
-    """Return torchvision's reference recipe (references/classification) for a batch of 256."""
+    """Return torchvision's reference recipe (references/classification) with batches of 256."""
     return ClassificationExperiment(
         name=f"classification/imagenet_{model.replace('_', '')}",
         scope=Scope.PAPER,

@@ -1,56 +1,51 @@
-"""The losses of image classification: the task's ordinary ones, those for rare classes, and learned ones."""
+"""The losses of image classification: ordinary ones, ones for rare classes, and learned ones."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from reloss.experiment.config import LEARNED_LOSSES
 from reloss.experiment.task import Run
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import UsageError
+from reloss_tasks.accelerated import Loss, learned_loss
 from reloss_tasks.classification.config import ClassificationExperiment
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
 
+def make_loss(run: Run, device: torch.device | str = "cpu", negatives_per_positive: float | None = None) -> Loss:
+    """Return the loss of a run: (logits [B, C], targets [B]) -> scalar.
 
-def make_criterion(
-    run: Run, device: torch.device | str = "cpu", negatives_per_positive: float | None = None
-) -> Criterion:
-    """Return the loss of a run: (logits [B, C], targets [B]) -> scalar; of a positive class, (logits [B], targets [B]).
+    With a positive class against the rest, logits are [B] and targets 0 or 1.
 
     Args:
-        run: names the loss.
-        device: of the surrogate.
-        negatives_per_positive: in the training images, of a positive class.
+        run: names the loss, and holds the surrogate of a learned one.
+        device: device of the surrogate.
+        negatives_per_positive: class ratio of the training images, with a positive class; else None.
 
     Raises:
-        RelossError: a learned loss without its surrogate.
-        UsageError: a loss for a positive class on several classes, or the other way round.
+        RelossError: a learned loss without a surrogate.
+        UsageError: the loss is not defined for this kind of targets.
     """
     config: ClassificationExperiment = run.config
-    losses = _of_classes(config) if negatives_per_positive is None else _of_scores(config, negatives_per_positive)
+    if negatives_per_positive is None:
+        kind, losses = "several classes", _losses_for_classes(config)
+    else:
+        kind, losses = "a positive class", _losses_for_positives(config, negatives_per_positive)
     if run.loss in losses:
         return losses[run.loss]
-    if run.loss not in ("reloss", "approx"):
-        kind = "a positive class" if negatives_per_positive is not None else "several classes"
+    if run.loss not in LEARNED_LOSSES:
         raise UsageError(f"loss '{run.loss}' is not defined for {kind}; choose one of {', '.join(losses)}")
-    if run.surrogate is None:
-        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
-    surrogate, ordinary, weight = run.surrogate.to(device), losses["ce"], config.train.ordinary_weight
-    if weight == 0:
-        return surrogate
-    return lambda outputs, targets: surrogate(outputs, targets) + weight * ordinary(outputs, targets)
+    return learned_loss(run, losses["ce"], device)
 
 
-def _of_classes(config: ClassificationExperiment) -> dict[str, Criterion]:
+def _losses_for_classes(config: ClassificationExperiment) -> dict[str, Loss]:
     smoothing = config.train.label_smoothing
     return {"ce": F.cross_entropy, "label_smoothing": nn.CrossEntropyLoss(label_smoothing=smoothing)}
 
 
-def _of_scores(config: ClassificationExperiment, negatives_per_positive: float) -> dict[str, Criterion]:
+def _losses_for_positives(config: ClassificationExperiment, negatives_per_positive: float) -> dict[str, Loss]:
     recipe = config.train
     weight = torch.tensor(negatives_per_positive)
     return {
@@ -66,22 +61,26 @@ def _of_scores(config: ClassificationExperiment, negatives_per_positive: float) 
 
 
 def smooth_ap(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return 1 - average precision of one batch with sigmoids for its comparisons (Brown et al., Smooth-AP, 2020).
+    """Return 1 - average precision of one batch, with its comparisons smoothed.
+
+    Average precision is the mean over the positives of a ratio of two ranks: the rank among the positives over the rank
+    in the whole batch. A rank counts how many logits are higher; a sigmoid of the difference makes the count
+    differentiable. Source: Brown et al. (2020), Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval.
 
     Args:
         outputs: [B] logits.
         targets: [B] in {0, 1}.
-        temperature: of the sigmoids; the loss becomes 1 - AP for distinct logits as it goes to 0.
+        temperature: temperature of the sigmoids. As it goes to 0, the loss becomes 1 - AP for distinct logits.
 
     Returns:
-        A scalar in [0, 1]; 0, with zero gradient, where the batch has no positive.
+        A scalar in [0, 1]; 0, with zero gradient, if the batch has no positive.
     """
     outputs, positive = outputs.float(), targets == 1
     if not positive.any():
         return outputs.sum() * 0
-    above = torch.sigmoid((outputs[None] - outputs[positive][:, None]) / temperature)  # [positives, B]
-    own = torch.eye(len(outputs), dtype=torch.bool, device=outputs.device)[positive]
-    above = above.masked_fill(own, 0.0)
-    rank = 1 + above.sum(-1)
-    rank_among_positives = 1 + above[:, positive].sum(-1)
+    higher = torch.sigmoid((outputs[None] - outputs[positive][:, None]) / temperature)  # [positives, B]
+    itself = torch.eye(len(outputs), dtype=torch.bool, device=outputs.device)[positive]
+    higher = higher.masked_fill(itself, 0.0)
+    rank = 1 + higher.sum(-1)
+    rank_among_positives = 1 + higher[:, positive].sum(-1)
     return 1 - (rank_among_positives / rank).mean()

@@ -1,4 +1,4 @@
-"""Networks: torchvision's, the three-stage ResNets of CIFAR, and two small CNNs."""
+"""Networks: torchvision's, the three-stage ResNets for CIFAR, and two small CNNs."""
 
 from itertools import pairwise
 
@@ -13,12 +13,12 @@ CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # 6n + 2 layers
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """Return a freshly initialised network, images [B, 3, H, W] ([B, 1, 8, 8] for digits_cnn) -> logits [B, classes].
+    """Return a network with random weights: images [B, 3, H, W] -> logits [B, classes], or [B] with one class.
 
-    With one class, the logits are [B].
+    The network digits_cnn takes images [B, 1, 8, 8].
 
     Raises:
-        UsageError: there is no network of that name.
+        UsageError: the name is unknown; the message names the nearest ones.
     """
     network = _build(name, classes)
     return nn.Sequential(network, nn.Flatten(0)) if classes == 1 else network
@@ -36,7 +36,7 @@ def _build(name: str, classes: int) -> nn.Module:
 
 
 def digits_cnn(classes: int) -> nn.Module:
-    """Return two convolutions and two linear layers for 8x8 images."""
+    """Return a network of two convolutions and two linear layers for 8x8 images."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -51,7 +51,7 @@ def digits_cnn(classes: int) -> nn.Module:
 
 
 def cifar_cnn(classes: int) -> nn.Module:
-    """Return three convolutions and a linear layer for 32x32 images: for ablations, not for records."""
+    """Return a network of three convolutions and a linear layer for 32x32 images, for ablations."""
     layers: list[nn.Module] = []
     for narrow, wide in pairwise((3, 16, 32, 64)):
         layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
@@ -64,7 +64,7 @@ SMALL = {"digits_cnn": digits_cnn, "cifar_cnn": cifar_cnn}
 class CifarResNet(nn.Module):
     """ResNet for 32x32 images: three stages of 16, 32 and 64 channels (He et al. 2016, section 4.2).
 
-    Shortcuts that change the shape take every second pixel and pad the channels with zeros (option A).
+    A shortcut that changes the shape takes every second pixel and pads the channels with zeros (option A).
     """
 
     def __init__(self, blocks: int, classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Training and evaluation with accelerate, from one process to many."""
+"""Training and evaluation with accelerate, in one or several processes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
-from reloss.metrics import accuracy, auroc, average_precision, binary_f1, top5_accuracy
 from reloss.runtime import distributed
 from reloss.runtime.progress import progress, say
-from reloss_tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
+from reloss_tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
 from reloss_tasks.classification import data, models
 from reloss_tasks.classification.config import ClassificationExperiment, Train
-from reloss_tasks.classification.losses import make_criterion
+from reloss_tasks.classification.losses import make_loss
+from reloss_tasks.classification.scoring import score_predictions
 
 
 def train(run: Run) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
 
-    All randomness of an epoch follows from (seed, epoch), so an interrupted run ends with the same weights on a CPU.
+    The randomness of an epoch depends only on (seed, epoch), so on a CPU an interrupted run ends with the same weights.
 
     Raises:
         RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
@@ -43,46 +43,32 @@ def evaluate(run: Run) -> dict[str, float]:
         model.load_state_dict(read_weights(run.record.weights))
         model = accelerator.prepare(model)
 
-        def measure(images: Dataset) -> dict[str, float]:
+        def score(images: Dataset) -> dict[str, float]:
             loader = accelerator.prepare(_loader(images, config, accelerator, train=False))
-            return scores(*_predict(accelerator, model, loader))
+            return score_predictions(*_predict(accelerator, model, loader))
 
-        found = measure(splits.test)
+        scores = score(splits.test)
         if splits.validation is not splits.test:
-            found |= {f"validation_{name}": value for name, value in measure(splits.validation).items()}
-        return found
-
-
-def scores(outputs: Tensor, targets: Tensor, when: str = "") -> dict[str, float]:
-    """Return all scores of the predictions for one set of images: logits [E, C], or [E] of a positive class.
-
-    Raises:
-        RelossError: the logits are not finite; `when` goes into the message.
-    """
-    check_outputs(outputs, when)
-    chosen = (accuracy, top5_accuracy) if outputs.dim() == 2 else (average_precision, binary_f1, auroc)
-    found = {metric.__name__: float(metric(outputs[None], targets[None])) for metric in chosen}
-    if outputs.dim() == 1:
-        found["accuracy"] = float(((outputs > 0) == targets).float().mean())
-    return {**found, "error": 1 - found["accuracy"]}
+            scores |= {f"validation_{name}": value for name, value in score(splits.validation).items()}
+        return scores
 
 
 class _Training:
+    """The training of one run."""
+
     def __init__(self, run: Run) -> None:
         self.run = run
         self.config: ClassificationExperiment = run.config
         self.splits = data.load(self.config.data, run.data)
-        self.seconds = 0.0
 
     def fit(self) -> None:
         with open_accelerator(self.config.train.precision) as accelerator:
             self.accelerator = accelerator
             self._prepare()
-            first = self._resume()
-            for epoch in range(first, self.config.train.epochs):
-                self._epoch(epoch)
+            for epoch in range(self._resume(), self.config.train.epochs):
+                self._run_epoch(epoch)
             self.run.record.save_weights(accelerator.unwrap_model(self.model).state_dict())
-            accelerator.wait_for_everyone()  # all evaluate what the main process has written
+            accelerator.wait_for_everyone()  # every process evaluates the weights that the main process writes
 
     def _prepare(self) -> None:
         recipe, accelerator = self.config.train, self.accelerator
@@ -98,7 +84,7 @@ class _Training:
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, validation_loader
         )
-        self.criterion = make_criterion(self.run, accelerator.device, self._negatives_per_positive())
+        self.loss = make_loss(self.run, accelerator.device, self._negatives_per_positive())
         self.steps_per_epoch = len(self.train_loader)
 
     def _negatives_per_positive(self) -> float | None:
@@ -108,61 +94,49 @@ class _Training:
         return len(images) / images.positives - 1
 
     def _resume(self) -> int:
-        """Load the last checkpoint, if there is one; returns the epoch to begin with."""
+        """Load the last checkpoint, if there is one, and return the number of finished epochs."""
         state = load_state(self.run, self.accelerator, self.model, self.optimizer)
         if state is None:
             return 0
-        say(f"going on from epoch {state['epoch']}/{self.config.train.epochs}")
+        say(f"resuming from epoch {state['epoch']}/{self.config.train.epochs}")
         return int(state["epoch"])
 
-    def _epoch(self, epoch: int) -> None:
-        began = time.monotonic()
+    def _run_epoch(self, epoch: int) -> None:
+        """Train one epoch, validate, and write a checkpoint."""
+        start = time.monotonic()
+        loss, train_accuracy = self._train_epoch(epoch)
+        outputs, targets = _predict(self.accelerator, self.model, self.validation_loader)
+        if self.accelerator.is_main_process:
+            seconds = time.monotonic() - start
+            self._record_epoch(epoch, loss, train_accuracy, outputs, targets, seconds)
+
+    def _train_epoch(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch and return the mean loss and the accuracy on the training images."""
+        recipe = self.config.train
         set_seed(own_seed(self.run.seed, "epoch", epoch) % 2**32)
-        if (order := self.train_loader.synchronized_generator) is not None:  # accelerate's, in several processes
+        if (order := self.train_loader.synchronized_generator) is not None:  # accelerate's, with several processes
             order.manual_seed(derive_seed(self.run.seed, "order", epoch))
         self.train_loader.set_epoch(epoch)
-        totals = torch.zeros(3, device=self.accelerator.device)  # loss, right, examples
+        totals = torch.zeros(3, device=self.accelerator.device)  # loss, correct predictions, examples
         finite = FiniteLoss(self.accelerator.device)
         self.model.train()
-        recipe = self.config.train
         with progress(self.steps_per_epoch, f"epoch {epoch + 1}/{recipe.epochs}") as advance:
             for number, (images, targets) in enumerate(self.train_loader):
                 step = epoch * self.steps_per_epoch + number
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step / self.steps_per_epoch)
-                totals += self._step(images, targets, step)
-                finite.see(totals[0], step)
+                totals += self._take_step(images, targets, step)
+                finite.update(totals[0], step)
                 advance()
         finite.check()
         self.run.flush_bank()
-        loss, right, examples = self.accelerator.reduce(totals, reduction="sum").tolist()
-        outputs, predicted = _predict(self.accelerator, self.model, self.validation_loader)
-        if self.accelerator.is_main_process:
-            score = self.config.score
-            seconds = time.monotonic() - began
-            next_step = (epoch + 1) * self.steps_per_epoch
-            reached = scores(outputs, predicted, f" after step {next_step - 1}")[score]
-            self.run.record.log(
-                next_step,
-                epoch=epoch + 1,
-                train_loss=loss / examples,
-                train_accuracy=right / examples,
-                lr=learning_rate(recipe, epoch),
-                seconds=round(seconds, 2),
-                **{f"validation_{score}": reached},
-            )
-            kept = self.config.recording.examples
-            self.run.record.save_predictions(epoch + 1, outputs[:kept], predicted[:kept])
-            say(
-                f"epoch {epoch + 1}/{recipe.epochs}: loss {loss / examples:.4f}, "
-                f"accuracy {right / examples:.4f} training, {score} {reached:.4f} validation, {seconds:.0f} s"
-            )
-            save_state(self.run, self.accelerator, self.model, self.optimizer, next_step, epoch=epoch + 1)
+        loss, correct, examples = self.accelerator.reduce(totals, reduction="sum").tolist()
+        return loss / examples, correct / examples
 
-    def _step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
-        """Take one training step; returns the sums of loss and right answers, and the number of examples."""
+    def _take_step(self, images: Tensor, targets: Tensor, step: int) -> Tensor:
+        """Take one training step; return the sum of the losses, the correct predictions, and the examples, [3]."""
         outputs = self.model(images)
-        loss = self.criterion(outputs, targets)
+        loss = self.loss(outputs, targets)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         if self.config.train.clip_norm is not None:
@@ -170,12 +144,36 @@ class _Training:
         self.optimizer.step()
         if self.run.bank is not None:
             self.run.bank.append(outputs, targets, step)
-        right = ((outputs.argmax(-1) if outputs.dim() == 2 else outputs > 0) == targets).sum()
-        return torch.stack([loss.detach() * len(targets), right, torch.tensor(len(targets), device=loss.device)])
+        correct = ((outputs.argmax(-1) if outputs.dim() == 2 else outputs > 0) == targets).sum()
+        return torch.stack([loss.detach() * len(targets), correct, torch.tensor(len(targets), device=loss.device)])
+
+    def _record_epoch(
+        self, epoch: int, loss: float, train_accuracy: float, outputs: Tensor, targets: Tensor, seconds: float
+    ) -> None:
+        """Log an epoch, record some validation predictions, and write a checkpoint."""
+        recipe, name = self.config.train, self.config.score
+        next_step = (epoch + 1) * self.steps_per_epoch
+        score = score_predictions(outputs, targets, f" after step {next_step - 1}")[name]
+        self.run.record.log(
+            next_step,
+            epoch=epoch + 1,
+            train_loss=loss,
+            train_accuracy=train_accuracy,
+            lr=learning_rate(recipe, epoch),
+            seconds=round(seconds, 2),
+            **{f"validation_{name}": score},
+        )
+        count = self.config.recording.examples
+        self.run.record.save_predictions(epoch + 1, outputs[:count], targets[:count])
+        say(
+            f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}, accuracy {train_accuracy:.4f} training, "
+            f"{name} {score:.4f} validation, {seconds:.0f} s"
+        )
+        save_state(self.run, self.accelerator, self.model, self.optimizer, next_step, epoch=epoch + 1)
 
 
 def learning_rate(recipe: Train, epoch: float) -> float:
-    """Return the learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or steps."""
+    """Return the learning rate at a (fractional) epoch: linear warm-up, then a cosine down to 0, or steps."""
     if epoch < recipe.warmup_epochs:
         return recipe.lr * max(epoch, 0.01) / recipe.warmup_epochs
     if recipe.schedule == "step":
@@ -194,7 +192,7 @@ def _predict(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> 
 
 
 def _loader(images: Dataset, config: ClassificationExperiment, accelerator: Accelerator, *, train: bool) -> DataLoader:
-    """Return batches of `train.batch_size` over all processes; training drops the last one unless it is alone."""
+    """Return batches of `train.batch_size` over all processes. Training drops an incomplete one if it has others."""
     return DataLoader(
         images,
         batch_size=distributed.local_batch_size(config.train.batch_size),

@@ -1,4 +1,4 @@
-"""Questions on passages, from files in SQuAD's JSON."""
+"""Questions about passages, from files in the JSON format of SQuAD."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import numpy as np
 
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
+from reloss_tasks.mrc import download
 from reloss_tasks.mrc.config import Data
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a passage.
+    """A question about a passage.
 
     Attributes:
-        id: in the file, which predictions are named by.
-        text: of the question.
+        id: id in the file; predictions are named by it.
+        text: text of the question.
         context: the passage.
-        answers: gold texts, with which an answer is compared; none if the question is unanswerable.
-        spans: where they stand, (first character, character after the last) of each that was found; each place once.
-        article: that the passage is of; articles are held out as a whole.
+        answers: gold answers; empty if the question is unanswerable.
+        spans: position of each gold answer that occurs in the passage, without duplicates, as (first character,
+            character after the last).
+        article: number of the passage's article. Articles are held out as a whole.
     """
 
     id: str
@@ -37,7 +39,7 @@ class Question:
 
 
 class Splits(NamedTuple):
-    """Questions to train on, to draw the curve with (the tested ones if none are held out), and to test on."""
+    """Questions for training, validation (the test questions if none are held out) and test."""
 
     train: list[Question]
     validation: list[Question]
@@ -45,28 +47,29 @@ class Splits(NamedTuple):
 
 
 def load(config: Data, root: Path) -> Splits:
-    """Return the questions of `config` below the folder `root`.
+    """Return the questions of `config` in the data folder `root`.
 
-    Questions whose answers cannot be found in their passage are not trained on.
+    Training skips questions whose answers do not occur in their passage.
 
     Raises:
-        RelossError: a file is missing, or not in SQuAD's JSON, or there are too few questions.
+        RelossError: a file is missing or not in SQuAD's JSON, or there are too few questions.
     """
-    trained = read(_path(config, root, config.train_file))
+    questions = read(_path(config, root, config.train_file))
     if config.test_file is not None:
         test = read(_path(config, root, config.test_file))
     else:
-        tested = _last_passages(trained, config.test_fraction)
-        test, trained = [q for q in trained if q.context in tested], [q for q in trained if q.context not in tested]
-    train, held_out = _hold_out(trained, config.held_out)
+        passages = _last_passages(questions, config.test_fraction)
+        test = [question for question in questions if question.context in passages]
+        questions = [question for question in questions if question.context not in passages]
+    train, held_out = _hold_out(questions, config.held_out)
     train = [question for question in train if question.spans or (config.unanswerable and not question.answers)]
-    for count, found, what in (
-        (config.held_out, held_out, "held_out"),
-        (config.train_questions or 1, train, "train_questions"),
-        (config.test_questions or 1, test, "test_questions"),
+    for key, split, count in (
+        ("held_out", held_out, config.held_out),
+        ("train_questions", train, config.train_questions or 1),
+        ("test_questions", test, config.test_questions or 1),
     ):
-        if len(found) < count:
-            raise RelossError(f"{config.name} has {len(found)} questions left for data.{what}, fewer than {count}")
+        if len(split) < count:
+            raise RelossError(f"{config.name} has {len(split)} questions for data.{key}, fewer than {count}")
     test = _draw(test, config.test_questions)
     return Splits(_draw(train, config.train_questions), held_out or test, test)
 
@@ -75,7 +78,7 @@ def read(path: Path) -> list[Question]:
     """Return the questions of a file in SQuAD's JSON, v1.1 or v2.0.
 
     Raises:
-        RelossError: it is missing, or not such a file.
+        RelossError: the file is missing or has another format.
     """
     try:
         return [
@@ -90,13 +93,13 @@ def read(path: Path) -> list[Question]:
 
 def _question(entry: dict[str, Any], context: str, article: int) -> Question:
     answers = () if entry.get("is_impossible") else tuple(answer["text"] for answer in entry["answers"])
-    found = [_find(context, answer["text"], answer.get("answer_start", -1)) for answer in entry["answers"]]
-    spans = dict.fromkeys(span for span in found if span is not None) if answers else {}
+    places = [_find(context, answer["text"], answer.get("answer_start", -1)) for answer in entry["answers"]]
+    spans = dict.fromkeys(place for place in places if place is not None) if answers else {}
     return Question(str(entry["id"]), entry["question"], context, answers, tuple(spans), article)
 
 
 def _find(context: str, text: str, start: int) -> tuple[int, int] | None:
-    """Return where an answer stands, without the space around it: at `start`, or where it occurs nearest to that."""
+    """Return the span of an answer without surrounding space: at `start`, else its occurrence nearest to `start`."""
     start += len(text) - len(text.lstrip())
     text = text.strip()
     if not text:
@@ -116,7 +119,10 @@ def _last_passages(questions: Sequence[Question], fraction: float) -> set[str]:
 
 
 def _hold_out(questions: list[Question], count: int) -> tuple[list[Question], list[Question]]:
-    """Hold out `count` questions, of whole articles drawn once for all seeds; what is left of the last is not used."""
+    """Hold out `count` questions from whole articles; the choice is the same for every seed.
+
+    Returns the questions of the other articles, and the held-out ones. The rest of the last article is not used.
+    """
     if count == 0:
         return questions, []
     articles = np.random.default_rng(0).permutation(max(question.article for question in questions) + 1)
@@ -128,7 +134,7 @@ def _hold_out(questions: list[Question], count: int) -> tuple[list[Question], li
 
 
 def _draw(questions: list[Question], count: int | None) -> list[Question]:
-    """Return `count` questions in their order, the same ones for every seed of a run; all by default."""
+    """Return `count` questions in their order, all if None; the choice is the same for every seed."""
     if count is None or count >= len(questions):
         return questions
     return [questions[i] for i in np.sort(np.random.default_rng(0).permutation(len(questions))[:count])]
@@ -149,19 +155,33 @@ def _files(config: Data) -> list[str]:
 
 
 def check(config: Data, root: Path) -> str:
-    """Return one line that says what was found.
+    """Return one line that describes the questions.
 
     Raises:
-        RelossError: a file is missing or not in SQuAD's JSON.
+        RelossError: see `load`.
     """
     splits = load(config, root)
     counts = ", ".join(f"{len(getattr(splits, name)):,} {name}" for name in Splits._fields)
     empty = sum(not question.answers for question in splits.test)
-    return f"{config.name} in {root / config.folder}: {counts} questions, {empty:,} of the test without an answer"
+    return f"{config.name} in {root / config.folder}: {counts} questions, {empty:,} test questions without an answer"
+
+
+def fetch(config: Data, root: Path) -> None:
+    """Download the files into ROOT/<folder>, verified where a checksum is known. Existing files are kept.
+
+    Raises:
+        UsageError: the data set has no such file.
+        RelossError: a file cannot be downloaded; running the command again resumes.
+    """
+    download.fetch_files(config.name, root / config.folder, _files(config))
 
 
 def fingerprint(config: Data, root: Path) -> str:
-    """Return a hash of the files."""
+    """Return a hash of the files.
+
+    Raises:
+        RelossError: a file is missing.
+    """
     digest = hashlib.sha256()
     for file in _files(config):
         digest.update(_path(config, root, file).read_bytes())

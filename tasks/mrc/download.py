@@ -1,18 +1,18 @@
-"""Downloads of the data sets whose files are open."""
+"""Addresses and checksums of the data sets that can be downloaded freely."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from reloss.runtime import download
 from reloss.runtime.errors import UsageError
-from reloss_tasks.mrc.config import Data
 
 SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 CMRC = "https://raw.githubusercontent.com/ymcui/cmrc2018/master/squad-style-data/cmrc2018"
 DRCD = "https://raw.githubusercontent.com/DRCKnowledgeTeam/DRCD/master"
-# Where each file of a data set's folder comes from, and its checksum: SQuAD v1.1's as ParlAI states them
-# (parlai/tasks/squad/build.py), v2.0's as quantapix/qnarre does. None is stated for CMRC 2018 and DRCD.
+# Address and SHA256 of the files in each folder. Sources of the checksums: ParlAI (parlai/tasks/squad/build.py) for
+# SQuAD v1.1, quantapix/qnarre for v2.0. No source states any for CMRC 2018 and DRCD.
 FILES: dict[str, dict[str, tuple[str, str | None]]] = {
     "squad": {
         "train-v1.1.json": (
@@ -35,31 +35,34 @@ FILES: dict[str, dict[str, tuple[str, str | None]]] = {
     "cmrc2018": {f"{name}.json": (f"{CMRC}_{name}.json", None) for name in ("train", "dev", "trial")},
     "drcd": {file: (f"{DRCD}/{file}", None) for file in ("DRCD_training.json", "DRCD_dev.json")},
 }
-# DuReader-robust comes as one archive; the sum is PaddleNLP's of this address.
+# DuReader-robust is one archive; the checksum is PaddleNLP's.
 DUREADER = ("https://bj.bcebos.com/paddlenlp/datasets/dureader_robust-data.tar.gz", "82f3d191a115ec17808856866787606e")
 
 
-def fetch(config: Data, root: Path) -> None:
-    """Download the experiment's files into ROOT/<folder>, verified where a checksum is known; what is there stays.
+def fetch_files(name: str, folder: Path, files: Sequence[str]) -> None:
+    """Download files of a data set into its folder. Existing files are kept.
+
+    Args:
+        name: name of the data set.
+        folder: folder of the data set; its name is a key of `FILES`, except for DuReader-robust.
+        files: names of the files.
 
     Raises:
-        UsageError: a file is not one of the data set's own.
-        RelossError: it cannot be downloaded; the same call goes on from there.
+        UsageError: the data set has no such file.
+        RelossError: a file cannot be downloaded; running the command again resumes.
     """
-    folder = root / config.folder
-    wanted = [file for file in (config.train_file, config.test_file) if file is not None]
-    if config.name == "dureader_robust":
-        _fetch_dureader(folder, wanted)
+    if name == "dureader_robust":
+        _fetch_dureader(folder, files)
         return
-    for file in wanted:
-        if file not in FILES[config.folder]:
-            raise UsageError(f"{file} is none of {config.folder}'s files: {', '.join(FILES[config.folder])}")
-        url, checksum = FILES[config.folder][file]
+    for file in files:
+        if file not in FILES[folder.name]:
+            raise UsageError(f"{folder.name} has no file {file}, only {', '.join(FILES[folder.name])}")
+        url, checksum = FILES[folder.name][file]
         download.fetch(url, folder / file, checksum)
 
 
-def _fetch_dureader(folder: Path, wanted: list[str]) -> None:
-    missing = [file for file in wanted if not (folder / file).exists()]
+def _fetch_dureader(folder: Path, files: Sequence[str]) -> None:
+    missing = [file for file in files if not (folder / file).exists()]
     if not missing:
         return
     url, checksum = DUREADER

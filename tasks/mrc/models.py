@@ -1,4 +1,4 @@
-"""Encoders and tokenizers: transformers', by name or folder, and a small one from scratch."""
+"""Encoders and tokenizers: from transformers, by name or folder, and a small BERT from scratch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ INSTALL = "pip install --no-deps --require-hashes -r requirements/mrc-encoder.tx
 
 
 def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return the encoder's fast tokenizer; that of `small` is made of the characters of `texts`.
+    """Return the encoder's fast tokenizer. The tokenizer of `small` consists of the characters of `texts`.
 
     Raises:
-        RelossError: it cannot be had.
-        UsageError: it is of a kind that does not go with the windows: slow, or with [CLS] elsewhere than in front.
+        RelossError: the tokenizer is not available.
+        UsageError: the tokenizer is slow, or does not put [CLS] first, so windows cannot be made.
     """
     if config.name == SMALL:
         return character_tokenizer(texts)
@@ -42,24 +42,24 @@ def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFa
     except (OSError, ValueError) as error:
         raise _unavailable(config.name, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"model.name={config.name} has no fast tokenizer, so tokens cannot be found in the text")
+        raise UsageError(f"model.name={config.name} has no fast tokenizer, which is needed to find tokens in the text")
     tokenizer.padding_side = "right"
     if tokenizer("a", "b").input_ids[0] != tokenizer.cls_token_id:
-        raise UsageError(f"model.name={config.name} does not begin with [CLS], which stands for no answer here")
+        raise UsageError(f"model.name={config.name} does not put [CLS] first, where it stands for no answer")
     return tokenizer
 
 
 def load_model(config: Model, tokenizer: PreTrainedTokenizerFast, length: int) -> nn.Module:
-    """Return the question answering model in float32; its last layer begins at random, as torch's seed says.
+    """Return the question answering model in float32. Its last layer is random and depends on torch's seed.
 
     Args:
         config: names the encoder.
-        tokenizer: of the encoder.
-        length: of the windows.
+        tokenizer: tokenizer of the encoder.
+        length: T, the number of tokens in a window.
 
     Raises:
-        RelossError: it cannot be had.
-        UsageError: it has no question answering head in transformers, or takes no windows of that length.
+        RelossError: the model is not available.
+        UsageError: the model has no question answering head in transformers, or does not take windows of that length.
     """
     if config.name == SMALL:
         shape = BertConfig(
@@ -81,16 +81,16 @@ def load_model(config: Model, tokenizer: PreTrainedTokenizerFast, length: int) -
         raise _unavailable(config.name, error) from error
     except ValueError as error:
         raise UsageError(f"model.name={config.name} cannot answer questions: {error}") from error
-    # Of RoBERTa's positions the first ones, up to the padding's number, are not used.
+    # RoBERTa does not use its first positions, up to the id of the padding token.
     limit = getattr(model.config, "max_position_embeddings", length)
     limit -= model.config.pad_token_id + 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     if length > limit:
-        raise UsageError(f"model.name={config.name} takes {limit} tokens; choose data.max_length of at most that")
+        raise UsageError(f"model.name={config.name} takes {limit} tokens; set data.max_length to {limit} or less")
     return model
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder or the name on the hub of an encoder.
+    """Return the folder of an encoder, or its name on the hub.
 
     Raises:
         RelossError: the package of `minilm` is not installed.
@@ -104,7 +104,7 @@ def encoder_path(name: str) -> str:
 
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return BERT's tokenizer with the characters of `texts` for its word pieces, in lower case."""
+    """Return a BERT tokenizer whose word pieces are the lower-case characters of `texts`."""
     normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     characters = sorted(set().union(*(normalizer.normalize_str(text) for text in texts)) - {" "})
     pieces = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
@@ -127,7 +127,7 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the new weights of the last layer, and from drawing bars."""
+    """Silence transformers: no list of new weights in the last layer, no progress bars."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -142,5 +142,5 @@ def _quiet() -> Iterator[None]:
 def _unavailable(name: str, error: Exception) -> RelossError:
     reason = str(error).strip().partition("\n")[0]
     return RelossError(
-        f"model.name={name} cannot be had ({reason}): give a local folder, or let it be downloaded from the hub once"
+        f"model.name={name} is not available ({reason}): name a local folder, or download it from the hub once"
     )

@@ -1,7 +1,7 @@
-"""The official evaluations: SQuAD v1.1 and v2.0 by normalised words, CMRC 2018 by characters. Pure Python.
+"""The official evaluations: SQuAD v1.1 and v2.0 compare normalised words, CMRC 2018 characters. Pure Python.
 
-Written from their published definitions: Rajpurkar et al. (2016, section 6.1; 2018, section 3), Cui et al. (2019,
-section 4.1).
+Exact match asks whether an answer equals a gold answer; F1 measures how much both texts share. Sources of the
+definitions: Rajpurkar et al. (2016, section 6.1; 2018, section 3), Cui et al. (2019, section 4.1).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reloss_tasks.mrc.data import Question
 
+EXAMPLES = 20  # right and wrong answers in the record's examples.json, each
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 CHINESE_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
@@ -22,7 +23,7 @@ SENTENCE = re.compile(r".*?[.!?。！？](?=\s|[^\x00-\x7f]|$)|.+", re.DOTALL)
 
 
 class Score(NamedTuple):
-    """Of one answer, both in [0, 1]."""
+    """The scores of one answer, both in [0, 1]."""
 
     f1: float
     exact_match: float
@@ -34,9 +35,9 @@ def normalize(text: str) -> str:
 
 
 def score(answer: str, question: Question, language: str = "en") -> Score:
-    """Return the best scores of an answer over the gold texts; the empty answer says that there is none.
+    """Return the best scores of an answer over the gold answers. An empty answer means that there is none.
 
-    Where a question has no answer, the empty one scores 1 and any other 0.
+    If a question is unanswerable, the empty answer scores 1 and any other 0.
     """
     compare = COMPARE[language]
     golds = question.answers or ("",)
@@ -45,30 +46,32 @@ def score(answer: str, question: Question, language: str = "en") -> Score:
 
 
 def compare_words(answer: str, gold: str) -> Score:
-    """Return F1 of the bags of normalised words, and whether they are equal (SQuAD v2.0's rule for the empty)."""
-    ours, theirs = normalize(answer), normalize(gold)
-    common = sum((Counter(ours.split()) & Counter(theirs.split())).values())
-    return Score(_f1(common, len(ours.split()), len(theirs.split())), float(ours == theirs))
+    """Return F1 of the bags of normalised words, and whether the texts are equal; empty texts as in SQuAD v2.0."""
+    answer, gold = normalize(answer), normalize(gold)
+    common = sum((Counter(answer.split()) & Counter(gold.split())).values())
+    return Score(_f1(common, len(answer.split()), len(gold.split())), float(answer == gold))
 
 
 def compare_characters(answer: str, gold: str) -> Score:
-    """Return F1 of the longest common run of Chinese characters and other words, and whether the texts are equal.
+    """Return F1 of the longest common run of parts, and whether the texts are equal, both without punctuation.
 
-    Both without punctuation. CMRC 2018's script cuts what is not Chinese into words with NLTK; here runs of letters and
-    digits are words and what else there is stands alone.
+    A part is a Chinese character, a run of other letters and digits, or any other symbol. CMRC 2018's script splits
+    text that is not Chinese with NLTK instead.
     """
-    ours, theirs = _chinese_parts(answer), _chinese_parts(gold)
-    common = _longest_common_run(ours, theirs)
-    return Score(_f1(common, len(ours), len(theirs)), float(_without_punctuation(answer) == _without_punctuation(gold)))
+    answer_parts, gold_parts = _chinese_parts(answer), _chinese_parts(gold)
+    common = _longest_common_run(answer_parts, gold_parts)
+    f1 = _f1(common, len(answer_parts), len(gold_parts))
+    return Score(f1, float(_without_punctuation(answer) == _without_punctuation(gold)))
 
 
 COMPARE: dict[str, Callable[[str, str], Score]] = {"en": compare_words, "zh": compare_characters}
 
 
-def _f1(common: int, ours: int, theirs: int) -> float:
-    if ours == 0 or theirs == 0:
-        return float(ours == theirs)
-    return 2 * common / (ours + theirs)
+def _f1(common: int, answer: int, gold: int) -> float:
+    """Return F1 from the numbers of common parts, of the answer's and of the gold answer's; 1 if both are empty."""
+    if answer == 0 or gold == 0:
+        return float(answer == gold)
+    return 2 * common / (answer + gold)
 
 
 def _without_punctuation(text: str) -> str:
@@ -79,31 +82,30 @@ def _chinese_parts(text: str) -> list[str]:
     return CHINESE_PARTS.findall(_without_punctuation(text))
 
 
-def _longest_common_run(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Return the length of the longest sequence of neighbours that both have."""
-    longest, ending = 0, [0] * (len(theirs) + 1)  # ending[j]: of the run that ends at ours[i], theirs[j - 1]
-    for part in ours:
-        ending = [0, *(ending[j] + 1 if part == other else 0 for j, other in enumerate(theirs))]
-        longest = max(longest, *ending)
+def _longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest contiguous sequence that both contain."""
+    longest, lengths = 0, [0] * (len(second) + 1)  # lengths[j]: run that ends at the current part and at second[j - 1]
+    for part in first:
+        lengths = [0, *(lengths[j] + 1 if part == other else 0 for j, other in enumerate(second))]
+        longest = max(longest, *lengths)
     return longest
 
 
 def mean_scores(answers: dict[str, str], questions: Sequence[Question], language: str = "en") -> dict[str, float]:
-    """Return F1 and exact match, and, where some have no answer, those of either kind of question.
+    """Return mean F1 and exact match. If some questions are unanswerable, also the means for each kind of question.
 
     Args:
-        answers: by the questions' ids; one that is missing counts as no answer.
-        questions: at least one.
-        language: see `COMPARE`.
+        answers: answers by the ids of the questions; a missing one counts as no answer.
+        questions: at least one question.
+        language: a key of `COMPARE`.
     """
     scores = [score(answers.get(question.id, ""), question, language) for question in questions]
-    found = _means(scores)
-    kinds = {"has_answer": True, "no_answer": False}
+    means = _means(scores)
     if not all(question.answers for question in questions):
-        for name, kind in kinds.items():
-            some = [s for s, question in zip(scores, questions, strict=True) if bool(question.answers) is kind]
-            found |= {f"{name}_{key}": value for key, value in _means(some).items()} if some else {}
-    return found
+        for kind, answerable in (("has_answer", True), ("no_answer", False)):
+            part = [s for s, question in zip(scores, questions, strict=True) if bool(question.answers) is answerable]
+            means |= {f"{kind}_{name}": value for name, value in _means(part).items()} if part else {}
+    return means
 
 
 def _means(scores: Sequence[Score]) -> dict[str, float]:
@@ -113,17 +115,17 @@ def _means(scores: Sequence[Score]) -> dict[str, float]:
 def best_threshold(
     answers: dict[str, str], leads: dict[str, float], questions: Sequence[Question], language: str = "en"
 ) -> dict[str, float]:
-    """Return the best F1 that a threshold on the lead of no answer could have reached, and that threshold.
+    """Return the best F1 that any threshold on the lead of no answer reaches, and that threshold.
 
-    As SQuAD 2.0's evaluation reports it beside the scores; chosen on the tested questions themselves.
+    SQuAD 2.0's evaluation reports it as well. It is optimistic: the threshold is chosen on the test questions.
 
     Args:
-        answers: the best span's text for every question.
-        leads: how far no answer is ahead of it.
-        questions: at least one.
-        language: see `COMPARE`.
+        answers: text of the best span for every question, by id.
+        leads: score of no answer minus score of the best span, by id.
+        questions: at least one question.
+        language: a key of `COMPARE`.
     """
-    total = sum(float(not question.answers) for question in questions)  # nothing is answered
+    total = sum(float(not question.answers) for question in questions)  # F1 if no question is answered
     best, threshold = total, float("-inf")
     for question in sorted(questions, key=lambda question: leads[question.id]):
         total += score(answers[question.id], question, language).f1 - float(not question.answers)
@@ -133,6 +135,27 @@ def best_threshold(
 
 
 def first_sentence(context: str) -> str:
-    """Return the first sentence of a passage: what a reader that does not read may answer."""
-    found = SENTENCE.match(context.strip())
-    return found.group().strip() if found else ""
+    """Return the first sentence of a passage, the answer of a model that does not read."""
+    match = SENTENCE.match(context.strip())
+    return match.group().strip() if match else ""
+
+
+def examples(answers: dict[str, str], questions: Sequence[Question], language: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the first wrong and the first right answers, with questions, gold answers and scores."""
+    kinds: dict[str, list[dict[str, Any]]] = {"wrong": [], "right": []}
+    for question in questions:
+        answer = answers[question.id]
+        result = score(answer, question, language)
+        rows = kinds["right" if result.exact_match else "wrong"]
+        if len(rows) < EXAMPLES:
+            rows.append(
+                {
+                    "id": question.id,
+                    "question": question.text,
+                    "answer": answer,
+                    "gold": list(dict.fromkeys(question.answers)),
+                    "f1": round(result.f1, 4),
+                    "context": question.context,
+                }
+            )
+    return kinds

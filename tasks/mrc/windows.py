@@ -1,4 +1,10 @@
-"""Windows: question and a part of the passage in T tokens, made by a fast tokenizer, and answers in their places."""
+"""Windows: how a passage of any length fits an encoder of T tokens, and how answers are read back.
+
+A passage is cut into overlapping parts. Each part, behind the question, is one window, and an answer is trained on in
+every window that contains it whole. A fast tokenizer knows the characters of each token, so gold answers, which are
+spans of characters, become spans of tokens, and predicted spans become text again. Position 0, [CLS], stands for no
+answer. The best span of a question is the best over all its windows.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +28,8 @@ from reloss.surrogates.pretrained import cache_folder
 from reloss_tasks.mrc.config import Data
 from reloss_tasks.mrc.data import Question
 
-FORMAT = 1  # of the cached files
-CHUNK = 256  # questions at a time
+FORMAT = 1  # version of the cached files
+CHUNK = 256  # questions that are tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,14 @@ class Windows:
     """F windows of T tokens.
 
     Attributes:
-        input_ids: [F, T].
+        input_ids: [F, T] tokens.
         token_types: [F, T], 0 or 1.
-        lengths: [F], tokens that are not padding.
-        passage: [F, T], whether a position can be answered with; position 0, [CLS], can, for no answer.
-        offsets: [F, T, 2], the token's first character in the passage and that after its last; 0 outside it.
-        owners: [F], whose question it is.
-        targets: [F, G, 2], gold spans of positions in the window, inclusive; (-1, -1) alone where it holds none; the
-            rest of the rows are padding, -2.
+        lengths: [F], number of tokens without padding.
+        passage: [F, T], whether a position can be in an answer: the passage, and position 0, [CLS], for no answer.
+        offsets: [F, T, 2], a token's first character in the passage and the one after its last; 0 outside the passage.
+        owners: [F], number of the window's question.
+        targets: [F, G, 2], gold spans as positions in the window, inclusive. A window without any has (-1, -1) first.
+            The other rows are padding, -2.
     """
 
     input_ids: Tensor
@@ -54,24 +60,24 @@ class Windows:
 
 
 def make_windows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, config: Data) -> Windows:
-    """Return the windows of the questions, from the cache if they were made before ($RELOSS_CACHE/windows)."""
+    """Return the windows of the questions, in the order of the questions, and cache them in $RELOSS_CACHE/windows."""
     path = cache_folder() / "windows" / f"{_key(questions, tokenizer, config)}.safetensors"
     if path.exists():
         try:
             return Windows(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
-            say(f"the cached windows {path} cannot be read ({error}): making them anew")
+            say(f"the cached windows {path} cannot be read ({error}): cutting the passages again")
     starts = range(0, len(questions), CHUNK)
-    parts: list[dict[str, np.ndarray]] = []
-    most = max((len(question.spans) for question in questions), default=1)
+    chunks: list[dict[str, np.ndarray]] = []
+    golds = max((len(question.spans) for question in questions), default=0)
     with progress(len(starts), "cutting passages into windows") as advance:
         for start in starts:
-            parts.append(_chunk(questions[start : start + CHUNK], start, max(most, 1), tokenizer, config))
+            chunks.append(_chunk(questions[start : start + CHUNK], start, max(golds, 1), tokenizer, config))
             advance()
-    whole = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    fields = {name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
     with atomic(path) as temporary:
-        save_file(whole, temporary)
-    return Windows(**whole)
+        save_file(fields, temporary)
+    return Windows(**fields)
 
 
 def _key(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, config: Data) -> str:
@@ -86,7 +92,15 @@ def _key(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, conf
 def _chunk(
     questions: Sequence[Question], first: int, golds: int, tokenizer: PreTrainedTokenizerFast, config: Data
 ) -> dict[str, np.ndarray]:
-    """Return the fields of the windows of a few questions, the first of which is number `first` of all."""
+    """Return the fields of the windows of some questions.
+
+    Args:
+        questions: the questions.
+        first: number of the first one among all questions.
+        golds: G, the number of rows for gold spans.
+        tokenizer: the encoder's fast tokenizer.
+        config: the data section.
+    """
     encoded = tokenizer(
         [_cut(question.text, tokenizer, config.max_question) for question in questions],
         [question.context for question in questions],
@@ -120,56 +134,56 @@ def _chunk(
 
 
 def _cut(text: str, tokenizer: PreTrainedTokenizerFast, limit: int) -> str:
-    """Return the question up to its token number `limit`."""
+    """Return the question, cut after `limit` tokens."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text if len(offsets) <= limit else text[: offsets[limit - 1][1]]
 
 
 def _place(spans: np.ndarray, offsets: np.ndarray, passage: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Return the tokens that gold spans of characters stand on, where the window holds the whole span.
+    """Return the positions of gold spans in windows that contain the whole span.
 
     Args:
-        spans: [F, G, 2] first character and that after the last; -1 for none.
-        offsets: [F, T, 2] of the tokens.
-        passage: [F, T], which of them are the passage's.
-        owners: [F] of the windows, in order: the first and the last window of a passage reach to its ends.
+        spans: [F, G, 2] first character and the one after the last; -1 for none.
+        offsets: [F, T, 2] characters of the tokens.
+        passage: [F, T], whether a token belongs to the passage.
+        owners: [F] ascending. The first window of a question reaches to the start of the passage, the last to its end.
 
     Returns:
-        [F, G, 2] as in `Windows.targets`.
+        [F, G, 2], see `Windows.targets`.
     """
     if not passage.shape[0]:
         return np.zeros((0, spans.shape[1], 2), dtype=np.int64)
     begin, end = spans[..., 0], spans[..., 1]  # [F, G]
-    on = passage[:, None] & (offsets[:, None, :, 0] < end[..., None]) & (offsets[:, None, :, 1] > begin[..., None])
-    on &= (offsets[..., 1] > offsets[..., 0])[:, None]
+    overlap = passage[:, None] & (offsets[:, None, :, 0] < end[..., None]) & (offsets[:, None, :, 1] > begin[..., None])
+    overlap &= (offsets[..., 1] > offsets[..., 0])[:, None]
     left = np.where(passage, offsets[..., 0], np.iinfo(np.int32).max).min(-1)
     right = offsets[..., 1].max(-1)
     changes = owners[1:] != owners[:-1]
     left[np.concatenate(([True], changes))] = 0
     right[np.concatenate((changes, [True]))] = np.iinfo(np.int32).max
-    held = on.any(-1) & (begin >= left[:, None]) & (end <= right[:, None])
-    first, last = on.argmax(-1), on.shape[-1] - 1 - on[..., ::-1].argmax(-1)
-    placed = np.where(held[..., None], np.stack((first, last), -1), SPAN_PADDING)
-    order = np.argsort(~held, axis=1, kind="stable")  # what is held comes first
-    placed = np.take_along_axis(placed, order[..., None], 1)
-    placed[~held.any(1), 0] = NO_ANSWER
-    return placed
+    inside = overlap.any(-1) & (begin >= left[:, None]) & (end <= right[:, None])
+    first, last = overlap.argmax(-1), overlap.shape[-1] - 1 - overlap[..., ::-1].argmax(-1)
+    targets = np.where(inside[..., None], np.stack((first, last), -1), SPAN_PADDING)
+    order = np.argsort(~inside, axis=1, kind="stable")  # spans inside the window come first
+    targets = np.take_along_axis(targets, order[..., None], 1)
+    targets[~inside.any(1), 0] = NO_ANSWER
+    return targets
 
 
 def read_answers(
     outputs: Tensor, windows: Windows, questions: Sequence[Question], max_answer: int
 ) -> tuple[list[str], Tensor]:
-    """Return the best span's text for each question, over all its windows, and how far no answer is ahead of it.
+    """Return the text of each question's best span over all its windows, and the lead of no answer over that span.
 
     Args:
-        outputs: [F, 2, T] start and end logits of all windows, `MASKED` where a position cannot be answered with.
-        windows: in the order of their questions, at least one for each.
-        questions: Q of them.
-        max_answer: tokens of an answer.
+        outputs: [F, 2, T] start and end logits of all windows, `MASKED` at positions that cannot be in an answer.
+        windows: the windows of the questions, at least one for each.
+        questions: Q questions.
+        max_answer: longest answer in tokens.
 
     Returns:
-        Texts, empty where a passage holds no token; and [Q]. As in transformers, the score of no answer is the least
-        over the windows.
+        Q texts, empty if the passage has no token; and the leads [Q], score of no answer minus score of the best span.
+        As in transformers, the score of no answer is the lowest over the windows.
     """
     spans, lead = decode_spans(outputs, max_answer)
     null = outputs[..., 0].sum(-1)
@@ -180,21 +194,21 @@ def read_answers(
     chosen = torch.full((count,), len(windows)).scatter_reduce(
         0, windows.owners, rows.where(best == top[windows.owners], len(windows)), "amin"
     )
-    least_null = torch.full((count,), torch.inf).scatter_reduce(0, windows.owners, null, "amin")
-    where = spans[chosen]  # [Q, 2]
-    begin = windows.offsets[chosen, where[:, 0], 0].tolist()
-    end = windows.offsets[chosen, where[:, 1], 1].tolist()
+    lowest_null = torch.full((count,), torch.inf).scatter_reduce(0, windows.owners, null, "amin")
+    positions = spans[chosen]  # [Q, 2]
+    begin = windows.offsets[chosen, positions[:, 0], 0].tolist()
+    end = windows.offsets[chosen, positions[:, 1], 1].tolist()
     answerable = (top > MASKED).tolist()
     texts = [
         _slice(question.context, begin[i], end[i]) if answerable[i] else "" for i, question in enumerate(questions)
     ]
-    return texts, least_null - top
+    return texts, lowest_null - top
 
 
 def _slice(text: str, begin: int, end: int) -> str:
-    """Return text[begin:end] without space around it, and with the combining marks after it.
+    """Return text[begin:end] with the combining marks that follow, without surrounding space.
 
-    A tokenizer that takes accents away leaves a mark that is a character of its own outside the token.
+    A tokenizer that strips accents leaves an accent that is a separate character outside the token.
     """
     while end < len(text) and unicodedata.combining(text[end]):
         end += 1

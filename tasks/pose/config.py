@@ -58,7 +58,7 @@ class PoseExperiment(Experiment):
 
     @property
     def surrogate_shape(self) -> tuple[int, ...]:
-        """One joint's heatmap: [1, height, width], read from the mmpose config."""
-        from reloss_tasks.pose.training import heatmap_size
+        """Shape of one joint's heatmap, [1, height, width], from the mmpose config."""
+        from reloss_tasks.pose.mmpose_configs import heatmap_size
 
-        return (1, *heatmap_size(self))
+        return (1, *heatmap_size(self.model.config))

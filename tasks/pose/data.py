@@ -1,4 +1,4 @@
-"""The data of pose estimation: where they lie, and what is missing."""
+"""The persons: which files are needed, what is missing, and the download of COCO."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from reloss.experiment.task import CONTENTS
-from reloss.runtime.download import fetch, member_path
-from reloss.runtime.errors import RelossError
+from reloss.runtime import download
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import atomic, hash_of_files, read_json, short_hash
 from reloss.runtime.progress import progress, say
 from reloss_tasks.pose.config import Data
 
-# Relative to DATA/<name>: annotations, then folders of images.
+# Paths relative to DATA/<name>, for training and for test: annotation files, then folders of images.
 ANNOTATIONS = {
     "coco": ("annotations/person_keypoints_train2017.json", "annotations/person_keypoints_val2017.json"),
     "lsp": ("annotations/lsp_train.json", "annotations/lsp_val.json"),
@@ -23,22 +23,20 @@ BOXES = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 TEST_DEV = ("annotations/image_info_test-dev2017.json", "test2017")
 TEST_DEV_BOXES = "person_detection_results/COCO_test-dev2017_detections_AP_H_609_person.json"
 SOURCES = {
-    "coco": "`reloss data fetch coco` downloads it; a folder that is there is used",
-    "lsp": "Leeds Sports Pose, extended, as COCO-style annotations of 14 joints",
+    "coco": "`reloss data fetch coco` downloads it; existing files are used",
+    "lsp": "put Leeds Sports Pose, extended, there, as COCO-style annotations of 14 joints",
 }
-
-
 COCO = "http://images.cocodataset.org"
 
 
 class Archive(NamedTuple):
-    """An archive of COCO's.
+    """An archive of COCO.
 
     Attributes:
-        address: below COCO.
-        md5: as several public download scripts state it.
-        needed: the annotation files that are needed of it, or a folder of images.
-        labels: of the images in that folder.
+        address: address relative to `COCO`.
+        md5: checksum, which several public download scripts state.
+        needed: the needed annotation files in the archive, or its folder of images.
+        labels: annotation file that lists the images of the folder.
     """
 
     address: str
@@ -58,25 +56,27 @@ TEST_ARCHIVES = (
 )
 
 
-def fetch_coco(folder: Path, test_dev: bool = False) -> None:
-    """Download COCO 2017's images and annotations into FOLDER/coco, verified; what is there already stays.
+def fetch(config: Data, folder: Path) -> None:
+    """Download COCO 2017 into FOLDER/coco and verify it: images, annotations and, if wanted, the test-dev images.
 
-    The detector's boxes are not at an address that can be downloaded from without a browser.
-
-    Args:
-        folder: of all data sets.
-        test_dev: whether the test images are wanted too.
+    Existing files are kept. The detector's boxes have to be downloaded by hand, with a browser.
 
     Raises:
-        RelossError: an archive cannot be downloaded or unpacked; the same call goes on from there.
+        UsageError: the data set cannot be downloaded; the message says where to put it.
+        RelossError: an archive cannot be downloaded or unpacked; running the command again resumes.
     """
-    root = folder / "coco"
-    for archive in ARCHIVES + (TEST_ARCHIVES if test_dev else ()):
+    root = folder / config.name
+    if config.name != "coco":
+        raise UsageError(
+            f"{config.name} cannot be downloaded; put Leeds Sports Pose, extended, as COCO-style annotations of 14 "
+            f"joints at {root}: {', '.join(ANNOTATIONS[config.name])} and {IMAGES[config.name][0]}/"
+        )
+    for archive in ARCHIVES + (TEST_ARCHIVES if config.test_dev else ()):
         if _is_complete(root, archive):
-            say(f"{', '.join(str(root / path) for path in archive.needed)}: there")
+            say(f"{', '.join(str(root / path) for path in archive.needed)}: complete")
             continue
         path = root / Path(archive.address).name
-        fetch(f"{COCO}/{archive.address}", path, archive.md5)
+        download.fetch(f"{COCO}/{archive.address}", path, archive.md5)
         _unpack(path, archive.needed, root)
         path.unlink()
 
@@ -90,48 +90,50 @@ def _is_complete(root: Path, archive: Archive) -> bool:
 
 
 def _unpack(archive: Path, needed: tuple[str, ...], root: Path) -> None:
-    """Unpack what begins with `needed`, checked by the archive's sums, but for files that are there in their size."""
+    """Unpack the members whose names start with `needed`, except files that exist with the right size."""
     try:
-        with ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if m.filename.startswith(needed) and not m.is_dir()]
+        with ZipFile(archive) as file:
+            members = [
+                member for member in file.infolist() if member.filename.startswith(needed) and not member.is_dir()
+            ]
             with progress(len(members), f"unpack {archive.name}") as advance:
                 for member in members:
-                    target = member_path(root, member.filename)
+                    target = download.member_path(root, member.filename)
                     if not target.exists() or target.stat().st_size != member.file_size:
                         with atomic(target) as temporary:
-                            temporary.write_bytes(opened.read(member))
+                            temporary.write_bytes(file.read(member))
                     advance()
     except BadZipFile as error:
-        raise RelossError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
+        raise RelossError(f"{archive} cannot be unpacked ({error}); remove it and run the command again") from error
 
 
 def check(config: Data, folder: Path) -> str:
-    """Return what was found.
+    """Return one line that describes the persons.
 
     Raises:
-        RelossError: something is missing; the message names it, where it goes and where it is from.
+        RelossError: a file is missing; the message says where it belongs and how to get it.
     """
     root = folder / config.name
-    found = []
+    sizes = []
     for labels_file, images in zip(ANNOTATIONS[config.name], IMAGES[config.name], strict=True):
         labels = _checked_labels(config.name, root, labels_file, images, SOURCES[config.name])
-        found.append(f"{len(labels['images'])} images with {len(labels['annotations'])} persons")
+        sizes.append(f"{len(labels['images'])} images with {len(labels['annotations'])} persons")
     if config.boxes == "detector":
         _check_boxes(
             root / BOXES,
-            "test on annotated boxes with --set data.boxes=annotated (scores are then higher and not comparable)",
+            "use annotated boxes with --set data.boxes=annotated (scores are then higher and not comparable)",
         )
-    shown = f"{config.name} in {root}: {found[0]} to train on, {found[1]} to test on"
+    description = f"{config.name} in {root}: {sizes[0]} for training, {sizes[1]} for test"
     if config.test_dev:
-        without = "do without test-dev with --set data.test_dev=false"
+        without = "skip test-dev with --set data.test_dev=false"
         try:
             source = "`reloss data fetch pose/coco_hrnet_w48_dark_384x288` downloads it"
             labels = _checked_labels(config.name, root, *TEST_DEV, source)
         except RelossError as error:
             raise RelossError(f"{error}; or {without}") from None
         _check_boxes(root / TEST_DEV_BOXES, without)
-        shown += f", {len(labels['images'])} images of test-dev"
-    return shown
+        description += f", {len(labels['images'])} images of test-dev"
+    return description
 
 
 def _checked_labels(name: str, root: Path, labels_file: str, images: str, source: str) -> dict[str, Any]:
@@ -148,25 +150,25 @@ def _checked_labels(name: str, root: Path, labels_file: str, images: str, source
     return labels
 
 
-def _check_boxes(path: Path, otherwise: str) -> None:
+def _check_boxes(path: Path, alternative: str) -> None:
     if not path.exists():
         raise RelossError(
-            f"coco: the detector's boxes {path} are missing: mmpose's documentation of COCO says where they can be "
-            f"downloaded by hand; or {otherwise}"
+            f"coco: the detector's boxes {path} are missing: mmpose's documentation of COCO says where to download "
+            f"them by hand; or {alternative}"
         )
 
 
 def fingerprint(config: Data, folder: Path) -> str:
-    """Return a hash of the annotations, the detector's boxes if they are used, and the images (see `hash_of_files`).
+    """Return a hash of the annotations, the detector's boxes if used, and the images (see `hash_of_files`).
 
     Raises:
         RelossError: annotations or images are missing or cannot be read.
     """
     root, name = folder / config.name, config.name
     images: list[Path] = []
-    for labels_file, place in zip(ANNOTATIONS[name], IMAGES[name], strict=True):
-        labels = _checked_labels(name, root, labels_file, place, SOURCES[name])
-        images += [root / place / image["file_name"] for image in labels["images"]]
+    for labels_file, images_folder in zip(ANNOTATIONS[name], IMAGES[name], strict=True):
+        labels = _checked_labels(name, root, labels_file, images_folder, SOURCES[name])
+        images += [root / images_folder / image["file_name"] for image in labels["images"]]
     files = [root / path for path in (*ANNOTATIONS[name], *([BOXES] if config.boxes == "detector" else []))]
-    described = [hash_of_files(root, paths) for paths in ([path for path in files if path.exists()], images)]
-    return f"{CONTENTS}-{short_hash(described)}"
+    hashes = [hash_of_files(root, paths) for paths in ([path for path in files if path.exists()], images)]
+    return f"{CONTENTS}-{short_hash(hashes)}"

@@ -1,4 +1,4 @@
-"""The experiments of pose estimation: one function each, returning the complete config."""
+"""The experiments of pose estimation: each function returns one complete config."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,13 @@ from reloss.learning.options import LearnOptions
 from reloss_tasks.pose.config import Data, Model, PoseExperiment, Train
 
 TOPDOWN = "mmpose::body_2d_keypoint/topdown_heatmap/coco"
-# Heatmaps have no classes to be relabelled with, and a loss that is flat at 0 cannot have a slope of 1 there.
+# Heatmaps have no classes, so items cannot be relabelled. A loss that is flat at 0 cannot have a slope of 1 there, so
+# there is no penalty.
 LEARN = LearnOptions(items=64, steps=300, penalty="off", mixture="shuffled")
 
 
 def coco_res50_256x192() -> PoseExperiment:
-    """COCO with SimpleBaseline (ResNet-50, 256x192), as mmpose trains it; time and score not measured.
+    """COCO with SimpleBaseline (ResNet-50, 256x192), as mmpose trains it. Time and score are not measured.
 
     reloss run pose/coco_res50_256x192 --loss reloss --seed 0 --data DATA
     """
@@ -26,7 +27,7 @@ def coco_res50_256x192() -> PoseExperiment:
 
 
 def coco_hrnet_w32_256x192() -> PoseExperiment:
-    """COCO val with HRNet-W32 (256x192): the paper's 74.4 AP, 74.8 with ReLoss; time and score not measured.
+    """COCO val with HRNet-W32 (256x192). The paper states 74.4 AP, and 74.8 with ReLoss; not measured here.
 
     reloss run pose/coco_hrnet_w32_256x192 --loss reloss --seed 0 --data DATA
     """
@@ -39,10 +40,11 @@ def coco_hrnet_w32_256x192() -> PoseExperiment:
 
 
 def coco_hrnet_w48_dark_384x288() -> PoseExperiment:
-    """COCO with HRNet-W48 and DARK's unbiased coding (384x288): the paper's test-dev row, 76.2 AP, 76.4 with ReLoss.
+    """COCO with HRNet-W48 and DARK's unbiased coding (384x288).
 
-    Scored on val; test-dev needs COCO's server, to which the record's test-dev.keypoints.json can be uploaded
-    (--set data.test_dev=false does without). Time and score not measured.
+    The paper states 76.2 AP on test-dev, and 76.4 with ReLoss. Time and score are not measured here. The score is that
+    on val. For test-dev, upload the record's test-dev.keypoints.json to COCO's server; --set data.test_dev=false skips
+    these predictions.
 
     reloss run pose/coco_hrnet_w48_dark_384x288 --loss reloss --seed 0 --data DATA
     """
@@ -58,9 +60,9 @@ def coco_hrnet_w48_dark_384x288() -> PoseExperiment:
 def lsp_resnet18() -> PoseExperiment:
     """Leeds Sports Pose, extended (14 joints), with ResNet-18 and images of 128x96: not in the paper.
 
-    PCK@0.2 is relative to the torso, the right shoulder's distance from the left hip. 100 of the training persons are
-    held out. 40 epochs from scratch in bfloat16: 9 to 15 minutes on one core. With mse PCK is 25.7 % (3 seeds), that of
-    the mean pose 3.6 %.
+    The score is PCK@0.2 relative to the torso, the distance between right shoulder and left hip. 100 training persons
+    are held out. Training takes 40 epochs from scratch in bfloat16. Expect 9 to 15 minutes on one core, and PCK 25.7 %
+    with loss mse (3 seeds); the mean pose has 3.6 %.
 
     reloss run pose/lsp_resnet18 --loss reloss --seed 0 --data DATA
     """
@@ -80,7 +82,7 @@ def lsp_resnet18() -> PoseExperiment:
 def _coco(
     name: str, config: str, batch_size: int, scope_note: str, scope: Scope = Scope.PAPER, test_dev: bool = False
 ) -> PoseExperiment:
-    """Return mmpose's own recipe: 210 epochs of Adam, 5e-4, on pretrained backbones, tested on a detector's boxes."""
+    """Return mmpose's recipe: 210 epochs of Adam, lr 5e-4, a pretrained backbone, test persons from a detector."""
     return PoseExperiment(
         name=f"pose/{name}",
         scope=scope,

@@ -1,4 +1,9 @@
-"""What an mmengine runner tells the record: the bank, the metrics, the predictions, and where it resumes."""
+"""The connection between an mmengine runner and our record: one hook.
+
+mmengine's runner owns the training loop and calls hooks at fixed points. `RecordHook` uses them to fill the bank, to
+log metrics and predictions, to stop when the loss is not finite, and to make an interrupted run continue exactly: it
+seeds every epoch, and drops what was recorded after the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +25,18 @@ from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.errors import RelossError
 from reloss.runtime.progress import progress, say
+from reloss_tasks.pose.scoring import record_names
 
 
 class RecordHook(Hook):
     """Fills the bank while the model trains, and writes metrics and validation predictions into the record.
 
-    All randomness of an epoch follows from (seed, epoch) where images are loaded in this process.
+    The randomness of an epoch depends only on (seed, epoch) if images are loaded in this process (data.workers=0).
 
     Args:
         run: the run.
-        loader: of the persons whose predictions every validation leaves in the record, with their target heatmaps.
-        initial_weights: of the model, if it is fine-tuned; mmengine initialises it after it is built.
+        loader: persons, with target heatmaps, whose predictions are recorded at every validation.
+        initial_weights: weights to fine-tune. mmengine initialises a model after it is built, so they are loaded here.
     """
 
     priority = "VERY_HIGH"  # before the checkpoint is written
@@ -40,22 +46,22 @@ class RecordHook(Hook):
         self.initial_weights = initial_weights
         self.loader = loader
         self._outputs: list[dict[str, Tensor]] = []
-        self._began = 0.0
+        self._start = 0.0
         self._bar = ExitStack()
 
     def close(self) -> None:
-        """End what is shown of the epoch."""
+        """Remove the progress bar."""
         self._bar.close()
 
     def before_train(self, runner: Runner) -> None:
-        """Begin anew or go on, and listen to what the loss is given if this run records the bank."""
+        """Prepare record, bank and weights; record the inputs of the loss if this run fills the bank."""
         model = plain_model(runner)
         if runner.iter == 0:
-            self._forget_after(epoch=0, step=0)
+            self._rewind(epoch=0, step=0)
             if self.initial_weights is not None:
                 model.load_state_dict(self.initial_weights)
         elif runner.epoch % runner.val_interval == 0 and not self._validated(runner.epoch):
-            runner.val_loop.run()  # a kill came between the checkpoint and its validation
+            runner.val_loop.run()  # the run was killed between the checkpoint and its validation
         if self.run.bank is not None:
             model.head.loss_module.register_forward_hook(lambda *call: self._append(runner.iter, *call))
 
@@ -69,16 +75,16 @@ class RecordHook(Hook):
         self.run.bank.append(outputs.float(), targets * (weights > 0)[..., None, None], step)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed what draws from the global generators."""
+        """Seed the global generators, and start clock and progress bar."""
         set_random_seed(own_seed(self.run.seed, "epoch", runner.epoch) % 2**32)
-        self._outputs, self._began = [], time.monotonic()
-        shown = progress(len(runner.train_dataloader), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
-        self._advance = self._bar.enter_context(shown)
+        self._outputs, self._start = [], time.monotonic()
+        bar = progress(len(runner.train_dataloader), f"epoch {runner.epoch + 1}/{runner.max_epochs}")
+        self._advance = self._bar.enter_context(bar)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Keep the loss, and what else mmpose measures of a batch."""
+        """Store the loss and the other measurements of mmpose for a batch."""
         self._outputs.append({name: torch.as_tensor(value).detach() for name, value in outputs.items()})
-        if runner.iter % 50 == 0:  # not in each step, for it waits for the GPU
+        if runner.iter % 50 == 0:  # not at every step, because the check waits for the GPU
             self._check_finite(runner)
         self._advance()
 
@@ -86,70 +92,63 @@ class RecordHook(Hook):
         """Log the epoch.
 
         Raises:
-            RelossError: its loss is not finite.
+            RelossError: the loss is not finite.
         """
         self._bar.close()
         self._check_finite(runner)
         self.run.flush_bank()
-        means = {name: torch.stack([each[name] for each in self._outputs]).mean() for name in self._outputs[0]}
+        means = {name: torch.stack([outputs[name] for outputs in self._outputs]).mean() for name in self._outputs[0]}
         for mean in means.values():
             all_reduce(mean, "mean")  # over the processes
         loss = float(means["loss"])
         rate = runner.optim_wrapper.get_lr()["lr"][0]
-        seconds = round(time.monotonic() - self._began, 2)
-        measured = {f"train_{name}": float(mean) for name, mean in means.items()}
-        self.run.record.log(runner.iter, epoch=runner.epoch + 1, **measured, lr=rate, seconds=seconds)
+        seconds = round(time.monotonic() - self._start, 2)
+        metrics = {f"train_{name}": float(mean) for name, mean in means.items()}
+        self.run.record.log(runner.iter, epoch=runner.epoch + 1, **metrics, lr=rate, seconds=seconds)
         say(f"epoch {runner.epoch + 1}/{runner.max_epochs}: loss {loss:.6f}, {seconds:.0f} s")
 
     def _check_finite(self, runner: Runner) -> None:
-        finite = torch.stack([each["loss"] for each in self._outputs]).isfinite()
+        finite = torch.stack([outputs["loss"] for outputs in self._outputs]).isfinite()
         if not finite.all():
             step = runner.epoch * len(runner.train_dataloader) + int(finite.int().argmin())
             raise RelossError(
-                f"the loss of step {step} is not finite: training diverged; the checkpoint before it is kept. Try a "
-                "smaller train.lr"
+                f"the loss of step {step} is not finite: training diverged; the last checkpoint is kept. Try a smaller "
+                "train.lr"
             )
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log the scores on validation persons, and keep some of their heatmaps."""
-        found = {f"validation_{name}": value for name, value in scores(metrics or {}).items()}
-        self.run.record.log(runner.iter, epoch=runner.epoch, **found)
+        """Log the scores on validation persons, and record some of their heatmaps."""
+        scores = {f"validation_{name}": value for name, value in record_names(metrics or {}).items()}
+        self.run.record.log(runner.iter, epoch=runner.epoch, **scores)
         if distributed.is_main():
             self.run.record.save_predictions(runner.epoch, *predict(plain_model(runner), self.loader))
-        say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Leave out what mmengine keeps for its own log: objects that a safe loader refuses."""
+        """Remove the objects for mmengine's own log, which a safe loader refuses."""
         checkpoint["message_hub"] = {name: {} for name in ("log_scalars", "runtime_info", "resumed_keys")}
         checkpoint["meta"].pop("dataset_meta", None)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Forget what was recorded after the checkpoint: it will come again."""
-        checkpoint["meta"]["dataset_meta"] = runner.train_dataloader.dataset.metainfo  # left out when it was saved
-        self._forget_after(checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
-        say(f"going on from epoch {checkpoint['meta']['epoch']}/{runner.max_epochs}")
+        """Drop what was recorded after the checkpoint: training will record it again."""
+        checkpoint["meta"]["dataset_meta"] = runner.train_dataloader.dataset.metainfo  # removed before saving
+        self._rewind(checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"])
+        say(f"resuming from epoch {checkpoint['meta']['epoch']}/{runner.max_epochs}")
 
-    def _forget_after(self, epoch: int, step: int) -> None:
+    def _rewind(self, epoch: int, step: int) -> None:
         self.run.record.rewind_to_epoch(epoch)
         if self.run.bank is not None:
             self.run.bank.resume(step)
 
 
 def plain_model(runner: Runner) -> Any:
-    """Return the model itself, also where several processes train it."""
+    """Return the model without the wrapper for several processes."""
     return getattr(runner.model, "module", runner.model)
-
-
-def scores(metrics: dict[str, float]) -> dict[str, float]:
-    """Return mmengine's metrics by the names of records: `coco/AP .5` becomes AP_50, `pck/PCK` PCK."""
-    short = {"AP .5": "AP_50", "AP .75": "AP_75", "AR .5": "AR_50", "AR .75": "AR_75"}
-    names = {name: name.partition("/")[2] or name for name in metrics}
-    return {short.get(names[name], names[name].replace(" ", "_")): float(value) for name, value in metrics.items()}
 
 
 @torch.inference_mode()
 def predict(model: Any, loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Return the heatmaps and the targets [E, K, H, W] of the persons in `loader`, on the CPU; 0 for hidden joints."""
+    """Return heatmaps and targets [E, K, H, W] of the persons in `loader`, on the CPU; 0 as target of hidden joints."""
     training = model.training
     model.eval()
     outputs, targets = [], []

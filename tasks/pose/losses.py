@@ -1,28 +1,48 @@
-"""PoseReLoss as a keypoint loss of mmpose: `loss=dict(type='PoseReLoss', surrogate=...)` in any heatmap config."""
+"""The losses of pose estimation: mmpose's own, and `reloss.PoseReLoss` as a keypoint loss of mmpose.
+
+In any heatmap config of mmpose, `loss=dict(type='PoseReLoss', surrogate=...)` trains with a surrogate.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mmpose.models.losses import KeypointMSELoss
+from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
 from mmpose.registry import MODELS
 from torch import Tensor, nn
 
+from reloss.experiment.task import Run
+from reloss.runtime.errors import RelossError
 from reloss.surrogates import PoseReLoss, SurrogateLoss
+
+
+def make_loss(run: Run) -> nn.Module:
+    """Return the loss of a run: (heatmaps [B, K, H, W], targets [B, K, H, W], target weights [B, K]) -> scalar.
+
+    Raises:
+        RelossError: a learned loss without a surrogate.
+    """
+    if run.loss == "mse":
+        return KeypointMSELoss(use_target_weight=True)
+    if run.loss == "ohkm":
+        return KeypointOHKMMSELoss(use_target_weight=True)
+    if run.surrogate is None:
+        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
+    return KeypointReLoss(run.surrogate, ordinary_weight=run.config.train.ordinary_weight)
 
 
 @MODELS.register_module("PoseReLoss")
 class KeypointReLoss(nn.Module):
-    """A frozen `reloss.PoseReLoss`, in the place of mmpose's `KeypointMSELoss`.
+    """A frozen `reloss.PoseReLoss` in place of mmpose's `KeypointMSELoss`.
 
     A config imports it with `custom_imports = dict(imports=['reloss_tasks.pose.losses'])`. The surrogate's parameters
-    are not the model's: they are in no optimiser and in no checkpoint.
+    do not belong to the model: no optimiser and no checkpoint contains them.
 
     Args:
-        surrogate: a learned one; its folder, or its name as of `PoseReLoss.from_pretrained`.
+        surrogate: a fitted surrogate, its folder, or its name (see `PoseReLoss.from_pretrained`).
         use_target_weight: whether joints are weighted by their visibility, as in mmpose.
-        ordinary_weight: mmpose's mean squared error is added, times this.
-        loss_weight: of the whole.
+        ordinary_weight: weight of mmpose's mean squared error, which is added.
+        loss_weight: factor of the whole loss.
     """
 
     def __init__(
@@ -34,7 +54,7 @@ class KeypointReLoss(nn.Module):
     ) -> None:
         super().__init__()
         loaded = PoseReLoss.from_pretrained(surrogate) if isinstance(surrogate, str | Path) else surrogate
-        self._surrogate = (loaded.freeze(),)  # in a tuple, where PyTorch does not look for parameters
+        self._surrogate = (loaded.freeze(),)  # in a tuple, so that PyTorch does not register its parameters
         self.ordinary = KeypointMSELoss(use_target_weight=use_target_weight)
         self.use_target_weight = use_target_weight
         self.ordinary_weight = ordinary_weight
@@ -42,11 +62,16 @@ class KeypointReLoss(nn.Module):
 
     @property
     def surrogate(self) -> SurrogateLoss:
-        """Return the surrogate."""
+        """The frozen surrogate."""
         return self._surrogate[0]
 
     def forward(self, output: Tensor, target: Tensor, target_weights: Tensor | None = None) -> Tensor:
-        """Return the loss of heatmaps [B, K, H, W]; target_weights [B, K] of the joints, all 1 by default.
+        """Return the loss of heatmaps.
+
+        Args:
+            output: [B, K, H, W] heatmaps.
+            target: [B, K, H, W] target heatmaps.
+            target_weights: [B, K] weights of the joints, all 1 by default.
 
         Raises:
             ValueError: the shapes do not agree, or the surrogate is for heatmaps of another size.

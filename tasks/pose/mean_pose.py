@@ -1,4 +1,8 @@
-"""The mean pose: what a network must beat before its scores mean anything."""
+"""The mean pose: the score that a network must beat before its scores mean anything.
+
+People mostly stand upright and fill their box, so the mean position of each joint, relative to the box, already hits
+some joints. Predicting it for everybody needs no image.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,23 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import Evaluator
 
 
-def score_mean_pose(trained: Any, tested: Any, evaluator: Evaluator) -> dict[str, float]:
-    """Return what `evaluator` says of predicting, for each person, the mean pose placed into the person's box.
+def score_mean_pose(train: Any, test: Any, evaluator: Evaluator) -> dict[str, float]:
+    """Return the evaluator's scores if the mean pose, placed into each person's box, is the prediction.
 
     Args:
-        trained: mmpose's data set over whose persons the mean is taken.
-        tested: the one to predict.
-        evaluator: of `TorsoPCK`, which asks for joints alone.
+        train: mmpose's data set over which the mean is taken.
+        test: mmpose's data set with the persons to predict.
+        evaluator: an evaluator with `TorsoPCK`, which only needs joints.
     """
-    pose = _mean([trained.get_data_info(index) for index in range(len(trained))])
-    persons = [tested.get_data_info(index) for index in range(len(tested))]
+    pose = _mean([train.get_data_info(index) for index in range(len(train))])
+    persons = [test.get_data_info(index) for index in range(len(test))]
     samples = [{"pred_instances": {"keypoints": _place(pose, person)}, "gt_instances": person} for person in persons]
     evaluator.process(samples[get_rank() :: get_world_size()])
     return dict(evaluator.evaluate(len(samples)))
 
 
 def _mean(persons: list[dict[str, Any]]) -> np.ndarray:
-    """Return the mean [K, 2] of each joint, in parts of the box, over the persons where it is visible."""
+    """Return the mean [K, 2] of each joint, as fractions of the box, over the persons where it is visible."""
     joints, visible, boxes = (
         np.concatenate([person[name] for person in persons]) for name in ("keypoints", "keypoints_visible", "bbox")
     )

@@ -1,4 +1,4 @@
-"""Training in bfloat16, on CPUs too."""
+"""Training in bfloat16, which also works on a CPU."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 
 def train_in_bfloat16(model: Any) -> None:
-    """Let the backbone and the head of mmpose's `model` compute in bfloat16 while they train.
+    """Make backbone and head of mmpose's `model` compute in bfloat16 during training.
 
-    bfloat16 has float32's range, so no loss is scaled. Losses and accuracies are given float32: under an autocast
-    around all of it, as in mmengine's `AmpOptimWrapper`, mmpose's own would fail, for NumPy knows no bfloat16.
+    bfloat16 has the range of float32, so the loss needs no scaling. Losses and accuracies receive float32. With an
+    autocast around everything, as in mmengine's `AmpOptimWrapper`, mmpose's accuracy would fail: NumPy has no bfloat16.
     """
     for part in (model.backbone, model.head):
         part.forward = _in_bfloat16(part)
 
 
 def _in_bfloat16(part: nn.Module) -> Any:
-    exact = part.forward
+    float32_forward = part.forward
 
     def forward(inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         if not part.training:
-            return exact(inputs)
+            return float32_forward(inputs)
         device = next(part.parameters()).device.type
         with torch.autocast(device, torch.bfloat16):
-            outputs = exact(inputs)
+            outputs = float32_forward(inputs)
         return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
     return forward

@@ -1,4 +1,4 @@
-"""PCK relative to the torso, for mmpose's evaluators."""
+"""PCK relative to the torso as a metric of mmpose, and the names that scores have in a record."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from reloss.metrics import pck
 
 @METRICS.register_module()
 class TorsoPCK(BaseMetric):
-    """The share of visible joints nearer to the truth than a part of the torso's length, of all joints of all persons.
+    """The share of visible joints whose error is below a fraction of the torso's length, over all joints and persons.
 
-    mmpose's own `PCKAccuracy` knows the torso of one data set alone (JHMDB's), and takes the mean of each joint first.
-    A person of whom a joint of the torso is not visible is left out.
+    mmpose's `PCKAccuracy` only knows the torso of one data set, JHMDB, and averages each joint first. A person with an
+    invisible torso joint is skipped.
 
     Args:
-        threshold: the part of the torso.
-        torso: indices of two joints, whose distance is the torso's length.
+        threshold: fraction of the torso's length.
+        torso: indices of two joints; their distance is the torso's length.
     """
 
     default_prefix = "pck"
@@ -33,7 +33,7 @@ class TorsoPCK(BaseMetric):
         self.torso = torso
 
     def process(self, data_batch: Sequence[dict], data_samples: Sequence[dict]) -> None:
-        """Keep the joints of a batch of persons."""
+        """Store the joints of a batch of persons."""
         for sample in data_samples:
             self.results.append(
                 {
@@ -44,7 +44,7 @@ class TorsoPCK(BaseMetric):
             )
 
     def compute_metrics(self, results: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Return PCK of all persons."""
+        """Return PCK over all persons."""
         outputs, points, visible = (
             torch.as_tensor(np.stack([result[name] for result in results])).float()
             for name in ("outputs", "targets", "visible")
@@ -54,3 +54,10 @@ class TorsoPCK(BaseMetric):
         norm = norm.where((visible[:, first] > 0) & (visible[:, second] > 0), 0)
         targets = torch.cat([points, visible[..., None]], -1)
         return {"PCK": float(pck(outputs[None], targets[None], threshold=self.threshold, norm=norm[None]))}
+
+
+def record_names(metrics: dict[str, float]) -> dict[str, float]:
+    """Return mmengine's metrics under the names of records: `coco/AP .5` becomes AP_50, `pck/PCK` becomes PCK."""
+    short = {"AP .5": "AP_50", "AP .75": "AP_75", "AR .5": "AR_50", "AR .75": "AR_75"}
+    names = {name: name.partition("/")[2] or name for name in metrics}
+    return {short.get(names[name], names[name].replace(" ", "_")): float(value) for name, value in metrics.items()}

@@ -162,7 +162,7 @@ def test_sigterm_is_recorded(start, finish, tmp_path):
     assert "Traceback" not in said
     assert summary(record)["status"] == "interrupted"
     assert len(metrics(record)) < 5
-    assert "going on from epoch" in finish(*words(tmp_path, "ce", SETTINGS[:1]))
+    assert "resuming from epoch" in finish(*words(tmp_path, "ce", SETTINGS[:1]))
     assert summary(record)["status"] == "finished"
 
 

@@ -126,7 +126,7 @@ def test_a_preempted_run_resumes_when_there_is_room_again(sweep, summary, worksp
     wait_for(lambda: summary(job)["status"] == "interrupted")
     wait_for(no_jobs)
     assert summary(job)["status"] == "finished"
-    assert "going on from epoch" in log_of(job, workspace).read_text()
+    assert "resuming from epoch" in log_of(job, workspace).read_text()
     whole = run_digits(seed=1, settings=LONG, runs=tmp_path / "whole")
     assert summary(job)["scores"] == json.loads((whole / "summary.json").read_text())["scores"]
 
@@ -140,7 +140,7 @@ def test_a_run_that_needs_more_time_is_requeued(sweep, summary, workspace):
     wait_for(lambda: summary(job)["status"] == "interrupted")
     wait_for(no_jobs)
     assert summary(job)["status"] == "finished"
-    assert "going on from epoch" in log_of(job, workspace).read_text()
+    assert "resuming from epoch" in log_of(job, workspace).read_text()
     (log,) = workspace.slurm_logs.glob("*_0_log.err")
     assert "this job is timed-out" in log.read_text()
 

@@ -121,7 +121,7 @@ def test_a_job_whose_time_is_over_resumes_in_the_next(tmp_path, run_digits):
     assert handle.result() == 0
     summary = json.loads((workspace.record(job.run) / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert "going on from epoch" in log_of(job, workspace).read_text()
+    assert "resuming from epoch" in log_of(job, workspace).read_text()
     whole = run_digits(settings=settings, runs=tmp_path / "whole")
     assert summary["scores"] == json.loads((whole / "summary.json").read_text())["scores"]
 

@@ -1,6 +1,7 @@
-"""SimpleBaseline on Leeds Sports Pose: mmpose's for COCO, cut down to ResNet-18, 128x96, 64 channels and 14 joints.
+"""SimpleBaseline on Leeds Sports Pose: mmpose's config for COCO, reduced to ResNet-18, 128x96 and 14 joints.
 
-The last stage keeps its resolution, for images of 128x96 are 4x3 where ResNet ends; one deconvolution less makes up.
+At the end of a ResNet, an image of 128x96 has only 4x3 positions. So the last stage keeps its resolution here, and the
+head has one deconvolution less, with 64 channels.
 """
 
 _base_ = ["mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py"]
@@ -30,7 +31,7 @@ metainfo = dict(
         for number, (first, second) in enumerate(limbs)
     },
     joint_weights=[1.0] * 14,
-    sigmas=[0.05] * 14,  # of OKS, which is not used: nobody has measured LSP's annotators
+    sigmas=[0.05] * 14,  # for OKS, which is not used: the spread of LSP's annotations is unknown
 )
 
 codec = dict(type="MSRAHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=2)
@@ -60,7 +61,7 @@ val_pipeline = [
     dict(type="PackPoseInputs"),
 ]
 
-param_scheduler = [  # 22 steps an epoch: COCO's warm-up of 500 would be half of the training
+param_scheduler = [  # COCO's warm-up of 500 steps would be a large part of so short a training
     dict(type="LinearLR", begin=0, end=50, start_factor=0.001, by_epoch=False),
     dict(type="MultiStepLR", begin=0, end=210, milestones=[170, 200], gamma=0.1, by_epoch=True),
 ]
@@ -80,7 +81,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# The shoulder and the hip across the torso, by which the distances of PCK are divided.
+# The distance between right shoulder (8) and left hip (3) is the unit of PCK.
 val_evaluator = dict(_delete_=True, type="TorsoPCK", threshold=0.2, torso=(8, 3))
 test_evaluator = val_evaluator
 

@@ -14,7 +14,7 @@ SPLITS = {"train": 5, "test": 2}
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of six classes of random images, for any data set: DATA/{train,test}/<class>/*.png."""
+    """A data folder with six classes of random images, for any data set: DATA/{train,test}/<class>/*.png."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in SPLITS.items():
@@ -34,5 +34,5 @@ def digits() -> Callable[..., ClassificationExperiment]:
 
 @pytest.fixture
 def a_run(digits: Callable[..., ClassificationExperiment]) -> Callable[..., Run]:
-    """A run without record, for what does not write."""
+    """A run without a record, for code that does not write."""
     return lambda loss, *settings, **more: Run(digits(*settings), loss, 0, Path(), None, **more)

@@ -39,7 +39,7 @@ def test_folder(images):
     assert 0 <= pixels.round().min() < pixels.round().max() <= 255
 
 
-def test_the_data_set_may_lie_in_a_folder_of_its_name(images, tmp_path):
+def test_the_data_set_may_be_in_a_folder_of_its_name(images, tmp_path):
     shutil.copytree(images, tmp_path / "cifar10")
     (tmp_path / "cifar10" / "test").rename(tmp_path / "cifar10" / "val")
     assert data.check(folder(), tmp_path) == "cifar10: 30 train, 12 validation, 12 test images of 6 classes"
@@ -56,13 +56,13 @@ def test_per_class(images):
 def test_validation_is_disjoint_and_the_same_for_every_seed(images, format):
     name = "cifar10" if format == "folder" else "digits"
     config = Data(name=name, format=format, image_size=32, validation_fraction=0.2)
-    found = []
+    indices = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         splits = data.load(config, images)
-        found.append((splits.train.indices, splits.validation.indices))
-    assert found[0] == found[1]
-    training, held_out = map(set, found[0])
+        indices.append((splits.train.indices, splits.validation.indices))
+    assert indices[0] == indices[1]
+    training, held_out = map(set, indices[0])
     assert training & held_out == set()
     assert len(held_out) == (6 if format == "folder" else 270)
     assert len(training | held_out) == (30 if format == "folder" else 1348)
@@ -102,7 +102,7 @@ def test_fingerprint_changes_with_the_files(images, tmp_path):
     assert data.fingerprint(folder(), tmp_path / "one") != before
 
 
-def test_fingerprint_of_the_digits_is_over_their_labels_too(tmp_path, monkeypatch):
+def test_fingerprint_of_the_digits_covers_their_labels(tmp_path, monkeypatch):
     config = Data(name="digits", format="sklearn", image_size=8)
     pixels, labels = data._digits_arrays()
     before = data.fingerprint(config, tmp_path)
@@ -111,7 +111,7 @@ def test_fingerprint_of_the_digits_is_over_their_labels_too(tmp_path, monkeypatc
         assert data.fingerprint(config, tmp_path) != before
 
 
-def test_fingerprint_is_of_the_data_set_alone(tmp_path):
+def test_fingerprint_covers_only_the_files_of_the_data_set(tmp_path):
     config = Data(name="cifar10", format="torchvision", image_size=32)
     before = data.fingerprint(config, tmp_path)
     (tmp_path / "cifar-100-python").mkdir()
@@ -120,11 +120,11 @@ def test_fingerprint_is_of_the_data_set_alone(tmp_path):
     batches = tmp_path / "cifar-10-batches-py"
     batches.mkdir()
     (batches / "data_batch_1").write_bytes(b"pixels")
-    there = data.fingerprint(config, tmp_path)
-    (batches / "note.txt").write_text("mine")
-    assert data.fingerprint(config, tmp_path) == there != before
+    with_batch = data.fingerprint(config, tmp_path)
+    (batches / "note.txt").write_text("not in the data set")
+    assert data.fingerprint(config, tmp_path) == with_batch != before
     (batches / "data_batch_1").write_bytes(b"PIXELS")
-    assert data.fingerprint(config, tmp_path) not in (there, before)
+    assert data.fingerprint(config, tmp_path) not in (with_batch, before)
 
 
 def test_missing_folders_name_the_expected_path(tmp_path):
@@ -138,10 +138,10 @@ def test_missing_folders_name_the_expected_path(tmp_path):
         data.load(folder(), tmp_path)
 
 
-def test_other_classes_in_training_and_test_are_refused(images, tmp_path):
+def test_different_classes_in_training_and_test_are_refused(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "test" / "a").rename(tmp_path / "images" / "test" / "z")
-    with pytest.raises(RelossError, match="are not of the same classes"):
+    with pytest.raises(RelossError, match="have different classes"):
         data.load(folder(), tmp_path / "images")
 
 
@@ -152,8 +152,8 @@ def test_missing_cifar_names_the_command_that_fetches_it(tmp_path, name):
 
 
 @pytest.mark.parametrize("use", [data.load, data.fingerprint])
-def test_imagenet_comes_as_a_folder_only(tmp_path, use):
-    with pytest.raises(UsageError, match=r"imagenet does not come in data\.format=torchvision; use folder"):
+def test_imagenet_is_read_from_folders_only(tmp_path, use):
+    with pytest.raises(UsageError, match=r"imagenet has no data\.format=torchvision; use data\.format=folder"):
         use(Data(name="imagenet", format="torchvision", image_size=32), tmp_path)
 
 
@@ -166,8 +166,8 @@ CIFAR10 = Data(name="cifar10", format="torchvision", image_size=32)
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """A CIFAR-10 of four images a batch in the place of the server; returns what was asked for."""
+def requests(tmp_path, monkeypatch):
+    """A CIFAR-10 with four images per batch instead of the server; returns the list of requests."""
     content = {"batches.meta": {"label_names": [str(label) for label in range(10)]}}
     for number, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
         content[name] = {"data": np.full((4, 3072), number, np.uint8), "labels": [0, 1, 2, 3]}
@@ -178,10 +178,10 @@ def asked(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": sums["batches.meta"]})
-    asked = []
+    requests = []
 
     def fetch(url, path, checksum, limit):
-        asked.append((url, path, checksum, limit))
+        requests.append((url, path, checksum, limit))
         with tarfile.open(path, "w:gz") as opened:
             for name, value in {**served, "readme.html": b"", "../../out": b"elsewhere"}.items():
                 member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
@@ -189,17 +189,17 @@ def asked(tmp_path, monkeypatch):
                 opened.addfile(member, io.BytesIO(value))
 
     monkeypatch.setattr(data.download, "fetch", fetch)
-    return asked
+    return requests
 
 
-def test_cifar_is_fetched_unpacked_and_read(asked, tmp_path):
+def test_cifar_is_fetched_unpacked_and_read(requests, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     for _ in range(2):
         data.fetch(CIFAR10, root)
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     md5 = "c58f30108f718f92721af3b95e74349a"
-    assert asked == [(url, root / "cifar-10-python.tar.gz", md5, 200 * 1024**2)]
+    assert requests == [(url, root / "cifar-10-python.tar.gz", md5, 200 * 1024**2)]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
     assert len(list((root / "cifar-10-batches-py").iterdir())) == 7
@@ -208,11 +208,11 @@ def test_cifar_is_fetched_unpacked_and_read(asked, tmp_path):
     assert splits.train.dataset.images[:, 0, 0, 0].tolist() == [batch for batch in range(5) for _ in range(4)]
 
 
-def test_a_damaged_batch_of_cifar_is_fetched_anew(asked, tmp_path):
+def test_a_damaged_batch_of_cifar_is_downloaded_again(requests, tmp_path):
     data.fetch(CIFAR10, tmp_path)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     content = batch.read_bytes()
     batch.write_bytes(content[:100])
     data.fetch(CIFAR10, tmp_path)
-    assert len(asked) == 2
+    assert len(requests) == 2
     assert batch.read_bytes() == content

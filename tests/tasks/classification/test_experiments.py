@@ -19,14 +19,14 @@ ONE_STEP = (
 )
 FOLDER = ("data.format=folder", "data.image_size=32")
 RARE = ("data.negatives_per_positive=5", "data.per_class=5", "data.validation_fraction=0")
-STEPS = {  # of 8 and 6 training images in batches of 4, the last dropped; and of 50 and 30
+STEPS = {  # (digits, rare): steps of 8 and 6 training images in batches of 4, the last dropped; and of 50 and 30
     **{(True, False): 2, (False, False): 1},
     **{(True, True): 12, (False, True): 7},
 }
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
-def test_losses_are_those_of_the_data(name):
+def test_losses_fit_the_targets(name):
     config = TASK.experiments[name]()
     own = {"label_smoothing"} if config.data.positive_class is None else {"weighted_ce", "focal", "smooth_ap"}
     assert {"ce", "approx", "reloss"} | own == set(config.losses)

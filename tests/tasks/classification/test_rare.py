@@ -13,7 +13,7 @@ from reloss.runtime.files import read_json
 from reloss.surrogates import SetReLoss
 from reloss_tasks.classification import data
 from reloss_tasks.classification.config import Data
-from reloss_tasks.classification.losses import make_criterion, smooth_ap
+from reloss_tasks.classification.losses import make_loss, smooth_ap
 
 DIGITS8 = "classification/digits8_cnn"
 DIGITS = {"name": "digits", "format": "sklearn", "image_size": 8, "validation_fraction": 0.2}
@@ -34,7 +34,7 @@ def batch():
 def criterion(tmp_path):
     def make(loss, *settings, **more):
         config = override(find_experiment(DIGITS8)[1], settings)
-        return make_criterion(Run(config, loss, 0, tmp_path, None, **more), negatives_per_positive=50)
+        return make_loss(Run(config, loss, 0, tmp_path, None, **more), negatives_per_positive=50)
 
     return make
 

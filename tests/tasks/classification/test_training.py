@@ -15,7 +15,7 @@ from reloss.learning import PredictionBank
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates import ClassificationReLoss
 from reloss_tasks.classification.config import Train
-from reloss_tasks.classification.losses import make_criterion
+from reloss_tasks.classification.losses import make_loss
 from reloss_tasks.classification.training import learning_rate
 
 RECIPE = {"epochs": 100, "batch_size": 1, "lr": 0.4, "weight_decay": 0}
@@ -65,33 +65,33 @@ def surrogate():
 
 
 def test_ce_is_cross_entropy(a_run, batch):
-    assert torch.equal(make_criterion(a_run("ce"))(*batch), F.cross_entropy(*batch))
+    assert torch.equal(make_loss(a_run("ce"))(*batch), F.cross_entropy(*batch))
 
 
 def test_label_smoothing(a_run, batch):
     expected = 0.7 * F.cross_entropy(*batch) - 0.3 * F.log_softmax(batch[0], -1).mean()
-    found = make_criterion(a_run("label_smoothing", "train.label_smoothing=0.3"))(*batch)
-    torch.testing.assert_close(found, expected)
+    loss = make_loss(a_run("label_smoothing", "train.label_smoothing=0.3"))(*batch)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("loss", ["reloss", "approx"])
 def test_ordinary_weight_mixes_exactly(a_run, batch, surrogate, loss):
     learned = surrogate(*batch)
-    assert torch.equal(make_criterion(a_run(loss, surrogate=surrogate))(*batch), learned)
-    mixed = make_criterion(a_run(loss, "train.ordinary_weight=0.25", surrogate=surrogate))(*batch)
+    assert torch.equal(make_loss(a_run(loss, surrogate=surrogate))(*batch), learned)
+    mixed = make_loss(a_run(loss, "train.ordinary_weight=0.25", surrogate=surrogate))(*batch)
     assert torch.equal(mixed, learned + 0.25 * F.cross_entropy(*batch))
 
 
 def test_a_learned_loss_passes_gradients_and_learns_nothing(a_run, batch, surrogate):
     outputs = batch[0].clone().requires_grad_()
-    make_criterion(a_run("reloss", surrogate=surrogate))(outputs, batch[1]).backward()
+    make_loss(a_run("reloss", surrogate=surrogate))(outputs, batch[1]).backward()
     assert (outputs.grad.norm(dim=-1) > 0).all()
     assert all(parameter.grad is None for parameter in surrogate.parameters())
 
 
 def test_a_learned_loss_needs_its_surrogate(a_run):
     with pytest.raises(RelossError, match="loss 'reloss' needs a learned surrogate"):
-        make_criterion(a_run("reloss"))
+        make_loss(a_run("reloss"))
 
 
 # Resuming
@@ -124,13 +124,13 @@ def assert_same_run(one, other):
 
 
 def interrupt_after(monkeypatch, method, calls):
-    """Press Ctrl-C right after the given call of a method of the record."""
-    real, seen = getattr(Record, method), []
+    """Press Ctrl-C right after call number `calls` of a method of the record."""
+    original, counter = getattr(Record, method), []
 
     def wrapped(self, *arguments, **values):
-        real(self, *arguments, **values)
-        seen.append(1)
-        if len(seen) == calls:
+        original(self, *arguments, **values)
+        counter.append(1)
+        if len(counter) == calls:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Record, method, wrapped)
@@ -166,17 +166,17 @@ def test_an_interrupted_run_with_a_learned_loss_resumes_too(run_digits, tmp_path
     assert_same_run(run_digits("reloss", settings=EPOCHS), tmp_path / "whole")
 
 
-def test_resume_does_not_repeat_what_is_done(run_digits, monkeypatch, capsys):
+def test_resume_does_not_repeat_finished_epochs(run_digits, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_after(patch, "save_checkpoint", 2)
         with pytest.raises(KeyboardInterrupt):
             run_digits(seed=1, settings=EPOCHS)
     capsys.readouterr()
     run_digits(seed=1, settings=EPOCHS)
-    said = capsys.readouterr().err
-    assert "going on from epoch 2/3" in said
-    assert "epoch 2/3: loss" not in said
-    assert "epoch 3/3: loss" in said
+    output = capsys.readouterr().err
+    assert "resuming from epoch 2/3" in output
+    assert "epoch 2/3: loss" not in output
+    assert "epoch 3/3: loss" in output
 
 
 def test_seeds_differ_and_a_seed_repeats(run_digits, tmp_path):
@@ -191,7 +191,7 @@ def test_seeds_differ_and_a_seed_repeats(run_digits, tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1])  # the recorded baseline, and another run
-def test_a_diverged_run_says_so_and_keeps_what_it_had(cli, tmp_path, seed):
+def test_a_diverged_run_reports_it_and_keeps_its_record(cli, tmp_path, seed):
     runs = tmp_path / "runs"
     words = (
         "run",

@@ -28,16 +28,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Fast tokenizers of three kinds, trained here: word pieces, bytes (RoBERTa's) and characters."""
+    """Three kinds of fast tokenizers, trained here: word pieces, bytes (as RoBERTa's) and characters."""
     folder = tmp_path_factory.mktemp("tokenizers")
     pieces = BertWordPieceTokenizer()
     pieces.train_from_iterator(TEXT, vocab_size=120, min_frequency=1, show_progress=False)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     bytes_ = ByteLevelBPETokenizer()
     bytes_.train_from_iterator(TEXT, vocab_size=320, min_frequency=1, special_tokens=special, show_progress=False)
-    for name, made in (("pieces", pieces), ("bytes", bytes_)):
+    for name, tokenizer in (("pieces", pieces), ("bytes", bytes_)):
         (folder / name).mkdir()
-        made.save_model(str(folder / name))
+        tokenizer.save_model(str(folder / name))
     return {
         "pieces": BertTokenizerFast.from_pretrained(str(folder / "pieces")),
         "bytes": RobertaTokenizerFast.from_pretrained(str(folder / "bytes")),
@@ -47,7 +47,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, object]) -> Path:
-    """A folder with a tiny random BERT and its tokenizer, as `save_pretrained` writes them."""
+    """A folder with a tiny random BERT and its tokenizer, written by `save_pretrained`."""
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = tokenizers["pieces"]
     torch.manual_seed(0)
@@ -65,8 +65,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, obje
 
 
 def article(generator: np.random.Generator, title: str, paragraphs: int, unanswerable: bool) -> dict:
-    """Paragraphs of who lives where, and questions on them; of 2.0, every third asks for somebody who is not there."""
-    made = []
+    """Paragraphs that state who lives where, with questions; in 2.0, every third question is unanswerable."""
+    contexts = []
     for number in range(paragraphs):
         people = generator.permutation(NAMES)
         cities = generator.choice(CITIES, 3)
@@ -79,13 +79,13 @@ def article(generator: np.random.Generator, title: str, paragraphs: int, unanswe
             entry = {"id": f"{title}-{number}-{place}", "question": f"Where does {name} live?"}
             entry["answers"] = [] if impossible else [{"text": city, "answer_start": start}]
             questions.append({**entry, "is_impossible": impossible} if unanswerable else entry)
-        made.append({"context": context, "qas": questions})
-    return {"title": title, "paragraphs": made}
+        contexts.append({"context": context, "qas": questions})
+    return {"title": title, "paragraphs": contexts}
 
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder: 48 questions to train on and 18 to test on, in SQuAD's v1.1 and v2.0, and 66 in one file."""
+    """A data folder: 48 training and 18 test questions in SQuAD v1.1 and v2.0, and all 66 in one file."""
     folder = tmp_path_factory.mktemp("questions")
     for version, unanswerable in (("v1.1", False), ("v2.0", True)):
         generator = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_settings(encoder: Path) -> tuple[str, ...]:
-    """Settings that make squad_minilm a matter of a second, with the tiny encoder."""
+    """Settings that run squad_minilm in a second, with the tiny encoder."""
     return (
         *("data.max_length=40", "data.stride=8", "data.max_question=16", "data.train_questions=30"),
         *("data.held_out=6", "data.test_questions=16", "train.batch_size=8", "train.precision=no"),
@@ -110,7 +110,7 @@ def tiny_settings(encoder: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def run_reading(questions: Path, tiny_settings: tuple[str, ...], tmp_path: Path) -> Callable[..., Path]:
-    """Runs squad_minilm (or another experiment) at a small size; returns the record."""
+    """Run squad_minilm, or another experiment, at a small size and return the record."""
 
     def start(loss: str = "ce", *settings: str, experiment: str = "mrc/squad_minilm", **more: object) -> Path:
         options = {"data": questions, "runs": tmp_path / "runs", **more}

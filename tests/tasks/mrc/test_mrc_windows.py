@@ -13,16 +13,16 @@ from reloss_tasks.mrc.data import Question
 from reloss_tasks.mrc.windows import make_windows, read_answers
 
 KINDS = ("pieces", "bytes", "characters")
-AWKWARD = [
+DIFFICULT = [
     "Anna lives in Berlin.",
     "Anna\tlives\n\nin  New York .",
     "安娜住在北京市，她喜欢Oslo。",
-    "Zürich cafe\u0301 naïve ﬁle ½ ＡＢＣ",  # combining, ligature, full width
+    "Zürich cafe\u0301 naïve ﬁle ½ ＡＢＣ",  # combining accent, ligature, full width
     "👩‍👩‍👧 family 🇩🇪 flag",
     "zero\u200bwidth and nbsp\u00a0here",
     "ctrl\x07char",
     "مرحبا بالعالم",
-    "İstanbul ĲSSEL ẞ",  # lower case is longer or shorter
+    "İstanbul ĲSSEL ẞ",  # lower case has another length
     "",
     " ",
 ]
@@ -38,18 +38,18 @@ def ask(context: str, *spans: tuple[int, int], text: str = "Where does Anna live
 
 
 def perfect(windows) -> torch.Tensor:
-    """Logits of a reader that is sure of the first gold span of each window."""
+    """Logits of a perfect reader, which predicts the first gold span of each window."""
     outputs = torch.zeros(*windows.passage.shape[:1], 2, windows.passage.shape[1])
     gold = windows.targets[:, 0].clamp(min=0)
-    found = windows.targets[:, 0, 0] >= 0
-    outputs.scatter_(2, gold[..., None], (5.0 + 5.0 * found)[:, None, None].expand(-1, 2, 1))
+    answerable = windows.targets[:, 0, 0] >= 0
+    outputs.scatter_(2, gold[..., None], (5.0 + 5.0 * answerable)[:, None, None].expand(-1, 2, 1))
     return outputs.where(windows.passage[:, None], MASKED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("context", AWKWARD)
-def test_words_of_awkward_text_are_read_back(tokenizers, kind, context):
-    """Every word, found by its characters, is read from the tokens that it was placed on."""
+@pytest.mark.parametrize("context", DIFFICULT)
+def test_words_of_difficult_text_are_read_back(tokenizers, kind, context):
+    """Every word is placed on tokens by its characters, and read back from these tokens."""
     words, place = [], 0
     for word in context.split():
         place = context.index(word, place)
@@ -64,10 +64,10 @@ def test_words_of_awkward_text_are_read_back(tokenizers, kind, context):
     questions = [ask(context, word, name=str(word)) for word in words]
     windows = make_windows(questions, tokenizers[kind], config(max_length=160, stride=64))
     texts, lead = read_answers(perfect(windows), windows, questions, 100)
-    for question, text, ahead in zip(questions, texts, lead.tolist(), strict=True):
-        if ahead < 0:  # placed
+    for question, text, lead_of_no_answer in zip(questions, texts, lead.tolist(), strict=True):
+        if lead_of_no_answer < 0:  # the word was placed
             assert question.answers[0].strip("\u200b\x07") in text
-            assert len(text) <= len(question.answers[0]) + 12  # a token may hold more than the word
+            assert len(text) <= len(question.answers[0]) + 12  # a token may be longer than the word
     assert (lead < 0).float().mean() > 0.6
 
 
@@ -84,16 +84,16 @@ def test_long_passages_are_covered_by_windows(tokenizers, kind, data):
     begin = sum(len(word) + len(space) for word in words[:number])
     question = ask(context, (begin, begin + len(words[number])))
     windows = make_windows([question, ask("Anna lives.", (0, 4))], tokenizers[kind], config())
-    mine = windows.owners == 0
+    first = windows.owners == 0
     assert windows.lengths.max() <= 40
-    # every token of the passage is in a window, and the answer, which is short, is whole in at least one
-    held = windows.targets[mine, 0, 0] >= 0
-    assert held.any()
+    # Every token of the passage is in a window, and at least one window contains the short answer whole.
+    inside = windows.targets[first, 0, 0] >= 0
+    assert inside.any()
     texts, _ = read_answers(perfect(windows), windows, [question, ask("Anna lives.", (0, 4))], 30)
     assert texts[0] == question.answers[0] or (kind == "bytes" and question.answers[0] in texts[0])
     assert texts[1] == "Anna"
     covered = np.zeros(len(context), dtype=bool)
-    for begin, end in windows.offsets[mine][windows.passage[mine]].tolist():
+    for begin, end in windows.offsets[first][windows.passage[first]].tolist():
         covered[begin:end] = True
     assert all(covered[i] for i, c in enumerate(context) if not c.isspace())
 
@@ -128,7 +128,7 @@ def test_places_equal_loops_over_tokens():
         assert placed[row].tolist() == expected + rest
 
 
-def test_an_answer_outside_every_window_is_no_answer(tokenizers):
+def test_an_answer_that_fits_no_window_is_no_answer(tokenizers):
     context = "Anna " * 60
     question = ask(context, (0, len(context) - 1))
     windows = make_windows([question], tokenizers["pieces"], config())
@@ -136,7 +136,7 @@ def test_an_answer_outside_every_window_is_no_answer(tokenizers):
     assert windows.targets[:, 0].tolist() == [[-1, -1]] * len(windows)
 
 
-def test_an_empty_passage_can_only_be_no_answer(tokenizers):
+def test_an_empty_passage_has_no_answer(tokenizers):
     for kind in KINDS:
         windows = make_windows([ask("")], tokenizers[kind], config())
         assert windows.passage.sum().item() == 1
@@ -146,7 +146,7 @@ def test_an_empty_passage_can_only_be_no_answer(tokenizers):
         assert texts == [""]
 
 
-def test_position_0_and_the_passage_alone_can_be_answered_with(tokenizers):
+def test_only_position_0_and_the_passage_can_be_answers(tokenizers):
     for kind in KINDS:
         windows = make_windows([ask("Anna lives in Oslo.")], tokenizers[kind], config())
         (ids,), (open_,) = windows.input_ids, windows.passage
@@ -182,14 +182,14 @@ def test_several_gold_spans_and_the_best_window(tokenizers):
         read_answers(outputs, windows, [question], 1)[1],
     )
     assert text in ("oslo", "Oslo", "O", "Os")
-    assert lead == 0 - 6  # the least score of no answer, in window 0, against two logits of 3
+    assert lead == 0 - 6  # the lowest score of no answer, in window 0, minus two logits of 3
 
 
-def test_windows_are_kept_and_made_anew_where_they_are_damaged(tokenizers, tmp_path, monkeypatch):
+def test_windows_are_cached_and_a_damaged_cache_is_replaced(tokenizers, tmp_path, monkeypatch):
     questions = [ask("Anna lives in Oslo.", (14, 18))]
     first = make_windows(questions, tokenizers["pieces"], config())
     (path,) = (tmp_path / "cache" / "windows").iterdir()
-    monkeypatch.setattr(features, "_chunk", None)  # nothing is made
+    monkeypatch.setattr(features, "_chunk", None)  # nothing may be computed
     again = make_windows(questions, tokenizers["pieces"], config())
     monkeypatch.undo()
     monkeypatch.setenv("RELOSS_CACHE", str(tmp_path / "cache"))

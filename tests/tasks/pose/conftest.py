@@ -22,7 +22,7 @@ COUNTS = (12, 4)
 
 @pytest.fixture(scope="session")
 def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of drawn persons, 12 to train on and 4 to test on: a bright disc of its own shade at each joint."""
+    """A data folder with drawn persons, 12 for training and 4 for test: each joint is a disc in its own colour."""
     folder = tmp_path_factory.mktemp("persons")
     generator = np.random.default_rng(0)
     for name, splits in FILES.items():
@@ -33,7 +33,7 @@ def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def withhold(root: Path) -> None:
-    """Make a test-dev set of the persons to test on, as COCO gives it: images and a detector's boxes, no joints."""
+    """Make a test-dev set from the test persons, in COCO's form: images and a detector's boxes without joints."""
     labels, images = FILES["coco"][1]
     known = read_json(root / labels)
     shutil.copytree(root / images, root / "test2017")
@@ -44,7 +44,7 @@ def withhold(root: Path) -> None:
 
 
 def draw(root: Path, labels: str, images: str, joints: int, count: int, generator: np.random.Generator) -> None:
-    """Draw `count` persons, one an image; the last joint of every other one is hidden."""
+    """Draw `count` persons, one per image; the last joint of every second person is hidden."""
     (root / images).mkdir(parents=True, exist_ok=True)
     entries, annotations = [], []
     y, x = np.mgrid[:120, :100]
@@ -76,7 +76,7 @@ def draw(root: Path, labels: str, images: str, joints: int, count: int, generato
 
 @pytest.fixture
 def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Runs the LSP experiment on the drawn persons; returns the record."""
+    """Run the LSP experiment on the drawn persons and return the record."""
     tiny = (
         *("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4"),
         *("recording.item_size=2", "learn.steps=4", "learn.items=4", "learn.validation_fraction=0.4"),

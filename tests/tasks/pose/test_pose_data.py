@@ -15,32 +15,32 @@ TASK = tasks()["pose"]
 
 @pytest.fixture
 def archives(persons, tmp_path, monkeypatch):
-    """Archives laid out as COCO's, in the place of the server; returns the names of those that were asked for."""
-    folder, asked = tmp_path / "server", []
+    """Archives in COCO's layout instead of the server; returns the list of requests."""
+    folder, requests = tmp_path / "server", []
     folder.mkdir()
     for name, part in (
         *(("annotations_trainval2017", "annotations"), ("val2017", "val2017"), ("train2017", "train2017")),
         *(("image_info_test2017", "annotations"), ("test2017", "test2017")),
     ):
-        with ZipFile(folder / f"{name}.zip", "w") as made:
+        with ZipFile(folder / f"{name}.zip", "w") as archive:
             for path in sorted((persons / "coco" / part).iterdir()):
-                made.write(path, f"{part}/{path.name}")
-            made.writestr(f"{part}/instances_not_needed.json" if part == "annotations" else f"{part}/", "")
+                archive.write(path, f"{part}/{path.name}")
+            archive.writestr(f"{part}/instances_not_needed.json" if part == "annotations" else f"{part}/", "")
 
     def fetch(url, path, md5):
-        asked.append(url)
+        requests.append(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / path.name, path)
 
-    monkeypatch.setattr(data, "fetch", fetch)
-    return asked
+    monkeypatch.setattr(data.download, "fetch", fetch)
+    return requests
 
 
-def test_coco_is_fetched_unpacked_and_found(archives, tmp_path, cli):
+def test_coco_is_downloaded_and_unpacked(archives, tmp_path, cli):
     words = ("data", "fetch", "coco", "--data", tmp_path, "--set", "data.boxes=annotated")
     code, out, err = cli(*words)
     assert code == 0, err
-    assert "12 images with 12 persons to train on, 4 images with 4 persons to test on" in out
+    assert "12 images with 12 persons for training, 4 images with 4 persons for test" in out
     assert sorted(path.name for path in (tmp_path / "coco").iterdir()) == ["annotations", "train2017", "val2017"]
     assert sorted(path.name for path in (tmp_path / "coco" / "annotations").iterdir()) == [
         "person_keypoints_train2017.json",
@@ -51,7 +51,7 @@ def test_coco_is_fetched_unpacked_and_found(archives, tmp_path, cli):
     assert len(archives) == 3
 
 
-def test_only_what_is_missing_is_fetched(archives, tmp_path):
+def test_only_missing_files_are_downloaded(archives, tmp_path):
     config = TASK.experiments["pose/coco_res50_256x192"]()
     TASK.fetch_data(config, tmp_path)
     images = sorted((tmp_path / "coco" / "val2017").iterdir())
@@ -66,7 +66,7 @@ def test_only_what_is_missing_is_fetched(archives, tmp_path):
     assert images[2].stat().st_mtime_ns == kept
 
 
-def test_test_dev_is_fetched_where_it_is_predicted(archives, tmp_path):
+def test_test_dev_is_downloaded_if_it_is_predicted(archives, tmp_path):
     config = TASK.experiments["pose/coco_hrnet_w48_dark_384x288"]()
     TASK.fetch_data(config, tmp_path)
     assert archives == [f"{data.COCO}/{archive.address}" for archive in (*data.ARCHIVES, *data.TEST_ARCHIVES)]
@@ -81,11 +81,11 @@ def test_test_dev_is_fetched_where_it_is_predicted(archives, tmp_path):
     (root / data.TEST_DEV_BOXES).write_text("[]")
     assert TASK.check_data(config, tmp_path).endswith("4 images of test-dev")
     next((root / "test2017").iterdir()).unlink()
-    with pytest.raises(RelossError, match=r"1 of 4 images .*; or do without test-dev with --set data.test_dev=false"):
+    with pytest.raises(RelossError, match=r"1 of 4 images .*; or skip test-dev with --set data.test_dev=false"):
         TASK.check_data(config, tmp_path)
 
 
-def test_what_is_missing_of_test_dev_is_named_with_what_fetches_it(archives, tmp_path):
+def test_missing_test_dev_files_are_named_with_the_command_that_downloads_them(archives, tmp_path):
     TASK.fetch_data(TASK.experiments["pose/coco_res50_256x192"](), tmp_path)
     config = override(TASK.experiments["pose/coco_hrnet_w48_dark_384x288"](), ["data.boxes=annotated"])
     with pytest.raises(
@@ -109,22 +109,22 @@ def test_fingerprint_changes_with_annotations_images_and_boxes(persons, tmp_path
     assert before == data.fingerprint(config, persons)
     (root / data.IMAGES[name][0] / "stray.png").write_bytes(b"not annotated")
     assert data.fingerprint(config, tmp_path) == before
-    found = [before]
+    fingerprints = [before]
     for path in (*data.ANNOTATIONS[name], *([data.BOXES] if name == "coco" else [])):
         (root / path).parent.mkdir(exist_ok=True)
         with (root / path).open("a") as file:
             file.write("\n")
-        found.append(data.fingerprint(config, tmp_path))
+        fingerprints.append(data.fingerprint(config, tmp_path))
     for labels, images in zip(data.ANNOTATIONS[name], data.IMAGES[name], strict=True):
         image = root / images / read_json(root / labels)["images"][-1]["file_name"]
         image.write_bytes(bytes(image.stat().st_size))
-        found.append(data.fingerprint(config, tmp_path))
-    assert len(set(found)) == len(found)
+        fingerprints.append(data.fingerprint(config, tmp_path))
+    assert len(set(fingerprints)) == len(fingerprints)
     image.unlink()
     with pytest.raises(RelossError, match=f"1 of 4 images of .* are missing .* such as {image.name}"):
         data.fingerprint(config, tmp_path)
 
 
-def test_lsp_is_not_fetched(tmp_path):
-    with pytest.raises(UsageError, match="lsp is not fetched; put Leeds Sports Pose"):
+def test_lsp_cannot_be_downloaded(tmp_path):
+    with pytest.raises(UsageError, match="lsp cannot be downloaded; put Leeds Sports Pose"):
         TASK.fetch_data(TASK.experiments["pose/lsp_resnet18"](), tmp_path)

@@ -3,9 +3,8 @@ import pytest
 from mmengine.evaluator import Evaluator
 from mmpose.registry import METRICS
 
-from reloss_tasks.pose.hooks import scores
 from reloss_tasks.pose.mean_pose import score_mean_pose
-from reloss_tasks.pose.scoring import TorsoPCK
+from reloss_tasks.pose.scoring import TorsoPCK, record_names
 
 
 def samples(count=6, joints=14):
@@ -43,8 +42,8 @@ def test_torso_pck_is_the_share_of_joints_within_a_part_of_the_torso():
     assert metric.evaluate(6) == {"pck/PCK": pytest.approx(right / total)}
 
 
-def test_names_of_scores():
-    found = scores({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
+def test_names_of_record_names():
+    found = record_names({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
     assert found == {"AP": 0.7, "AP_50": 0.9, "AP_(M)": 0.6, "AR_75": 0.8, "PCK": 0.5}
 
 

@@ -28,7 +28,7 @@ def weights(record):
     return load_file(record / "checkpoint" / "weights.safetensors")
 
 
-def test_the_whole_line(run_lsp, tmp_path):
+def test_the_whole_pipeline(run_lsp, tmp_path):
     record = run_lsp("reloss")
     home = tmp_path / "runs" / "pose" / "lsp_resnet18"
     (baseline,) = home.glob("mse@*/seed0")
@@ -39,7 +39,7 @@ def test_the_whole_line(run_lsp, tmp_path):
         assert all(0 <= value <= 1 for value in summary["scores"].values())
         first, second, *rest = metrics(folder)
         assert (first["epoch"], first["step"], first["train_loss"] > 0) == (1, 2, True)
-        assert first["train_loss_kpt"] == first["train_loss"]  # what mmpose measures is kept too
+        assert first["train_loss_kpt"] == first["train_loss"]  # measurements of mmpose are logged too
         assert 0 <= first["train_acc_pose"] <= 1
         assert (second["epoch"], second["step"], second.keys() - {"seconds"}) == (
             *(1, 2),
@@ -51,7 +51,7 @@ def test_the_whole_line(run_lsp, tmp_path):
         check_logged(folder)
     bank = PredictionBank.open(home / "bank")
     outputs, targets = bank.items(torch.arange(len(bank)))
-    assert outputs.shape == targets.shape == (8, 2, 14, 32, 24)  # 2 epochs of 8 persons, 2 an item
+    assert outputs.shape == targets.shape == (8, 2, 14, 32, 24)  # 2 epochs of 8 persons, 2 in an item
     hidden = targets.amax((-2, -1)) == 0
     assert 0 < hidden.sum() < hidden.numel() / 2
     assert read_json(record / "environment.json")["versions"]["xtcocotools"] == "1.14.3"
@@ -59,7 +59,7 @@ def test_the_whole_line(run_lsp, tmp_path):
     assert surrogate.size == (32, 24)
 
 
-def test_predictions_of_validation_are_the_networks(run_lsp):
+def test_validation_predictions_come_from_the_network(run_lsp):
     record = run_lsp()
     outputs, targets = read_predictions(record)
     assert outputs.shape == targets.shape == (2, 4, 14, 32, 24)
@@ -101,7 +101,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_lsp, tmp_path, monk
     assert kept == ["epoch_1.pth", "epoch_2.pth"]
 
 
-def test_a_bank_that_is_gone_is_recorded_anew(run_lsp):
+def test_a_missing_bank_is_recorded_again(run_lsp):
     record = run_lsp()
     bank = record.parents[1] / "bank"
     before = PredictionBank.open(bank).items(torch.arange(8))
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_named(run_lsp, tmp_path):
     record = run_lsp("mse", "train.epochs=1")
     (checkpoint,) = (record / "checkpoint").rglob("*.pth")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(RelossError, match=r"epoch_1.pth is damaged; remove .*last_checkpoint to train this run anew"):
+    with pytest.raises(RelossError, match=r"epoch_1.pth is damaged; remove .*last_checkpoint to train .* scratch"):
         training._has_checkpoint(record)
 
 
@@ -129,9 +129,9 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run_lsp, capsys):
     last.write_bytes(last.read_bytes()[:1000])
     (record / "summary.json").unlink()
     run_lsp("mse", "train.epochs=2", "train.validate_every=1")
-    said = capsys.readouterr().err
-    assert f"checkpoint {last} is damaged" in said
-    assert "going on from epoch 1/2" in said
+    output = capsys.readouterr().err
+    assert f"checkpoint {last} is damaged" in output
+    assert "resuming from epoch 1/2" in output
     assert metrics(record) == entries
     assert all(torch.equal(value, kept[name]) for name, value in weights(record).items())
 
@@ -166,7 +166,7 @@ def test_bfloat16_trains_on_a_cpu(run_lsp):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_measures(persons, tmp_path, finish):
+def test_two_processes_measure_what_one_process_measures(persons, tmp_path, finish):
     settings = ("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4")
     learn = ("recording.item_size=2", "learn.steps=4", "learn.items=2", "learn.validation_fraction=0.5")
     homes = [tmp_path / name / "pose" / "lsp_resnet18" for name in ("one", "two")]
@@ -177,7 +177,7 @@ def test_two_processes_measure_what_one_measures(persons, tmp_path, finish):
     for loss in ("mse", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         assert [entry["epoch"] for entry in metrics(two)] == [1, 1, 2, 2]
-        # Each step sees other persons, otherwise augmented.
+        # Each step trains on other persons, with other augmentation.
         assert metrics(two)[0]["train_loss"] == pytest.approx(metrics(one)[0]["train_loss"], rel=0.1)
         ours, theirs = (read_json(folder / "summary.json")["scores"] for folder in (two, one))
         assert ours == pytest.approx(theirs, abs=0.1)
@@ -191,11 +191,11 @@ def test_two_processes_measure_what_one_measures(persons, tmp_path, finish):
     assert read_json(record / "summary.json")["scores"] == pytest.approx(scores, abs=1e-6)
 
 
-def test_what_is_logged_of_an_epoch_is_the_mean_over_the_processes(run_lsp, tmp_path, monkeypatch):
+def test_logged_metrics_are_the_mean_over_the_processes(run_lsp, tmp_path, monkeypatch):
     (alone, _) = metrics(run_lsp("mse", "train.epochs=1", runs=tmp_path / "alone", stage="baseline"))
 
     def all_reduce(value, op):
-        """Another process had 3 for everything."""
+        """The mean with another process, whose values are all 3."""
         assert op == "mean"
         value.add_(3).div_(2)
 
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_lsp, tmp_path):
     assert read_json(record / "summary.json")["status"] == "failed"
 
 
-def test_standard_output_is_the_record_alone(persons, tmp_path, cli):
+def test_standard_output_is_only_the_record(persons, tmp_path, cli):
     words = ("--data", persons, "--runs", tmp_path, "--track", "off", "--set", "train.epochs=1", "data.held_out=4")
     code, out, err = cli("run", "pose/lsp_resnet18", *words, "recording.item_size=2", "train.batch_size=4")
     assert code == 0, err
@@ -240,7 +240,7 @@ def test_standard_output_is_the_record_alone(persons, tmp_path, cli):
 
 
 @pytest.mark.slow
-def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
+def test_coco_end_to_end_with_cocos_evaluation(persons, tmp_path, capfd):
     settings = (
         *("model.pretrained=false", "data.boxes=annotated", "data.workers=0", "train.epochs=1"),
         *("train.batch_size=4", "train.validate_every=1", "recording.item_size=2", "data.test_dev=true"),
@@ -253,20 +253,20 @@ def test_coco_end_to_end_with_its_own_evaluation(persons, tmp_path, capfd):
     assert "Average Precision  (AP) @[ IoU=0.50:0.95" in capfd.readouterr().err
     submission = read_json(record / "test-dev.keypoints.json")
     images = read_json(persons / "coco/annotations/image_info_test-dev2017.json")["images"]
-    assert sorted(each["image_id"] for each in submission) == [image["id"] for image in images]
-    for each in submission:
-        assert each.keys() >= {"image_id", "category_id", "keypoints", "score"}
-        assert len(each["keypoints"]) == 3 * 17
+    assert sorted(person["image_id"] for person in submission) == [image["id"] for image in images]
+    for person in submission:
+        assert person.keys() >= {"image_id", "category_id", "keypoints", "score"}
+        assert len(person["keypoints"]) == 3 * 17
 
 
-def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
+def test_persons_are_drawn_next_to_those_of_the_baseline(run_lsp, monkeypatch):
     drawn = []
     draw = pictures._draw
-    monkeypatch.setattr(pictures, "_draw", lambda *found: (drawn.append(found), draw(*found)))
+    monkeypatch.setattr(pictures, "_draw", lambda *arguments: (drawn.append(arguments), draw(*arguments)))
     record = run_lsp("reloss", "train.epochs=1")
     with Image.open(record / "persons.png") as image:
         assert image.info["Description"] == "Validation persons with their joints: truth, mse, reloss"
-    _, (images, columns, visible, _, path) = drawn  # the baseline's own before
+    _, (images, columns, visible, _, path) = drawn  # the first call is the baseline's
     assert path == record / "persons.png"
     assert list(columns) == ["truth", "mse", "reloss"]
     outputs, targets = read_predictions(record)
@@ -275,11 +275,11 @@ def test_persons_are_drawn_beside_the_baselines(run_lsp, monkeypatch):
     assert not torch.equal(columns["mse"], columns["reloss"])
     assert images.shape == (4, 3, 128, 96)
     assert visible.sum() == (targets[-1].amax((-2, -1)) > 0).sum()
-    # A disc of a joint's own shade lies where the truth says: the first joint's is (255, 0, 128) in RGB.
+    # Each true joint has a disc in its own colour: (255, 0, 128) in RGB for the first joint.
     x, y = (pictures.decode_heatmaps(targets[-1])[0, 0] * 4).round().long().tolist()
     red, green, _ = images[0, :, y, x].flip(0)
     assert int(red) - int(green) > 60
-    # A baseline that is damaged is left out, and stops no run.
+    # A damaged baseline is skipped and does not stop the run.
     (predictions,) = record.parents[1].glob("mse@*/seed0/predictions/0001.safetensors")
     predictions.write_bytes(b"")
     shutil.rmtree(record)

@@ -1,0 +1,33 @@
+"""mmpose's config files: the ones in tasks/pose/configs, and the ones that mmpose ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+
+from reloss.runtime.errors import UsageError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def read_mmpose_config(name: str) -> Config:
+    """Return the config in the file `name` of tasks/pose/configs, or in a file that mmpose ships (mmpose::<path>).
+
+    Raises:
+        UsageError: there is no such config.
+    """
+    try:
+        if name.startswith("mmpose::"):
+            from mmengine.hub import get_config
+
+            return get_config(name)
+        return Config.fromfile(str(CONFIGS / name))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no mmpose config {name}: {error}") from error
+
+
+def heatmap_size(name: str) -> tuple[int, int]:
+    """Return height and width of the heatmaps in the config `name`."""
+    width, height = read_mmpose_config(name).codec.heatmap_size
+    return height, width
