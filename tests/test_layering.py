@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "common" / "reloss"
+TASKS = PACKAGE.with_name("reloss_tasks")
 LAYERS = (
     {"runtime", "ranking", "metrics"},
     {"surrogates"},
@@ -69,6 +70,10 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+# Without the folder of configs, which mmpose reads by path.
+TASK_MODULES = {module_name(path): path for path in sorted(TASKS.glob("**/*.py")) if path.parent.name != "configs"}
+TASK_NAMES = sorted(path.parent.name for path in TASKS.glob("*/config.py"))
+ROLES = {"__init__", "config", "data", "experiments", "losses", "scoring", "training"}
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -95,7 +100,8 @@ def imports(path: Path) -> set[str]:
         else:
             assert statement.level == 0, f"{path}, line {statement.lineno}: a relative import"
             names = {f"{statement.module}.{alias.name}" for alias in statement.names}
-            found |= {name if name in MODULES else str(statement.module) for name in names}
+            known = MODULES.keys() | TASK_MODULES.keys()
+            found |= {name if name in known else str(statement.module) for name in names}
     return found
 
 
@@ -130,13 +136,47 @@ def test_ranking_and_metrics_stand_on_the_ground(module):
     assert rooms <= LAYERS[0]
 
 
-def test_no_import_cycle():
-    graph = {module: imports(path) & MODULES.keys() for module, path in MODULES.items()}
+@pytest.mark.parametrize("modules", [MODULES, TASK_MODULES], ids=["core", "tasks"])
+def test_no_import_cycle(modules):
+    graph = {module: imports(path) & modules.keys() for module, path in modules.items()}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
-    assert len(order) == len(MODULES)
+    assert len(order) == len(modules)
+
+
+def test_every_task_is_seen():
+    assert len(TASK_NAMES) >= 4
+    assert {name.split(".")[1] for name in TASK_MODULES if name.count(".") > 1} == set(TASK_NAMES)
+
+
+@pytest.mark.parametrize("module", TASK_MODULES)
+def test_tasks_do_not_import_what_runs_them(module):
+    """A task uses the core up to the record; the pipeline, the reports and the commands use the task."""
+    packages = {".".join(name.split(".")[:2]) for name in imports(TASK_MODULES[module])}
+    assert packages & {"reloss.pipeline", "reloss.report", "reloss.commands", "reloss.cli"} == set()
+
+
+@pytest.mark.parametrize("module", TASK_MODULES)
+def test_tasks_do_not_import_each_other(module):
+    shared = {"reloss_tasks", "reloss_tasks.accelerated"}
+    task = ".".join(module.split(".")[:2])
+    others = {
+        name
+        for name in imports(TASK_MODULES[module]) & TASK_MODULES.keys()
+        if name not in shared and ".".join(name.split(".")[:2]) != task
+    }
+    assert others == set()
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_every_task_has_the_same_files_for_the_same_roles(name):
+    task = TASKS / name
+    assert {path.stem for path in task.glob("*.py")} >= ROLES
+    for module, functions in (("data", {"check", "fetch", "fingerprint"}), ("training", {"train", "evaluate"})):
+        tree = ast.parse((task / f"{module}.py").read_text())
+        assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= functions
 
 
 def test_this_test_sees_what_it_forbids(tmp_path):

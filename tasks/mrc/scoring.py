@@ -35,7 +35,7 @@ def normalize(text: str) -> str:
 
 
 def score(answer: str, question: Question, language: str = "en") -> Score:
-    """Return the best scores of an answer over the gold answers. An empty answer means that there is none.
+    """Return the best scores of an answer over the gold answers. An empty answer means no answer.
 
     If a question is unanswerable, the empty answer scores 1 and any other 0.
     """

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import leaving_out, read_summary
 from reloss.experiment.task import Run
 from reloss.metrics import decode_heatmaps
-from reloss.pipeline.checkpoint_ranking import read_predictions
 from reloss.runtime.files import atomic
 
 PERSONS = 6

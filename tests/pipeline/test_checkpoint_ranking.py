@@ -5,8 +5,9 @@ import torch
 from scipy.stats import spearmanr
 from small import DIGITS
 
+from reloss.experiment.predictions import read_predictions
 from reloss.metrics import accuracy
-from reloss.pipeline.checkpoint_ranking import finished_runs, read_predictions
+from reloss.pipeline.checkpoint_ranking import finished_runs
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json, write_json
 from reloss.surrogates import ClassificationReLoss

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import leaving_out
 from reloss.experiment.record_parts import LiveFolder
 from reloss.experiment.records import SurrogateRecord, read_run, read_surrogate
@@ -26,27 +25,6 @@ from reloss.runtime.progress import progress
 from reloss.surrogates import SurrogateLoss, load
 
 PICTURE = "picture.json"  # beside a surrogate: held-out items and the learned curve
-
-
-def read_predictions(record: Path) -> Checkpoints | None:
-    """Return the predictions of a record's epochs, outputs [T, E, ...] in float32 and targets [T, E, ...], or None.
-
-    Raises:
-        RelossError: a file is damaged, or the epochs' predictions are of different examples.
-    """
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    for path in sorted((record / "predictions").glob("[0-9]*.safetensors")):
-        try:
-            epoch = load_file(path)
-            outputs.append(epoch["outputs"].float())
-            targets.append(epoch["targets"])
-        except (OSError, SafetensorError, KeyError) as error:
-            raise RelossError(f"the predictions {path} cannot be read ({error}); remove them") from error
-    try:
-        return (torch.stack(outputs), torch.stack(targets)) if outputs else None
-    except RuntimeError as error:
-        raise RelossError(f"the predictions in {record} are not of the same examples ({error}); remove them") from error
 
 
 def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | None = None) -> dict[str, Checkpoints]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reloss.experiment import environment
 from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import Record
 from reloss.experiment.run_spec import RunSpec, Stage, variant_name
 from reloss.experiment.seeds import seed_everything
@@ -22,7 +23,7 @@ from reloss.experiment.tracker import Tracker
 from reloss.experiment.workspace import Workspace
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.pipeline import fitting, preflight, recording
-from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs, read_predictions
+from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs
 from reloss.pipeline.context import Context, Resume, sole_writer
 from reloss.pipeline.outcome import clean_up, recorded_outcome
 from reloss.runtime import distributed

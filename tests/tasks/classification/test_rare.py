@@ -31,7 +31,7 @@ def batch():
 
 
 @pytest.fixture
-def criterion(tmp_path):
+def loss_of(tmp_path):
     def make(loss, *settings, **more):
         config = override(find_experiment(DIGITS8)[1], settings)
         return make_loss(Run(config, loss, 0, tmp_path, None, **more), negatives_per_positive=50)
@@ -39,17 +39,17 @@ def criterion(tmp_path):
     return make
 
 
-def test_positives_are_thinned_in_every_split_and_negatives_all_kept():
-    whole = data.load(Data(**DIGITS, positive_class=8), None)
-    thinned = data.load(Data(**DIGITS, positive_class=8, negatives_per_positive=50), None)
-    assert thinned.classes == 1
+def test_positives_are_dropped_in_every_split_and_all_negatives_stay():
+    everything = data.load(Data(**DIGITS, positive_class=8), None)
+    reduced = data.load(Data(**DIGITS, positive_class=8, negatives_per_positive=50), None)
+    assert reduced.classes == 1
     for name in ("train", "validation", "test"):
-        before, after = targets(getattr(whole, name)), targets(getattr(thinned, name))
+        before, after = targets(getattr(everything, name)), targets(getattr(reduced, name))
         assert set(after) == {0, 1}
         assert (after == 0).sum() == (before == 0).sum()
         assert after.sum() == (before == 0).sum() // 50
-        assert getattr(thinned, name).positives == after.sum()
-        assert set(getattr(thinned, name).indices) <= set(getattr(whole, name).indices)
+        assert getattr(reduced, name).positives == after.sum()
+        assert set(getattr(reduced, name).indices) <= set(getattr(everything, name).indices)
 
 
 def test_one_against_rest_keeps_images_and_their_order():
@@ -69,36 +69,36 @@ def test_one_against_rest_keeps_images_and_their_order():
         ({"positive_class": 8, "negatives_per_positive": 5000}, RelossError, "too few"),
     ],
 )
-def test_what_cannot_be_split(changes, error, message):
+def test_impossible_class_ratios_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         data.load(Data(**DIGITS, **changes), None)
 
 
 def test_negatives_per_positive_needs_a_positive_class():
-    with pytest.raises(ValueError, match=r"goes with data\.positive_class"):
+    with pytest.raises(ValueError, match=r"needs data\.positive_class"):
         Data(**DIGITS, negatives_per_positive=50)
 
 
-def test_ce_and_weighted_ce(criterion, batch):
+def test_ce_and_weighted_ce(loss_of, batch):
     outputs, targets = batch
     p = outputs.sigmoid()
     positive, negative = -targets * p.log(), -(1 - targets) * (1 - p).log()
-    torch.testing.assert_close(criterion("ce")(*batch), (positive + negative).mean())
-    torch.testing.assert_close(criterion("weighted_ce")(*batch), (50 * positive + negative).mean())
+    torch.testing.assert_close(loss_of("ce")(*batch), (positive + negative).mean())
+    torch.testing.assert_close(loss_of("weighted_ce")(*batch), (50 * positive + negative).mean())
 
 
-def test_focal(criterion, batch):
+def test_focal(loss_of, batch):
     outputs, targets = batch
     p_target = torch.where(targets == 1, outputs.sigmoid(), 1 - outputs.sigmoid())
     alpha = torch.where(targets == 1, 0.3, 0.7)
     expected = (-alpha * (1 - p_target) ** 1.5 * p_target.log()).mean()
-    found = criterion("focal", "train.focal_alpha=0.3", "train.focal_gamma=1.5")(*batch)
-    torch.testing.assert_close(found, expected)
+    loss = loss_of("focal", "train.focal_alpha=0.3", "train.focal_gamma=1.5")(*batch)
+    torch.testing.assert_close(loss, expected)
 
 
-def test_focal_without_focus_is_half_of_ce(criterion, batch):
-    found = criterion("focal", "train.focal_alpha=0.5", "train.focal_gamma=0")(*batch)
-    torch.testing.assert_close(found, criterion("ce")(*batch) / 2)
+def test_focal_without_focus_is_half_of_ce(loss_of, batch):
+    loss = loss_of("focal", "train.focal_alpha=0.5", "train.focal_gamma=0")(*batch)
+    torch.testing.assert_close(loss, loss_of("ce")(*batch) / 2)
 
 
 def test_smooth_ap_becomes_average_precision_as_its_temperature_falls(batch):
@@ -130,18 +130,18 @@ def _smooth_ap_by_loops(outputs, targets, temperature=0.5):
     return 1 - total / len(positives)
 
 
-def test_a_learned_loss_has_cross_entropy_added(criterion, batch):
+def test_a_learned_loss_has_cross_entropy_added(loss_of, batch):
     torch.manual_seed(0)
     surrogate = SetReLoss().freeze()
     expected = surrogate(*batch) + F.binary_cross_entropy_with_logits(batch[0], batch[1].float())
-    torch.testing.assert_close(criterion("reloss", surrogate=surrogate)(*batch), expected)
-    alone = criterion("reloss", "train.ordinary_weight=0", surrogate=surrogate)
+    torch.testing.assert_close(loss_of("reloss", surrogate=surrogate)(*batch), expected)
+    alone = loss_of("reloss", "train.ordinary_weight=0", surrogate=surrogate)
     assert torch.equal(alone(*batch), surrogate(*batch))
 
 
-def test_losses_for_several_classes_are_refused(criterion):
+def test_losses_for_several_classes_are_refused(loss_of):
     with pytest.raises(UsageError, match="'label_smoothing' is not defined for a positive class; choose one of ce"):
-        criterion("label_smoothing")
+        loss_of("label_smoothing")
 
 
 def test_two_metrics_teach_losses_from_one_bank_and_one_baseline(tmp_path, cli):

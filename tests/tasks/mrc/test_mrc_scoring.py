@@ -37,7 +37,7 @@ WORDS = st.lists(st.sampled_from(SOME), max_size=5)
 @given(st.lists(st.tuples(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=3)), min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_equals_torchmetrics_squad(pairs):
-    """But for texts of articles alone, for which SQuAD 2.0 has a rule of its own."""
+    """Except for texts that only consist of articles, where SQuAD 2.0 has another rule."""
     questions, answers = [], {}
     for number, (answer, golds) in enumerate(pairs):
         texts = [" ".join(gold) for gold in golds]
@@ -47,13 +47,13 @@ def test_equals_torchmetrics_squad(pairs):
         answers[str(number)] = " ".join(answer)
     if not questions:
         return
-    found = mean_scores(answers, questions)
+    scores = mean_scores(answers, questions)
     expected = squad(
         [{"id": name, "prediction_text": text} for name, text in answers.items()],
         [{"id": q.id, "answers": {"text": list(q.answers), "answer_start": [0] * len(q.answers)}} for q in questions],
     )
-    assert found["f1"] == pytest.approx(float(expected["f1"]) / 100, abs=1e-5)
-    assert found["exact_match"] == pytest.approx(float(expected["exact_match"]) / 100, abs=1e-5)
+    assert scores["f1"] == pytest.approx(float(expected["f1"]) / 100, abs=1e-5)
+    assert scores["exact_match"] == pytest.approx(float(expected["exact_match"]) / 100, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_by_hand(answer, golds, f1, exact):
         ("北京市", "北京市", 1, 1),
         ("北京", "北京市", 2 * 2 / (2 + 3), 0),
         ("北市", "北京市", 2 * 1 / (2 + 3), 0),  # the longest run, not the bag
-        ("《北京》。", "北京", 1, 1),  # punctuation is left out
+        ("《北京》。", "北京", 1, 1),  # punctuation does not count
         ("1993年", "1993年。", 1, 1),
         ("1993年", "1994年", 2 * 1 / (2 + 2), 0),  # a number is one part
         ("NBA联赛", "nba 联赛", 1, 0),
@@ -93,19 +93,19 @@ def test_chinese_by_hand(answer, gold, f1, exact):
 
 @given(st.text("ab北京", max_size=8), st.text("ab北京", max_size=8))
 @settings(max_examples=80, deadline=None)
-def test_chinese_runs_equal_trying_all(answer, gold):
+def test_longest_common_run_equals_an_exhaustive_search(answer, gold):
     from reloss_tasks.mrc.scoring import _chinese_parts, _longest_common_run
 
-    ours, theirs = _chinese_parts(answer), _chinese_parts(gold)
-    runs = [ours[i:j] for i, j in itertools.combinations(range(len(ours) + 1), 2)]
-    both = [len(r) for r in runs if any(theirs[k : k + len(r)] == r for k in range(len(theirs)))]
-    assert _longest_common_run(ours, theirs) == max(both, default=0)
+    first, second = _chinese_parts(answer), _chinese_parts(gold)
+    runs = [first[i:j] for i, j in itertools.combinations(range(len(first) + 1), 2)]
+    common = [len(r) for r in runs if any(second[k : k + len(r)] == r for k in range(len(second)))]
+    assert _longest_common_run(first, second) == max(common, default=0)
 
 
-def test_scores_of_either_kind_of_question():
+def test_scores_for_each_kind_of_question():
     questions = [question("Oslo", name="1"), question("Paris", name="2"), question(name="3"), question(name="4")]
-    found = mean_scores({"1": "Oslo", "2": "", "3": "Rome"}, questions)
-    assert found == {
+    scores = mean_scores({"1": "Oslo", "2": "", "3": "Rome"}, questions)
+    assert scores == {
         "f1": 0.5,
         "exact_match": 0.5,
         "has_answer_f1": 0.5,
@@ -118,18 +118,18 @@ def test_scores_of_either_kind_of_question():
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(-5, 5)), min_size=1, max_size=8))
 @settings(max_examples=80, deadline=None)
-def test_best_threshold_equals_trying_all(cases):
+def test_best_threshold_equals_an_exhaustive_search(cases):
     questions = [question(*(["Oslo"] if has else []), name=str(i)) for i, (has, _, _) in enumerate(cases)]
     answers = {str(i): "Oslo" if right else "Rome" for i, (_, right, _) in enumerate(cases)}
-    leads = {str(i): lead + i / 100 for i, (_, _, lead) in enumerate(cases)}  # no two are level
+    leads = {str(i): lead + i / 100 for i, (_, _, lead) in enumerate(cases)}  # all different
 
     def f1(threshold: float) -> float:
-        said = {name: "" if leads[name] > threshold else text for name, text in answers.items()}
-        return mean_scores(said, questions)["f1"]
+        final = {name: "" if leads[name] > threshold else text for name, text in answers.items()}
+        return mean_scores(final, questions)["f1"]
 
-    found = best_threshold(answers, leads, questions)
-    assert found["best_f1"] == pytest.approx(max(f1(threshold) for threshold in (float("-inf"), *leads.values())))
-    assert f1(found["best_f1_threshold"]) == pytest.approx(found["best_f1"])
+    scores = best_threshold(answers, leads, questions)
+    assert scores["best_f1"] == pytest.approx(max(f1(threshold) for threshold in (float("-inf"), *leads.values())))
+    assert f1(scores["best_f1_threshold"]) == pytest.approx(scores["best_f1"])
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,10 @@ def test_approx_and_the_point_wise_surrogate(run_reading):
 
 
 def test_a_batch_reads_as_each_window_alone(encoder, tokenizers):
-    """Padding and the other windows make no difference; and transformers' own loss is ours where nothing is masked."""
+    """Padding and other windows make no difference. Without masking, the loss equals that of transformers."""
     model = AutoModelForQuestionAnswering.from_pretrained(encoder).eval()
-    asked = [ask("Anna lives in Oslo.", (14, 18)), ask("Bob lives in Rio de Janeiro , Brazil .", (13, 27))]
-    windows = make_windows(asked, tokenizers["pieces"], config())
+    questions = [ask("Anna lives in Oslo.", (14, 18)), ask("Bob lives in Rio de Janeiro , Brazil .", (13, 27))]
+    windows = make_windows(questions, tokenizers["pieces"], config())
     batch = collate(windows, list(range(len(windows))))
     with torch.inference_mode():
         together = training.read(model, batch, 40)
@@ -189,9 +189,9 @@ def test_a_batch_reads_as_each_window_alone(encoder, tokenizers):
         batch["passage"] = torch.ones_like(batch["passage"])
         gold = windows.targets[:, 0].clamp(min=0)
         inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
-        theirs = model(**inputs, start_positions=gold[:, 0], end_positions=gold[:, 1]).loss
-        ours = ReadingReLoss.ordinary_loss(training.read(model, batch, 40)[None], windows.targets[None])[0]
-    assert_close(ours, theirs)
+        expected = model(**inputs, start_positions=gold[:, 0], end_positions=gold[:, 1]).loss
+        loss = ReadingReLoss.ordinary_loss(training.read(model, batch, 40)[None], windows.targets[None])[0]
+    assert_close(loss, expected)
 
 
 def test_learning_rate_rises_then_falls_to_0():

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from small import merged
 
 from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.predictions import read_predictions
 from reloss.learning import PredictionBank
 from reloss.metrics import bleu, token_bleu
-from reloss.pipeline.checkpoint_ranking import read_predictions
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
 from reloss_tasks.nmt import training
@@ -74,10 +74,10 @@ def test_scores_are_sacrebleus_scores_of_the_translations(run_toy):
     assert len(hypotheses) == len(references) == 11  # not a multiple of 8: fairseq's batching would lose 3
     scores = read_json(record / "summary.json")["scores"]
     assert scores["sacreBLEU"] == pytest.approx(float(bleu([hypotheses], [references])), abs=1e-6)
-    shown = read_json(record / "examples.json")
+    kinds = read_json(record / "examples.json")
     translations = dict(zip((texts / "test.de").read_text().splitlines(), hypotheses, strict=True))
-    assert sum(map(len, shown.values())) == 11
-    for kind, rows in shown.items():
+    assert sum(map(len, kinds.values())) == 11
+    for kind, rows in kinds.items():
         for row in rows:
             assert row["translation"] == translations[row["source"]]
             assert (row["translation"] == row["reference"]) == (kind == "right")
@@ -97,12 +97,12 @@ def test_the_longest_sentence_is_translated(run_toy, toy, tmp_path, kind, loss):
 def test_examples_are_wrong_and_right_translations():
     sources = [f"quelle {number}" for number in range(50)]
     references = ["A man walks ." if number % 2 else "a dog" for number in range(50)]
-    found = examples(sources, ["a man walks ."] * 50, references, lowercase=True)
-    assert [len(rows) for rows in found.values()] == [20, 20]
-    assert found["right"][0] == {
+    kinds = examples(sources, ["a man walks ."] * 50, references, lowercase=True)
+    assert [len(rows) for rows in kinds.values()] == [20, 20]
+    assert kinds["right"][0] == {
         "source": "quelle 1", "translation": "a man walks .", "reference": "A man walks .", "chrF": "100.0",
     }  # fmt: skip
-    assert all(row["reference"] == "a dog" and float(row["chrF"]) < 50 for row in found["wrong"])
+    assert all(row["reference"] == "a dog" and float(row["chrF"]) < 50 for row in kinds["wrong"])
     assert examples(sources, ["a man walks ."] * 50, references)["right"] == []
 
 
@@ -181,8 +181,8 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run_toy, capsys):
 def test_checkpoints_of_epochs_without_metrics_are_skipped(tmp_path):
     for name in ("checkpoint1.pt", "checkpoint2.pt", "checkpoint_3_12.pt"):
         torch.save({}, tmp_path / name)
-    found = {epochs: training._last_checkpoint(tmp_path, epochs).name for epochs in (3, 2, 1, 0)}
-    assert found == {3: "checkpoint_3_12.pt", 2: "checkpoint2.pt", 1: "checkpoint1.pt", 0: "checkpoint_3_12.pt"}
+    names = {epochs: training._last_checkpoint(tmp_path, epochs).name for epochs in (3, 2, 1, 0)}
+    assert names == {3: "checkpoint_3_12.pt", 2: "checkpoint2.pt", 1: "checkpoint1.pt", 0: "checkpoint_3_12.pt"}
 
 
 def test_gold_tokens_are_computed_only_for_a_bank():

@@ -9,46 +9,46 @@ from reloss_tasks.pose.scoring import TorsoPCK, record_names
 
 def samples(count=6, joints=14):
     generator = np.random.default_rng(0)
-    made = []
+    persons = []
     for number in range(count):
         points = generator.uniform(0, 100, (1, joints, 2))
         visible = (generator.random((1, joints)) < 0.8).astype(float)
         visible[0, 3] = number > 0  # of the first person, a hip is hidden
         visible[0, 8] = 1
         moved = points + generator.normal(0, 8, points.shape)
-        made.append(
+        persons.append(
             {
                 "pred_instances": {"keypoints": moved},
                 "gt_instances": {"keypoints": points, "keypoints_visible": visible},
             }
         )
-    return made
+    return persons
 
 
-def test_torso_pck_is_the_share_of_joints_within_a_part_of_the_torso():
+def test_torso_pck_is_the_share_of_joints_within_a_fraction_of_the_torso():
     metric = METRICS.build({"type": "mmpose.TorsoPCK", "threshold": 0.2, "torso": (8, 3)})
     assert isinstance(metric, TorsoPCK)
-    made = samples()
-    metric.process([], made[:4])
-    metric.process([], made[4:])
+    persons = samples()
+    metric.process([], persons[:4])
+    metric.process([], persons[4:])
     right = total = 0
-    for sample in made[1:]:
-        truth, shown = sample["gt_instances"]["keypoints"][0], sample["gt_instances"]["keypoints_visible"][0]
+    for sample in persons[1:]:
+        truth, visible = sample["gt_instances"]["keypoints"][0], sample["gt_instances"]["keypoints_visible"][0]
         torso = np.linalg.norm(truth[8] - truth[3])
-        away = np.linalg.norm(sample["pred_instances"]["keypoints"][0] - truth, axis=1)
-        right += ((away < 0.2 * torso) & (shown > 0)).sum()
-        total += (shown > 0).sum()
+        distances = np.linalg.norm(sample["pred_instances"]["keypoints"][0] - truth, axis=1)
+        right += ((distances < 0.2 * torso) & (visible > 0)).sum()
+        total += (visible > 0).sum()
     assert 0 < right < total
     assert metric.evaluate(6) == {"pck/PCK": pytest.approx(right / total)}
 
 
-def test_names_of_record_names():
-    found = record_names({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
-    assert found == {"AP": 0.7, "AP_50": 0.9, "AP_(M)": 0.6, "AR_75": 0.8, "PCK": 0.5}
+def test_metrics_get_the_names_of_records():
+    scores = record_names({"coco/AP": 0.7, "coco/AP .5": 0.9, "coco/AP (M)": 0.6, "coco/AR .75": 0.8, "pck/PCK": 0.5})
+    assert scores == {"AP": 0.7, "AP_50": 0.9, "AP_(M)": 0.6, "AR_75": 0.8, "PCK": 0.5}
 
 
 class Persons:
-    """What is used of mmpose's data sets."""
+    """The used part of the interface of mmpose's data sets."""
 
     def __init__(self, persons):
         self.persons = persons
@@ -69,9 +69,9 @@ def test_the_mean_pose_is_placed_into_each_box():
         points = np.array([x, y]) + (pose + moved) * np.array([width, height])
         return {"bbox": np.array([[x, y, x + width, y + height]]), "keypoints": points, "keypoints_visible": visible}
 
-    # The last joint of the third person is hidden, and far away: it must not count.
-    trained = [person(0, 0, 50, 100, 0.1), person(7, 9, 80, 60, -0.1), person(3, 2, 40, 40, hidden=[13])]
-    trained[2]["keypoints"][:, 13] = 1e4
+    # The last joint of the third person is hidden and far away. It must not count.
+    train = [person(0, 0, 50, 100, 0.1), person(7, 9, 80, 60, -0.1), person(3, 2, 40, 40, hidden=[13])]
+    train[2]["keypoints"][:, 13] = 1e4
     same, far = person(30, 20, 90, 120), person(5, 5, 60, 60, moved=3.0)
-    found = score_mean_pose(Persons(trained), Persons([same, far]), Evaluator([TorsoPCK()]))
-    assert found == {"pck/PCK": pytest.approx(0.5)}
+    scores = score_mean_pose(Persons(train), Persons([same, far]), Evaluator([TorsoPCK()]))
+    assert scores == {"pck/PCK": pytest.approx(0.5)}

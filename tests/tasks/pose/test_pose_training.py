@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from small import run_small
 
 from reloss.experiment.metrics_log import read_metrics
+from reloss.experiment.predictions import read_predictions
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
-from reloss.pipeline.checkpoint_ranking import read_predictions
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 from reloss.surrogates import PoseReLoss
