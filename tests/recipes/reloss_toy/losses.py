@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from reloss.experiment.task import Run
 
 
-def make_criterion(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
+def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss of a run: (logits [B, C], targets [B]) -> scalar.
 
     A learned loss comes as `run.surrogate`, frozen and ready to be called.

@@ -10,7 +10,7 @@ from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss_toy import data
-from reloss_toy.losses import make_criterion
+from reloss_toy.losses import make_loss
 from reloss_toy.scoring import scores
 
 
@@ -23,13 +23,13 @@ def train(run: Run) -> None:
     if run.initial_weights is not None:  # train.init=baseline
         model.load_state_dict(read_weights(run.initial_weights))
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
-    criterion = make_criterion(run)
+    loss_function = make_loss(run)
     epoch, step = _resume(run, model, optimizer)
     while epoch < recipe.epochs:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(derive_seed(run.seed, epoch)))
         for batch in order.split(recipe.batch_size):
             outputs = model(inputs[batch])
-            loss = criterion(outputs, targets[batch])
+            loss = loss_function(outputs, targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
