@@ -79,6 +79,7 @@ def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
     """Run the LSP experiment on the drawn persons and return the record."""
     tiny = (
         *("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4"),
+        "train.precision=no",  # bfloat16 is slow on many CPUs
         *("recording.item_size=2", "learn.steps=4", "learn.items=4", "learn.validation_fraction=0.4"),
     )
 
