@@ -135,6 +135,11 @@ def test_settings_are_compared_by_resolved_value(digits):
     )
 
 
+def test_settings_that_are_valid_only_together_stay_together(digits):
+    settings = ("data.negatives_per_positive=5", "data.positive_class=3")
+    assert canonical_settings(digits, settings, "ce") == settings
+
+
 def test_a_setting_that_equals_the_default_but_not_the_release_counts(digits):
     settings = ["learn.fidelity=released", "learn.output=monotone", "surrogate.input=probability"]
     assert canonical_settings(digits, settings, "reloss") == ("learn.fidelity=released", "surrogate.output=monotone")

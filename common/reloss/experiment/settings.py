@@ -6,6 +6,7 @@ Settings name the variant of a run, hence its folder. So they are compared by wh
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import yaml
@@ -58,9 +59,10 @@ def canonical_settings(config: Experiment, settings: Sequence[str], loss: str) -
         texts = {key: text for key, text in texts.items() if not key.startswith(config.LEARNED_ONLY)}
     values = _resolved(config, texts)
     for key in sorted(texts):
-        others = {other: text for other, text in texts.items() if other != key}
-        if _resolved(config, others) == values:
-            texts = others
+        rest = {other: text for other, text in texts.items() if other != key}
+        with suppress(UsageError):  # the rest alone is not valid, so the setting changes something
+            if _resolved(config, rest) == values:
+                texts = rest
     return tuple(f"{key}={as_text(values[key])}" for key in sorted(texts))
 
 
