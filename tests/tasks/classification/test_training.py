@@ -207,7 +207,7 @@ def test_a_diverged_run_reports_it_and_keeps_its_record(cli, tmp_path, seed):
         "train.lr=1e30",
     )
     code, out, err = cli(*words)
-    record = runs / DIGITS / "ce@train.epochs=2,train.lr=1e30" / f"seed{seed}"
+    record = runs / DIGITS / "ce@train.epochs=2,train.lr=1e+30" / f"seed{seed}"
     assert code == 1
     assert out == ""
     assert "diverged" in err.splitlines()[-1]
