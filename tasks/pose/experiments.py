@@ -22,7 +22,7 @@ def coco_res50_256x192() -> PoseExperiment:
         "td-hm_res50_8xb64-210e_coco-256x192",
         batch_size=512,
         scope=Scope.EXTRA,
-        scope_note="the numbers that could be verified are of HRNet on COCO",
+        scope_note="the verified numbers belong to HRNet on COCO",
     )
 
 
@@ -69,7 +69,7 @@ def lsp_resnet18() -> PoseExperiment:
     return PoseExperiment(
         name="pose/lsp_resnet18",
         scope=Scope.REDUCED,
-        scope_note="800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper's are of COCO",
+        scope_note="800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper uses COCO",
         score="PCK",
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
         model=Model(config="lsp_resnet18_128x96.py", pretrained=False),
