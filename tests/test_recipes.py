@@ -58,7 +58,7 @@ def test_every_task_has_the_files_of_the_recipe() -> None:
     missing = {
         f"{task.name}/{name}" for task in tasks().values() for name in files if not (task.folder / name).exists()
     }
-    assert missing <= {"classification/scoring.py", "mrc/losses.py"}  # being moved
+    assert missing == set()
 
 
 # A task, out of tree
