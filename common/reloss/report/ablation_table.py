@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
@@ -97,20 +97,20 @@ def _variant_groups(
     """Return the runs of each variant, which may have none.
 
     All variants of a sweep may share further settings, such as data.format=folder. They are the settings of the
-    smallest group, if possible one without a factor: for the ordinary loss, and for learned losses, which use more
-    settings.
+    smallest group without a factor: for learned losses, which use more settings, and for the ordinary loss.
     """
-    own = {variant: set(group_key(config, variant.loss, variant.settings)[1]) for variant in variants}
-    factors = set().union(*own.values())
+    own = {variant: group_key(config, variant.loss, variant.settings)[1] for variant in variants}
+    factors = {setting for settings in own.values() for setting in settings}
+    plain = [(loss, settings) for loss, settings in groups if factors.isdisjoint(settings)]
 
-    def shared(losses: Collection[str]) -> tuple[str, ...]:
-        candidates = [settings for loss, settings in groups if loss in losses]
-        plain = [settings for settings in candidates if factors.isdisjoint(settings)]
-        return min(plain or candidates, key=len, default=())
+    def settings_of(losses: Collection[str], keys: Iterable[Key]) -> list[tuple[str, ...]]:
+        return [settings for loss, settings in keys if loss in losses]
 
-    ordinary, learned = shared({config.ordinary_loss}), shared(LEARNED_LOSSES)
+    baseline = {config.ordinary_loss}
+    ordinary = min(settings_of(baseline, plain) or settings_of(baseline, groups), key=len, default=())
+    learned = min(settings_of(LEARNED_LOSSES, plain), key=len, default=ordinary)
     keys = {
-        variant: (variant.loss, tuple(sorted(settings.union(learned if variant.loss in LEARNED_LOSSES else ordinary))))
+        variant: (variant.loss, tuple(sorted((*settings, *(learned if variant.loss in LEARNED_LOSSES else ordinary)))))
         for variant, settings in own.items()
     }
     return {variant: groups.get(key, []) for variant, key in keys.items()}
