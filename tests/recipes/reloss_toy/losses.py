@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reloss.experiment.task import Run
+from reloss_toy.config import ToyExperiment
 
 
-def make_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
+def make_loss(run: Run[ToyExperiment]) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss of a run: (logits [B, C], targets [B]) -> scalar.
 
     A learned loss comes as `run.surrogate`, frozen and ready to be called.

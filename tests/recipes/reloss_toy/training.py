@@ -10,11 +10,12 @@ from reloss.experiment.record import read_weights
 from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss_toy import data
+from reloss_toy.config import ToyExperiment
 from reloss_toy.losses import make_loss
 from reloss_toy.scoring import scores
 
 
-def train(run: Run) -> None:
+def train(run: Run[ToyExperiment]) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights."""
     config, recipe = run.config, run.config.train
     inputs, targets = data.load(config.data, config.model.classes, "train")
@@ -41,14 +42,14 @@ def train(run: Run) -> None:
     run.record.save_weights(model.state_dict())
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run[ToyExperiment]) -> dict[str, float]:
     """Return the scores of the final weights on the test points."""
     model = nn.Linear(2, run.config.model.classes)
     model.load_state_dict(read_weights(run.record.weights))
     return _score(run, model, "test")
 
 
-def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+def _resume(run: Run[ToyExperiment], model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """Load the last checkpoint if there is one. Returns the epoch and the step to continue with."""
     checkpoint = run.record.load_checkpoint()
     if checkpoint is not None:
@@ -60,7 +61,9 @@ def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> tup
     return epoch, step
 
 
-def _end_epoch(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
+def _end_epoch(
+    run: Run[ToyExperiment], model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int
+) -> None:
     """Log the validation score, keep predictions for the diagnostics, and write a checkpoint."""
     points = data.load(run.config.data, run.config.model.classes, "validation")
     with torch.inference_mode():
@@ -74,6 +77,6 @@ def _end_epoch(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, epo
 
 
 @torch.inference_mode()
-def _score(run: Run, model: nn.Module, split: str) -> dict[str, float]:
+def _score(run: Run[ToyExperiment], model: nn.Module, split: str) -> dict[str, float]:
     points = data.load(run.config.data, run.config.model.classes, split)
     return scores(model(points.inputs), points.targets)
