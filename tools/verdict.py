@@ -14,12 +14,12 @@ from reloss.experiment.settings import override
 from reloss.report.groups import baseline_group, group_runs, scores_by_seed
 from reloss.report.statistics import describe, paired_difference
 from reloss.report.table import Cell, Table
-from reloss.report.task_table import TaskRow
+from reloss.report.task_table import TaskRow, outdated
 
 LEARNED = "reloss"
 NOTE = (
-    "Mean ± standard deviation, and the paired difference with its 95 % interval. Both losses have the settings that "
-    "their validation split prefers, or where it was not scored, the fewest."
+    "Mean ± standard deviation, and the paired difference with its 95 % interval. Each loss is shown with its best "
+    "settings on the validation split; without validation scores, with the fewest settings."
 )
 HEADERS = ("experiment", "metric", "ordinary loss, %", "learned loss, %", "difference", "seeds")
 MOST_ROWS = 10
@@ -46,7 +46,11 @@ def short_table(configs: Iterable[Experiment], runs: Sequence[RunRecord]) -> Tab
 def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list[Cell]]:
     """Yield a row for each protocol and initialisation in which both losses were run."""
     groups = group_runs(config, (run for run in runs if run.experiment == config.name))
-    groups = {key: group for key, group in groups.items() if len(scores_by_seed(group, config.score)) > 1}
+    groups = {
+        key: group
+        for key, group in groups.items()
+        if len(scores_by_seed(group, config.score)) > 1 and not outdated(config, group[0])
+    }
     for (loss, _), group in groups.items():
         is_preferred = baseline_group(groups, config.ordinary_loss, group[0], config.score) is group
         learned = baseline_group(groups, LEARNED, group[0], config.score)

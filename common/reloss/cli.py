@@ -28,7 +28,10 @@ EXIT_CODES = {"failure": 1, "usage": 2, "interrupted": 130, "broken pipe": 141, 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. EXIT_CODES lists the codes; 0 is success."""
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="reloss", description="Losses learned to rank as an evaluation metric does.", args=arguments
+        COMMANDS,
+        prog="reloss",
+        description="Learn losses that rank predictions as a metric does.",
+        args=arguments,
     )
     try:
         command()

@@ -10,7 +10,7 @@ from reloss.experiment.config import Recording, Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.classification.config import ClassificationExperiment, Data, Model, Train
 
-PAPER = "image classification (its models and scores are not recorded)"
+PAPER = "image classification (the paper's models and scores are not available here)"
 
 
 def digits_cnn() -> ClassificationExperiment:

@@ -12,7 +12,7 @@ from reloss.experiment.config import Recording, Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.mrc.config import Data, Model, ReadingExperiment, Train
 
-PAPER = "machine reading comprehension (its models and scores are not recorded)"
+PAPER = "machine reading comprehension (the paper's models and scores are not available here)"
 # Spans have no classes, so items cannot be relabelled.
 LEARN = LearnOptions(items=64, steps=300, mixture="shuffled")
 FILES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from reloss.experiment.config import Scope
 from reloss.learning.options import LearnOptions
 from reloss_tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, TranslationExperiment
 
-PAPER = "non-autoregressive translation (its models and scores are not recorded)"
+PAPER = "non-autoregressive translation (the paper's models and scores are not available here)"
 NOT_IN_PAPER = "the paper improves non-autoregressive translation"
 LOSSES = {"nat": ("nll", "bon", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
 # The targets contain the hypothesis, so items are mixtures of recorded checkpoints.

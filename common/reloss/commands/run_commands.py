@@ -74,7 +74,7 @@ class Run:
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     stage: Literal["all", "baseline", "learn", "train", "evaluate"] = "all"
-    """Run only this stage."""
+    """Run one stage. train also fits the surrogate if needed; evaluate scores the final weights again."""
     set: Settings = ()
     """Changes of the config, such as train.epochs=30; they name the record's variant."""
     data: arguments.Data = DATA

@@ -97,7 +97,8 @@ class Experiment(Section):
     """What defines an experiment: `--set` cannot change it."""
 
     TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.ordinary_weight")
-    """Keys that may be tuned for each loss. Runs that differ in them, or in how the loss was learned, are compared."""
+    """Keys that may be tuned for each loss: they do not change the protocol. Even so, compared runs share `train.init`;
+    see `reloss.report.groups.baseline_group`."""
 
     LEARNED_ONLY: ClassVar[tuple[str, ...]] = ("metric", "surrogate.", "learn.", "train.ordinary_weight")
     """Keys, or beginnings of keys, that only learned losses use."""

@@ -281,7 +281,7 @@ def read_summary(record: Path) -> dict[str, Any]:
 
 @contextmanager
 def leaving_out() -> Iterator[None]:
-    """End the block where it reads a record that is damaged, which is said and no reason to stop."""
+    """End the block if it reads a damaged record; report the damage and continue."""
     try:
         yield
     except RelossError as error:

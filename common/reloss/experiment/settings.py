@@ -122,7 +122,7 @@ def tuned(config: Experiment, settings: Iterable[str]) -> list[str]:
 
 
 def baseline_settings(config: Experiment, settings: Iterable[str]) -> tuple[str, ...]:
-    """Return the settings of the baseline that a run is compared with: without what is learned or tuned for a loss."""
+    """Return the settings of the baseline that is recorded or fine-tuned for a run, without tuned keys."""
     own = ("learn.", "surrogate.", *(f"{key}=" for key in config.TUNED))
     return tuple(setting for setting in settings if not setting.startswith(own))
 

@@ -69,14 +69,14 @@ class LearnOptions(BaseModel):
     ties: Literal["mean", "ordinal"] = "mean"
     """Ranks of equal metric values: their mean, or (as released) an arbitrary order. Accuracy has many ties."""
     penalty: Literal["item", "example", "one_sided", "off"] = "example"
-    """Which gradient norm is held at 1. `item` (as released): that of the item's mean loss, which drives each example's
-    own slope to the item size. `example`: that of each example's own loss. `one_sided`: the same, only above 1."""
+    """Which gradient norm is held at 1. `item` (as released): the gradient of the item's mean loss; each example's own
+    slope then tends to the item size. `example`: that of each example's loss. `one_sided`: the same, only above 1."""
     mixture: str | dict[str, float] = "half"
     """Sources of the items: a name in MIXTURES, or shares such as {recorded: 1, noisy: 1}. The release discards the
     recorded labels and relabels; `half` takes half of the items with their true labels."""
     pool: int | None = Field(None, ge=2)
-    """Number of items from the other sources that are made once and drawn from. By default they are made in every step
-    (1,024 are made once for metrics that are computed item by item)."""
+    """Number of items from the other sources that are generated once and reused. By default they are generated in every
+    step (for metrics that are computed item by item, 1,024 are generated once)."""
     calibrate: bool = True
     """Whether the loss is multiplied by one constant, so that its mean gradient norm on the bank is the ordinary
     loss's."""

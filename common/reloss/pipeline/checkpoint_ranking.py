@@ -31,7 +31,7 @@ def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | N
     """Return the predictions of the finished records in an experiment's folder, by the records' names.
 
     Only of those on the same examples: whose targets, as far as `SurrogateLoss.gold` says that they are the examples'
-    own, equal those of `like` [E, ...], else of the first record. A damaged record is said and left out.
+    own, equal those of `like` [E, ...], else of the first record. A damaged record is reported and skipped.
     """
     found: dict[str, Checkpoints] = {}
     for folder in sorted(home.glob("*/seed*")):
@@ -58,12 +58,12 @@ def diagnose_loss(
 def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:
     """Rank the checkpoints of all finished runs with the ordinary loss and with every surrogate of an experiment.
 
-    Writes each surrogate's figures into its folder, `diagnostics.json`. Damaged records and surrogates are said and
-    left out.
+    Writes each surrogate's figures into its folder, `diagnostics.json`. Damaged records and surrogates are
+    reported and skipped.
 
     Returns:
-        One entry a loss: its name, folder (of a surrogate), metric, the figures of its fit, and those of checkpoints;
-        and the predictions of the runs that these are of, as `finished_runs` returns them.
+        One entry per loss: its name, folder (of a surrogate), metric, the figures of its fit, and of the checkpoints;
+        and the predictions of the runs they come from, as `finished_runs` returns them.
 
     Raises:
         UsageError: an unknown experiment, or no finished run with recorded predictions.
@@ -74,7 +74,7 @@ def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[st
     recorded = finished_runs(home, fresh.gold)
     if not recorded:
         raise UsageError(
-            f"no finished run with recorded predictions in {home}; begin with `reloss run {experiment}`, or say --runs"
+            f"no finished run with recorded predictions in {home}; start with `reloss run {experiment}`, or pass --runs"
         )
     ranked = list(recorded.values())
     entries = [

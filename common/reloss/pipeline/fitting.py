@@ -1,7 +1,7 @@
 """Fitting a surrogate in a folder: resumable, written once, then shared by every run with the same options.
 
-The folder is named by a hash of everything the fit depends on: its options, those of the surrogate, the bank and the
-metric. So a second run with the same options finds the surrogate, and a change of any of them makes another one.
+The folder is named by a hash of the options of the fit and the surrogate, the fingerprint of the bank and the name of
+the metric. So a second run with the same options finds the surrogate, and a change of any of them makes another one.
 """
 
 from __future__ import annotations

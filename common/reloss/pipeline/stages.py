@@ -58,7 +58,8 @@ def run(
 
     Raises:
         UsageError: an unknown experiment or setting, or the input of the stage is missing.
-        RelossError: anything else that stops the run; its record says `failed` and keeps what was recorded.
+        RelossError: anything else that stops the run; once training has started, its record says `failed` and keeps
+            what was recorded.
     """
     context = Context(spec, *spec.load(), workspace, stage, track, resume, allow_changed_data)
     stages = {"all": train_with_inputs, "baseline": baseline, "learn": learn, "train": train, "evaluate": evaluate}
