@@ -118,7 +118,7 @@ def test_numbers_equal_those_of_the_tables(report_runs, parsed):
         "94.00 ± 1.00",
         "is the baseline",
         "not in the paper",
-        "of a single seed, without an interval: 1",
+        "of a single seed, without an interval: 2",
     ):
         assert shown in words
     assert "+2.00 [-0.48, +4.48]".replace(", ", ",\u00a0") in words
