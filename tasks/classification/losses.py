@@ -14,7 +14,9 @@ from reloss_tasks.accelerated import Loss, learned_loss
 from reloss_tasks.classification.config import ClassificationExperiment
 
 
-def make_loss(run: Run, device: torch.device | str = "cpu", negatives_per_positive: float | None = None) -> Loss:
+def make_loss(
+    run: Run[ClassificationExperiment], device: torch.device | str = "cpu", negatives_per_positive: float | None = None
+) -> Loss:
     """Return the loss of a run: (logits [B, C], targets [B]) -> scalar.
 
     With a positive class against the rest, logits are [B] and targets 0 or 1.
@@ -28,7 +30,7 @@ def make_loss(run: Run, device: torch.device | str = "cpu", negatives_per_positi
         RelossError: a learned loss without a surrogate.
         UsageError: the loss is not defined for this kind of targets.
     """
-    config: ClassificationExperiment = run.config
+    config = run.config
     if negatives_per_positive is None:
         kind, losses = "several classes", _losses_for_classes(config)
     else:

@@ -23,7 +23,7 @@ from reloss_tasks.classification.losses import make_loss
 from reloss_tasks.classification.scoring import score_predictions
 
 
-def train(run: Run) -> None:
+def train(run: Run[ClassificationExperiment]) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
 
     The randomness of an epoch depends only on (seed, epoch), so on a CPU an interrupted run ends with the same weights.
@@ -34,9 +34,9 @@ def train(run: Run) -> None:
     _Training(run).fit()
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run[ClassificationExperiment]) -> dict[str, float]:
     """Return the scores on the test images and, named `validation_*`, on held-out training images if there are any."""
-    config: ClassificationExperiment = run.config
+    config = run.config
     splits = data.load(config.data, run.data)
     with open_accelerator(config.train.precision) as accelerator:
         model = models.build(config.model.name, splits.classes)
@@ -56,9 +56,9 @@ def evaluate(run: Run) -> dict[str, float]:
 class _Training:
     """The training of one run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run[ClassificationExperiment]) -> None:
         self.run = run
-        self.config: ClassificationExperiment = run.config
+        self.config = run.config
         self.splits = data.load(self.config.data, run.data)
 
     def fit(self) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor
 from reloss.experiment.task import Run
 from reloss.surrogates import ReadingReLoss
 from reloss_tasks.accelerated import Loss, learned_loss
+from reloss_tasks.mrc.config import ReadingExperiment
 
 
-def make_loss(run: Run, device: torch.device | str = "cpu") -> Loss:
+def make_loss(run: Run[ReadingExperiment], device: torch.device | str = "cpu") -> Loss:
     """Return the loss of a run: (logits [B, 2, T], gold spans [B, G, 2]) -> scalar.
 
     Args:

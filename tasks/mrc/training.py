@@ -28,7 +28,7 @@ from reloss_tasks.mrc.scoring import best_threshold, examples, first_sentence, m
 from reloss_tasks.mrc.windows import Windows, make_windows, read_answers
 
 
-def train(run: Run) -> None:
+def train(run: Run[ReadingExperiment]) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
 
     An epoch is trained in parts, each followed by a validation and a checkpoint. The randomness of a part depends only
@@ -40,13 +40,13 @@ def train(run: Run) -> None:
     _Training(run).fit()
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run[ReadingExperiment]) -> dict[str, float]:
     """Return the official scores on the test questions and, named `validation_*`, on held-out ones if there are any.
 
     `first_sentence_f1` is the score of answering with the passage's first sentence. The record receives the answers:
     `predictions.json` (id to text, the format of SQuAD's evaluation) and `examples.json`.
     """
-    config: ReadingExperiment = run.config
+    config = run.config
     splits = data.load(config.data, run.data)
     tokenizer = _tokenizer(config, splits)
     with open_accelerator(config.train.precision) as accelerator:
@@ -148,9 +148,9 @@ def _windows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, 
 class _Training:
     """The training of one run. A part is 1/checkpoints_per_epoch of an epoch; parts are counted over all epochs."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run[ReadingExperiment]) -> None:
         self.run = run
-        self.config: ReadingExperiment = run.config
+        self.config = run.config
         splits = data.load(self.config.data, run.data)
         self.tokenizer = _tokenizer(self.config, splits)
         self.validation_questions = splits.validation

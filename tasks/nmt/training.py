@@ -23,6 +23,7 @@ from reloss.runtime.files import atomic, write_json, write_text
 from reloss.runtime.signals import uninterrupted
 from reloss_tasks.nmt import arguments
 from reloss_tasks.nmt.arguments import TrainPaths
+from reloss_tasks.nmt.config import TranslationExperiment
 from reloss_tasks.nmt.fairseq_commands import read_translations, run_command
 from reloss_tasks.nmt.scoring import corpus_scores, examples
 from reloss_tasks.nmt.teacher import TRANSLATOR, prepare_with_teacher, teacher_record
@@ -34,7 +35,7 @@ CHECKPOINT = re.compile(r"checkpoint_?(\d+)(?:_(\d+))?\.pt")
 SPEED = re.compile(r"Translated .* \(([\d.,]+) sentences/s")
 
 
-def train(run: Run) -> None:
+def train(run: Run[TranslationExperiment]) -> None:
     """Train `run` to its last update, from its last checkpoint if there is one, and write the final weights.
 
     Raises:
@@ -65,7 +66,7 @@ def train(run: Run) -> None:
     distributed.barrier()
 
 
-def _save_surrogate(run: Run, folder: Path) -> Path | None:
+def _save_surrogate(run: Run[TranslationExperiment], folder: Path) -> Path | None:
     """Write the surrogate where fairseq's criterion can load it, and return its folder."""
     if run.surrogate is None:
         return None
@@ -76,7 +77,7 @@ def _save_surrogate(run: Run, folder: Path) -> Path | None:
     return path
 
 
-def _with_initial_weights(run: Run, paths: TrainPaths) -> TrainPaths:
+def _with_initial_weights(run: Run[TranslationExperiment], paths: TrainPaths) -> TrainPaths:
     """Add the checkpoint that a new training starts from, if it does not start from random weights."""
     if run.initial_weights is not None:
         return paths._replace(finetune=run.initial_weights.with_name(TRANSLATOR.name))
@@ -85,7 +86,7 @@ def _with_initial_weights(run: Run, paths: TrainPaths) -> TrainPaths:
     return paths
 
 
-def _run_training(run: Run, words: Sequence[str], watcher: Watcher) -> None:
+def _run_training(run: Run[TranslationExperiment], words: Sequence[str], watcher: Watcher) -> None:
     try:
         with observed_by(watcher):
             run_command("train", words, _log(run))
@@ -94,7 +95,7 @@ def _run_training(run: Run, words: Sequence[str], watcher: Watcher) -> None:
     distributed.barrier()  # wait until the main process has written its last checkpoint
 
 
-def _save_final(run: Run, last: Path) -> None:
+def _save_final(run: Run[TranslationExperiment], last: Path) -> None:
     """Write the final weights, and the model as fairseq-generate loads it."""
     state = _load(last)
     del state["last_optimizer_state"]
@@ -104,7 +105,7 @@ def _save_final(run: Run, last: Path) -> None:
     run.record.save_weights({name: value.clone() for name, value in state["model"].items()})
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run[TranslationExperiment]) -> dict[str, float]:
     """Return the scores of the test sentences as fairseq-generate translates them, and the last validation score.
 
     `copied_source_sacreBLEU` is the score of copying the source sentences. The record receives the translations,
@@ -138,17 +139,17 @@ def evaluate(run: Run) -> dict[str, float]:
     }
 
 
-def _runs_folder(run: Run) -> Path:
+def _runs_folder(run: Run[TranslationExperiment]) -> Path:
     """Return RUNS for a record RUNS/<task>/<experiment>/<loss>/seed<N>."""
     return run.record.path.parents[3]
 
 
-def _log(run: Run) -> Path:
+def _log(run: Run[TranslationExperiment]) -> Path:
     """Return the file of fairseq's log; each further process has its own."""
     return run.record.path / ("fairseq.log" if distributed.is_main() else f"fairseq.{os.environ['RANK']}.log")
 
 
-def _record_command(run: Run, name: str, words: Sequence[str]) -> None:
+def _record_command(run: Run[TranslationExperiment], name: str, words: Sequence[str]) -> None:
     """Write the command into the record."""
     if distributed.is_main():
         write_text(run.record.path / "commands" / f"{name}.txt", shlex.join([f"fairseq-{name}", *words]) + "\n")

@@ -16,6 +16,7 @@ from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.errors import RelossError
 from reloss.runtime.progress import say
+from reloss_tasks.nmt.config import TranslationExperiment
 from reloss_tasks.nmt.scoring import validation_scores
 from reloss_tasks.nmt.watched_tasks import NO_TOKEN
 
@@ -34,7 +35,7 @@ class Watcher:
         update: the number of updates so far.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run[TranslationExperiment]) -> None:
         self.run = run
         self.epoch = 0
         self.update = 0

@@ -25,6 +25,7 @@ from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.errors import RelossError
 from reloss.runtime.progress import progress, say
+from reloss_tasks.pose.config import PoseExperiment
 from reloss_tasks.pose.scoring import record_names
 
 
@@ -41,7 +42,9 @@ class RecordHook(Hook):
 
     priority = "VERY_HIGH"  # before the checkpoint is written
 
-    def __init__(self, run: Run, loader: DataLoader, initial_weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, run: Run[PoseExperiment], loader: DataLoader, initial_weights: dict[str, Tensor] | None = None
+    ) -> None:
         self.run = run
         self.initial_weights = initial_weights
         self.loader = loader

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError
 from reloss.surrogates import PoseReLoss, SurrogateLoss
+from reloss_tasks.pose.config import PoseExperiment
 
 
-def make_loss(run: Run) -> nn.Module:
+def make_loss(run: Run[PoseExperiment]) -> nn.Module:
     """Return the loss of a run: (heatmaps [B, K, H, W], targets [B, K, H, W], target weights [B, K]) -> scalar.
 
     Raises:

@@ -16,11 +16,12 @@ from reloss.experiment.record import leaving_out, read_summary
 from reloss.experiment.task import Run
 from reloss.metrics import decode_heatmaps
 from reloss.runtime.files import atomic
+from reloss_tasks.pose.config import PoseExperiment
 
 PERSONS = 6
 
 
-def draw_persons(run: Run, loader: DataLoader, metainfo: dict[str, Any]) -> None:
+def draw_persons(run: Run[PoseExperiment], loader: DataLoader, metainfo: dict[str, Any]) -> None:
     """Draw the first recorded persons, with the predictions of the finished baseline of the same seed if there is one.
 
     Args:
@@ -41,7 +42,7 @@ def draw_persons(run: Run, loader: DataLoader, metainfo: dict[str, Any]) -> None
     run.record.save_figure("persons", lambda path: _draw(images, columns, truth.amax((-2, -1)) > 0, metainfo, path))
 
 
-def _baseline_heatmaps(run: Run) -> Tensor | None:
+def _baseline_heatmaps(run: Run[PoseExperiment]) -> Tensor | None:
     """Return the last recorded heatmaps [E, K, H, W] of the finished baseline with seed and protocol of `run`."""
     for folder in sorted(run.record.path.parents[1].glob(f"{run.config.ordinary_loss}*/seed{run.seed}")):
         with leaving_out():

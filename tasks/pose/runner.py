@@ -89,7 +89,7 @@ def _set_recipe(mm_config: Config, config: PoseExperiment) -> None:
         mm_config.optim_wrapper.type = "AmpOptimWrapper"
 
 
-def make_runner(run: Run, resume: bool, test_dev: bool = False) -> Runner:
+def make_runner(run: Run[PoseExperiment], resume: bool, test_dev: bool = False) -> Runner:
     """Return mmengine's runner for the run.
 
     Args:

@@ -42,7 +42,7 @@ def _on_standard_error() -> Iterator[None]:
 
 
 @_on_standard_error()
-def train(run: Run) -> None:
+def train(run: Run[PoseExperiment]) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
 
     Raises:
@@ -64,7 +64,7 @@ def train(run: Run) -> None:
 
 
 @_on_standard_error()
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run[PoseExperiment]) -> dict[str, float]:
     """Return the test scores of the weights in the record and, named `validation_*`, the scores on held-out persons.
 
     With PCK, `mean_pose_PCK` is the score of predicting the mean pose for everybody. With `data.test_dev`, the record
@@ -84,7 +84,7 @@ def evaluate(run: Run) -> dict[str, float]:
     return scores
 
 
-def _runner_with_weights(run: Run, test_dev: bool = False) -> Runner:
+def _runner_with_weights(run: Run[PoseExperiment], test_dev: bool = False) -> Runner:
     """Return a runner with the final weights; for `test_dev` see `make_runner`."""
     runner = make_runner(run, resume=False, test_dev=test_dev)
     plain_model(runner).load_state_dict(read_weights(run.record.weights))

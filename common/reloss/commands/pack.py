@@ -9,11 +9,12 @@ from typing import NamedTuple
 from reloss.experiment.packing import Parts, add_to_pack, diagnostics_parts, run_parts, surrogate_parts
 from reloss.experiment.record_parts import skipping
 from reloss.experiment.records import read_runs, read_surrogate, surrogate_sources
+from reloss.experiment.status import Status
 from reloss.pipeline.checkpoint_ranking import read_picture
 from reloss.report.tables import existing
 from reloss.runtime.errors import UsageError
 
-ENDED = ("finished", "failed")
+ENDED = (Status.FINISHED, Status.FAILED)
 
 
 class Packed(NamedTuple):

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
@@ -27,6 +27,7 @@ from reloss.experiment.record_parts import (
 )
 from reloss.experiment.run_spec import MAX_SEED
 from reloss.experiment.settings import RENAMED_KEYS, renamed
+from reloss.experiment.status import RECORDED, Status
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
 T = TypeVar("T")
@@ -44,6 +45,14 @@ def _check_finite(value: float) -> float:
 
 
 Number = Annotated[int | float, AfterValidator(_check_finite)]
+
+
+def _recorded(status: Status) -> Status:
+    if status not in RECORDED:
+        raise ValueError("not a state of a record")
+    return status
+
+
 Figures = dict[str, Number]
 """Finite numbers by name."""
 
@@ -78,7 +87,7 @@ class RunRecord(Recorded):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     protocol: str
     """Hash of what two runs must share to be compared."""
-    status: Literal["running", "finished", "failed", "interrupted"]
+    status: Annotated[Status, Strict(False), AfterValidator(_recorded)]
     scores: Figures
     score: str = ""
     """Name of the score in the experiment's table."""
