@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import reloss_tasks.nmt.plugin  # noqa: F401  (lets the safe loader read fairseq's checkpoints)
 from reloss import TranslationReLoss
 from reloss.experiment.settings import override
 from reloss.experiment.task import tasks

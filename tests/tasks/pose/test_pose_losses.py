@@ -20,7 +20,7 @@ def surrogate():
     return PoseReLoss(size=(12, 8), scale=3.0)
 
 
-def test_a_config_builds_it_from_a_folder(surrogate, tmp_path):
+def test_a_config_builds_the_loss_from_a_folder(surrogate, tmp_path):
     surrogate.save_pretrained(tmp_path / "learned")
     loss = MODELS.build({"type": "mmpose.PoseReLoss", "surrogate": str(tmp_path / "learned"), "loss_weight": 2.0})
     output, target, weights = batch()
@@ -28,7 +28,7 @@ def test_a_config_builds_it_from_a_folder(surrogate, tmp_path):
     assert_close(loss(output, target, weights), 2 * surrogate(output, target, weights))
 
 
-def test_gradient_flows_to_the_heatmaps_alone(surrogate):
+def test_only_the_heatmaps_receive_a_gradient(surrogate):
     loss = KeypointReLoss(surrogate)
     output, target, weights = batch()
     loss(output, target, weights).backward()
@@ -40,7 +40,7 @@ def test_gradient_flows_to_the_heatmaps_alone(surrogate):
     assert all(parameter.grad is None for parameter in surrogate.parameters())
 
 
-def test_no_visible_joint_is_no_loss(surrogate):
+def test_without_a_visible_joint_the_loss_is_zero(surrogate):
     output, target, weights = batch()
     value = KeypointReLoss(surrogate, ordinary_weight=1.0)(output, target, 0 * weights)
     value.backward()
