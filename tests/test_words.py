@@ -49,12 +49,6 @@ def unused_words(text: str) -> list[str]:
     ]
 
 
-# Files and folders whose words are still to be changed: the list shrinks to nothing.
-PENDING = (
-    *("common/reloss/experiment/record.py", "common/reloss/pipeline/checkpoint_ranking.py", "tests/pipeline/"),
-    *("tests/tracking/test_sync.py",),
-)
-
 FILES = {path.relative_to(ROOT).as_posix(): path for path in committed_files()}
 
 
@@ -69,8 +63,7 @@ def test_words_are_plain(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8")
     if name == "CONTRIBUTING.md":  # its table lists the words
         text = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
-    if not name.startswith(PENDING):
-        assert unused_words(text) == []
+    assert unused_words(text) == []
 
 
 def test_the_guide_lists_every_word() -> None:

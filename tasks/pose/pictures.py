@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reloss.experiment.predictions import read_predictions
-from reloss.experiment.record import leaving_out, read_summary
+from reloss.experiment.record import read_summary, skipping_damage
 from reloss.experiment.task import Run
 from reloss.metrics import decode_heatmaps
 from reloss.runtime.files import atomic
@@ -45,7 +45,7 @@ def draw_persons(run: Run[PoseExperiment], loader: DataLoader, metainfo: dict[st
 def _baseline_heatmaps(run: Run[PoseExperiment]) -> Tensor | None:
     """Return the last recorded heatmaps [E, K, H, W] of the finished baseline with seed and protocol of `run`."""
     for folder in sorted(run.record.path.parents[1].glob(f"{run.config.ordinary_loss}*/seed{run.seed}")):
-        with leaving_out():
+        with skipping_damage():
             summary = read_summary(folder)
             predictions = read_predictions(folder) if summary.get("status") == "finished" else None
             if predictions is not None and summary["protocol"] == run.config.protocol():

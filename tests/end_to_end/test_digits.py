@@ -86,7 +86,8 @@ def test_the_whole_line(cli, tmp_path):
     for loss, record in (("ce", baseline), ("reloss", learned)):
         assert rows[loss]["ours"] == [pytest.approx(100 * summary(record)["scores"]["accuracy"]), None, 1]
         assert rows[loss]["records"] == [str(record.relative_to(runs))]
-        assert rows[loss]["status"].startswith("reduced: train.epochs=5")
+        changes = " ".join(record.parent.name.partition("@")[2].split(","))
+        assert rows[loss]["status"].startswith(f"reduced: {changes}")
     assert rows["reloss"]["difference"][0] == pytest.approx(rows["reloss"]["ours"][0] - rows["ce"]["ours"][0])
     assert rows["approx"]["status"] == "not run (no record)"
 

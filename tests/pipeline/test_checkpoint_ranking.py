@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 from small import DIGITS
 
 from reloss.experiment.predictions import read_predictions
+from reloss.experiment.workspace import Workspace
 from reloss.metrics import accuracy
 from reloss.pipeline.checkpoint_ranking import finished_runs
 from reloss.runtime.errors import RelossError
@@ -25,7 +26,7 @@ def runs(run_digits, tmp_path, monkeypatch):
 
 def test_diagnose_ranks_the_checkpoints_of_all_runs(runs, cli):
     home = runs / DIGITS
-    recorded = finished_runs(home, ClassificationReLoss.gold)
+    recorded = finished_runs(Workspace(runs), DIGITS, ClassificationReLoss.gold)
     assert {name: len(outputs) for name, (outputs, _) in recorded.items()} == {
         "ce@train.epochs=4/seed0": 4,
         "reloss@learn.items=16,learn.steps=10,train.epochs=4/seed0": 4,
@@ -60,7 +61,7 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
     home = runs / DIGITS
     (record,) = home.glob("reloss@*/seed0")
     write_json(record / "summary.json", {**read_json(record / "summary.json"), "status": "failed"})
-    assert list(finished_runs(home, ClassificationReLoss.gold)) == ["ce@train.epochs=4/seed0"]
+    assert list(finished_runs(Workspace(runs), DIGITS, ClassificationReLoss.gold)) == ["ce@train.epochs=4/seed0"]
     (baseline,) = home.glob("ce@*/seed0")
     damaged = baseline / "predictions" / "0002.safetensors"
     damaged.write_bytes(b"cut")
@@ -68,10 +69,10 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
         read_predictions(baseline)
     code, _, err = cli("diagnose", DIGITS, *WHERE)
     assert (code, "no finished run with recorded predictions" in err) == (2, True)
-    assert f"left out: the predictions {damaged.relative_to(runs.parent)} cannot be read" in err
+    assert f"skipped: the predictions {damaged.relative_to(runs.parent)} cannot be read" in err
     write_json(record / "summary.json", {**read_json(record / "summary.json"), "status": "finished"})
     code, _, err = cli("diagnose", DIGITS, *WHERE)
-    assert (code, err.count("left out: ")) == (0, 1)
+    assert (code, err.count("skipped: ")) == (0, 1)
     assert {entry["runs"] for entry in read_json(home / "diagnostics" / "diagnostics.json")} == {1}
     (card,) = home.glob("surrogates/*/surrogate.json")
     card.write_text("{}")
@@ -79,5 +80,5 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
     assert (code, "surrogate.json is damaged (wrong: metric, learn, fit)" in err) == (0, True)
     assert [entry["loss"] for entry in read_json(home / "diagnostics" / "diagnostics.json")] == ["ce"]
     code, _, err = cli("diagnose", DIGITS, "--runs", "elsewhere")
-    assert (code, "begin with `reloss run" in err) == (2, True)
+    assert (code, "start with `reloss run" in err) == (2, True)
     assert cli("diagnose", "classification/digit", *WHERE)[0] == 2

@@ -164,7 +164,7 @@ def test_a_damaged_record_of_another_seed_is_reported_and_skipped(run_digits, ca
     results = summary(run_digits(seed=3))
     assert (results["status"], results["diagnostics"]["runs"]) == ("finished", 2)
     messages = capsys.readouterr().err
-    assert "left out: " in messages
+    assert "skipped: " in messages
     assert str(damaged) in messages
 
 
@@ -175,7 +175,7 @@ def test_fine_tuning_skips_a_damaged_baseline(run_digits, tmp_path, capsys):
     damaged.write_text("null")
     spec = RunSpec.resolve(DIGITS, "reloss", 1, SMALL)
     assert baseline_weights(Context(spec, *spec.load(), workspace)) == [weights_file(record)]
-    assert f"left out: {damaged} is damaged" in capsys.readouterr().err
+    assert f"skipped: {damaged} is damaged" in capsys.readouterr().err
 
 
 def test_evaluating_records_no_bank(run_digits, tmp_path):

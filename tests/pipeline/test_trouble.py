@@ -21,9 +21,8 @@ from small import DIGITS, SMALL
 from reloss.cli import main
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
-from reloss.runtime import checkpoint, files
-from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.lock import is_locked, locked
+from reloss.runtime import checkpoint
+from reloss.runtime.errors import RelossError
 
 SETTINGS = ("train.epochs=4", "learn.steps=60", "learn.items=32")
 
@@ -290,59 +289,7 @@ def test_of_two_processes_that_start_the_same_run_one_refuses(start, tmp_path):
     assert summary(record)["status"] == "finished"
 
 
-def hold(folder, ready, end):
-    with locked(folder):
-        ready.set()
-        end.wait(60)
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_lock_lives_as_long_as_its_process(tmp_path, killed):
-    context = multiprocessing.get_context("fork")
-    ready, end = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready, end))
-    process.start()
-    assert ready.wait(60)
-    assert is_locked(tmp_path)
-    with (
-        pytest.raises(UsageError, match=f"{tmp_path} is being written by process {process.pid} on .*; wait until"),
-        locked(tmp_path),
-    ):
-        pass
-    if killed:
-        process.kill()
-    else:
-        end.set()
-    process.join()
-    assert not is_locked(tmp_path)
-    with locked(tmp_path):
-        assert (tmp_path / ".lock").exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def look(folder, ready, end):
-    while not end.is_set():
-        is_locked(folder)
-        ready.set()
-
-
-def test_reading_a_lock_refuses_nobody(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready, end = context.Event(), context.Event()
-    (tmp_path / ".lock").touch()
-    process = context.Process(target=look, args=(tmp_path, ready, end))
-    process.start()
-    try:
-        assert ready.wait(60)
-        for _ in range(1000):
-            with locked(tmp_path):
-                pass
-    finally:
-        end.set()
-        process.join()
-
-
-# Clocks, data, numbers
+# Clocks
 
 
 def test_a_clock_that_jumps_back_changes_nothing(run_digits, tmp_path, monkeypatch):
@@ -354,47 +301,6 @@ def test_a_clock_that_jumps_back_changes_nothing(run_digits, tmp_path, monkeypat
     monkeypatch.undo()
     assert result(tmp_path / "runs") == result(tmp_path / "whole")
     assert 0 <= summary(record)["wall_seconds"] < 600
-
-
-def test_data_that_changed_since_the_baseline_are_refused_unless_allowed(run_digits, tmp_path, monkeypatch, cli):
-    run_digits(settings=SMALL)
-    before = run_digits(seed=1, settings=SMALL)
-    (before / "summary.json").write_text(json.dumps({**summary(before), "status": "interrupted"}))
-    change_data(monkeypatch, "contents-another")
-    message = r"the data changed since {} was recorded: .* now contents-another; restore"
-    for loss, seed, path in (("reloss", 0, tmp_path / "runs" / DIGITS / "bank"), ("ce", 1, before)):
-        with pytest.raises(UsageError, match=message.format(path)):
-            run_digits(loss, seed=seed, settings=SMALL)
-    words = ("run", DIGITS, "--loss", "reloss", "--runs", tmp_path / "runs", "--track", "off", "--allow-changed-data")
-    code, out, err = cli(*words, "--set", *SMALL)
-    assert code == 0
-    assert "warning: the data changed since" in err
-    results = summary(Path(out.strip()))
-    assert (results["data"], results["data_before"]) == ("contents-another", summary(before)["data"])
-
-
-def change_data(monkeypatch, fingerprint):
-    monkeypatch.setattr("reloss_tasks.classification.data.fingerprint", lambda config, root: fingerprint)
-
-
-def test_a_record_lists_the_fingerprints_of_all_its_data(run_digits, monkeypatch):
-    record = run_digits(seed=1)
-    first = summary(record)["data"]
-    for fingerprint, before in (("contents-b", first), ("contents-b", first), ("contents-c", f"{first}, contents-b")):
-        (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted"}))
-        change_data(monkeypatch, fingerprint)
-        run_digits(seed=1, allow_changed_data=True)
-        assert (summary(record)["status"], summary(record)["data"]) == ("finished", fingerprint)
-        assert summary(record)["data_before"] == before
-
-
-def test_a_fingerprint_of_an_earlier_kind_does_not_show_a_change(run_digits, capsys):
-    record = run_digits(seed=1)
-    (record / "summary.json").write_text(json.dumps({**summary(record), "status": "interrupted", "data": "0a1b"}))
-    run_digits(seed=1)
-    assert f"note: {record} has a data fingerprint of an earlier kind" in capsys.readouterr().err
-    assert summary(record)["data"].startswith("contents-")
-    assert "data_before" not in summary(record)
 
 
 # Secrets
@@ -416,11 +322,3 @@ def test_no_secret_is_written_to_a_record(finish, tmp_path, monkeypatch):
     for value in secrets.values():
         assert value not in output
         assert [path for path in files if value.encode() in path.read_bytes()] == []
-
-
-def test_atomic_raises_other_errors_unchanged(tmp_path):
-    with pytest.raises(ZeroDivisionError), files.atomic(tmp_path / "file"):
-        raise ZeroDivisionError
-    with pytest.raises(UsageError, match="mine"), files.atomic(tmp_path / "file"):
-        raise UsageError("mine")
-    assert list(tmp_path.iterdir()) == []

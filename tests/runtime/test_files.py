@@ -1,7 +1,7 @@
 import pytest
 
 from reloss.runtime import files
-from reloss.runtime.errors import RelossError
+from reloss.runtime.errors import RelossError, UsageError
 
 
 def test_a_hash_of_many_files_reads_an_evenly_spread_sample(tmp_path, monkeypatch):
@@ -24,3 +24,11 @@ def test_a_hash_of_many_files_reads_an_evenly_spread_sample(tmp_path, monkeypatc
 def test_the_error_names_the_file_that_cannot_be_hashed(tmp_path):
     with pytest.raises(RelossError, match=f"{tmp_path / 'gone'} cannot be read: No such file or directory"):
         files.hash_of_files(tmp_path, [tmp_path / "gone"])
+
+
+def test_atomic_raises_other_errors_unchanged(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.atomic(tmp_path / "file"):
+        raise ZeroDivisionError
+    with pytest.raises(UsageError, match="mine"), files.atomic(tmp_path / "file"):
+        raise UsageError("mine")
+    assert list(tmp_path.iterdir()) == []

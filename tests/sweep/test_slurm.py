@@ -77,7 +77,7 @@ def test_a_missing_slurm_is_reported(cli, monkeypatch, tmp_path):
 def test_resources_of_slurm_need_the_launcher_slurm(cli):
     code, _, err = cli("sweep", DIGITS, "--slurm", "gpus=1")
     assert code == 2
-    assert "--slurm goes with --launcher slurm" in err
+    assert "--slurm needs --launcher slurm" in err
 
 
 @pytest.mark.parametrize("signalled", [False, True])

@@ -121,7 +121,7 @@ def test_a_run_without_an_end_is_uploaded_once_its_record_has_ended(server, reco
         write_json(summary, {**facts, "status": None if status == "damaged" else status})
         code, _, err = cli("sync", "--runs", tmp_path / "runs")
         assert code == 0, err
-        assert (f"left out: {summary} is damaged" in err) == (status == "damaged")
+        assert (f"skipped: {summary} is damaged" in err) == (status == "damaged")
         assert f"{uploaded} uploaded, 0 failed, {1 - uploaded} not ended yet" in err
     assert server.rows[run.id] == run.rows
 

@@ -38,14 +38,14 @@ def demo(out: Path, seeds: int) -> None:
     if seeds < 1:
         raise UsageError("--seeds must be at least 1")
     started = time.monotonic()
-    runs = out / "runs"
+    workspace = Workspace(out / "runs")
     task, config = find_experiment(EXPERIMENT)
     for loss in (config.ordinary_loss, "reloss"):
         for seed in range(seeds):
-            run(RunSpec.resolve(EXPERIMENT, loss, seed), Workspace(runs), track="off")
-    records = read_records(runs)
-    _draw(records, out / "figures")
-    write_report(runs, out / "report.html")
+            run(RunSpec.resolve(EXPERIMENT, loss, seed), workspace, track="off")
+    records = read_records(workspace.runs)
+    _draw(records, workspace, out / "figures")
+    write_report(workspace.runs, out / "report.html")
     table = task_table([row for row in task_rows(task, records.runs) if row.experiment == EXPERIMENT and row.records])
     write_text(out / "table.md", table.markdown() + "\n")
     print(f"\n{table.select(PRINTED).plain()}\n\n{table.note}")
@@ -55,14 +55,14 @@ def demo(out: Path, seeds: int) -> None:
     )
 
 
-def _draw(records: Records, figures: Path) -> None:
+def _draw(records: Records, workspace: Workspace, figures: Path) -> None:
     """Draw the training curves, and the surrogate that the last run trained with, into the folder `figures`."""
     runs = [run for run in records.runs if run.experiment == EXPERIMENT]
     name = next(run.surrogate for run in reversed(runs) if run.surrogate)
     record = next(surrogate for surrogate in records.surrogates_of(EXPERIMENT) if surrogate.reference == name)
-    home = records.folder / EXPERIMENT
-    surrogate, options = load(home / record.reference), LearnOptions.model_validate(record.learn)
+    surrogate = load(workspace.experiment(EXPERIMENT) / record.reference)
+    options = LearnOptions.model_validate(record.learn)
     training_curves(runs, "validation_accuracy", figures / "training_curves.png")
     loss_curves({"surrogate": surrogate}, figures / "loss_curve.png")
-    bank, metric = PredictionBank.open(home / "bank"), get_metric(record.metric)
+    bank, metric = PredictionBank.open(workspace.bank(EXPERIMENT)), get_metric(record.metric)
     loss_against_metric(surrogate, bank, metric, options, figures / "loss_against_metric.png")

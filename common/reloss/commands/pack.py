@@ -10,7 +10,7 @@ from reloss.experiment.packing import Parts, add_to_pack, diagnostics_parts, run
 from reloss.experiment.record_parts import skipping
 from reloss.experiment.records import read_runs, read_surrogate, surrogate_sources
 from reloss.experiment.status import Status
-from reloss.pipeline.checkpoint_ranking import read_picture
+from reloss.pipeline.pictures import read_picture
 from reloss.report.tables import existing
 from reloss.runtime.errors import UsageError
 

@@ -280,9 +280,9 @@ def read_summary(record: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def leaving_out() -> Iterator[None]:
-    """End the block if it reads a damaged record; report the damage and continue."""
+def skipping_damage() -> Iterator[None]:
+    """End the block if it raises RelossError, and print the message; the damage of another run stops nothing."""
     try:
         yield
     except RelossError as error:
-        say(f"left out: {error}")
+        say(f"skipped: {error}")

@@ -43,6 +43,10 @@ class Workspace:
         """Return the folders of an experiment's records, sorted."""
         return sorted(self.experiment(experiment).glob(RECORD_PATTERN))
 
+    def name(self, folder: Path) -> str:
+        """Return the name of a record or a surrogate: its folder relative to RUNS, with slashes."""
+        return folder.relative_to(self.runs).as_posix()
+
     def bank(self, experiment: str) -> Path:
         """Return the folder of an experiment's prediction bank."""
         return self.experiment(experiment) / "bank"

@@ -1,8 +1,11 @@
-"""Diagnostics of an experiment's losses over the recorded predictions of its finished runs."""
+"""How well the losses of an experiment rank the recorded checkpoints of its finished runs.
+
+A run records the predictions of its checkpoints on the same validation examples. All of them together, over runs and
+epochs, are ranked by the metric and by minus each loss; a loss that agrees with the metric prefers the better models.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,113 +14,98 @@ import torch
 from torch import Tensor
 
 from reloss.experiment.predictions import read_predictions
-from reloss.experiment.record import leaving_out
+from reloss.experiment.record import skipping_damage
 from reloss.experiment.record_parts import LiveFolder
-from reloss.experiment.records import SurrogateRecord, read_run, read_surrogate
+from reloss.experiment.records import read_run, read_surrogate
+from reloss.experiment.status import Status
 from reloss.experiment.task import find_experiment
-from reloss.learning import LearnOptions, PredictionBank
+from reloss.experiment.workspace import Workspace
 from reloss.learning.diagnostics import Checkpoints, rank_checkpoints
-from reloss.learning.picture import measure_picture
 from reloss.metrics import get_metric
-from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import write_json, write_text
+from reloss.runtime.errors import UsageError
+from reloss.runtime.files import write_json
 from reloss.runtime.progress import progress
 from reloss.surrogates import SurrogateLoss, load
 
-PICTURE = "picture.json"  # beside a surrogate: held-out items and the learned curve
 
+def finished_runs(
+    workspace: Workspace, experiment: str, gold: Callable[[Tensor], Tensor], like: Tensor | None = None
+) -> dict[str, Checkpoints]:
+    """Return the predictions of an experiment's finished runs on the same examples.
 
-def finished_runs(home: Path, gold: Callable[[Tensor], Tensor], like: Tensor | None = None) -> dict[str, Checkpoints]:
-    """Return the predictions of the finished records in an experiment's folder, by the records' names.
+    Damaged records are reported and skipped.
 
-    Only of those on the same examples: whose targets, as far as `SurrogateLoss.gold` says that they are the examples'
-    own, equal those of `like` [E, ...], else of the first record. A damaged record is reported and skipped.
+    Args:
+        workspace: where the records lie.
+        experiment: name of the experiment.
+        gold: returns the part of the targets that belongs to the examples, not to the predictions; it identifies them.
+        like: targets [E, ...] of the examples; those of the first record by default.
+
+    Returns:
+        Predictions by the name of the record within the experiment, <loss>[@<variant>]/seed<N>.
     """
-    found: dict[str, Checkpoints] = {}
-    for folder in sorted(home.glob("*/seed*")):
-        run = None
-        with leaving_out():
-            record = read_run(LiveFolder("/".join(folder.resolve().parts[-4:]), folder))
-            run = read_predictions(folder) if record and record.status == "finished" else None
-        if run is None:
+    runs: dict[str, Checkpoints] = {}
+    for folder in workspace.records(experiment):
+        predictions = None
+        with skipping_damage():
+            record = read_run(LiveFolder(workspace.name(folder), folder))
+            if record is not None and record.status == Status.FINISHED:
+                predictions = read_predictions(folder)
+        if predictions is None:
             continue
-        like = run[1][0] if like is None else like
-        if torch.equal(gold(run[1][0]), gold(like)):
-            found[str(folder.relative_to(home))] = run
-    return found
+        like = predictions[1][0] if like is None else like
+        if torch.equal(gold(predictions[1][0]), gold(like)):
+            runs[workspace.name(folder).removeprefix(f"{experiment}/")] = predictions
+    return runs
 
 
 def diagnose_loss(
     surrogate: SurrogateLoss, metric: str, runs: Sequence[Checkpoints], learned: bool = True
 ) -> dict[str, float]:
-    """Return how the surrogate, or the ordinary loss for its predictions, ranks the checkpoints of `runs`."""
+    """Return how well a loss ranks the checkpoints of `runs`: the surrogate or, if not `learned`, the ordinary loss."""
     per_item = surrogate.per_item if learned else surrogate.ordinary_loss
     return rank_checkpoints(per_item, get_metric(metric), runs).summary()
 
 
-def diagnose(experiment: str, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:
-    """Rank the checkpoints of all finished runs with the ordinary loss and with every surrogate of an experiment.
+def diagnose(experiment: str, workspace: Workspace) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:
+    """Rank the checkpoints of an experiment's finished runs with the ordinary loss and with every surrogate.
 
-    Writes each surrogate's figures into its folder, `diagnostics.json`. Damaged records and surrogates are
+    Writes the correlations of each surrogate into its folder, as `diagnostics.json`. Damaged records and surrogates are
     reported and skipped.
 
     Returns:
-        One entry per loss: its name, folder (of a surrogate), metric, the figures of its fit, and of the checkpoints;
-        and the predictions of the runs they come from, as `finished_runs` returns them.
+        One entry per loss, and the predictions that were ranked, as `finished_runs` returns them. An entry has the name
+        of the loss, the metric and the correlations; that of a surrogate also its folder and the results of its fit.
 
     Raises:
-        UsageError: an unknown experiment, or no finished run with recorded predictions.
+        UsageError: the experiment is unknown, or no finished run has recorded predictions.
     """
     task, config = find_experiment(experiment)
-    home = runs / config.name
     fresh = task.new_surrogate(config)
-    recorded = finished_runs(home, fresh.gold)
-    if not recorded:
+    predictions = finished_runs(workspace, config.name, fresh.gold)
+    if not predictions:
         raise UsageError(
-            f"no finished run with recorded predictions in {home}; start with `reloss run {experiment}`, or pass --runs"
+            f"no finished run with recorded predictions in {workspace.experiment(config.name)}; start with `reloss run "
+            f"{experiment}`, or name another folder with --runs"
         )
-    ranked = list(recorded.values())
-    entries = [
-        {"loss": config.ordinary_loss, "metric": config.metric, **diagnose_loss(fresh, config.metric, ranked, False)}
-    ]
-    cards = sorted(home.glob("surrogates/*/surrogate.json"))
-    with progress(len(cards), "surrogates") as advance:
-        for path in cards:
-            with leaving_out():
-                folder = path.parent.relative_to(home).as_posix()
-                record = read_surrogate(LiveFolder(f"{config.name}/{folder}", path.parent))
-                if record is None:
-                    continue
-                surrogate = type(fresh).from_pretrained(path.parent)
-                figures = diagnose_loss(surrogate, record.metric, ranked)
-                write_json(path.parent / "diagnostics.json", figures)
-                name = "approx" if record.objective == "value" else "reloss"
-                entries.append({"loss": name, "folder": folder, "metric": record.metric, **record.fit, **figures})
+    runs = list(predictions.values())
+    ordinary = diagnose_loss(fresh, config.metric, runs, learned=False)
+    entries: list[dict[str, Any]] = [{"loss": config.ordinary_loss, "metric": config.metric, **ordinary}]
+    folders = workspace.surrogates(config.name)
+    with progress(len(folders), "surrogates") as advance:
+        for folder in folders:
+            with skipping_damage():
+                entries += _diagnose_surrogate(folder, workspace, runs)
             advance()
-    return entries, recorded
+    return entries, predictions
 
 
-def write_picture(folder: Path, drawn: dict[str, dict[str, list[float]]]) -> None:
-    """Keep what there is to draw of the surrogate in `folder`, on one line."""
-    write_text(folder / PICTURE, json.dumps(drawn) + "\n")
-
-
-def read_picture(surrogate: SurrogateRecord) -> dict[str, dict[str, list[float]]] | None:
-    """Return what there is to draw of a surrogate: as it was kept, else measured on the bank of its experiment.
-
-    See `reloss.learning.picture`. None where neither the picture nor weights and bank are there.
-
-    Raises:
-        RelossError: a file is damaged, or weights and bank do not fit what is known here.
-    """
-    kept, folder = surrogate.picture(), surrogate.folder
-    if kept is not None or folder is None:
-        return kept
-    bank = folder.parents[1] / "bank"
-    if not ((folder / "surrogate.safetensors").exists() and (bank / "bank.json").exists()):
-        return None
-    try:
-        options = LearnOptions.model_validate(surrogate.config()["learn"])
-        return measure_picture(load(folder), PredictionBank.open(bank), get_metric(surrogate.metric), options)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RelossError(f"the surrogate in {folder} cannot be measured on {bank} ({error}); learn it anew") from error
+def _diagnose_surrogate(folder: Path, workspace: Workspace, runs: Sequence[Checkpoints]) -> list[dict[str, Any]]:
+    """Return the entry of the surrogate in `folder`, and write its correlations there; empty if it is not fitted."""
+    record = read_surrogate(LiveFolder(workspace.name(folder), folder))
+    if record is None:
+        return []
+    correlations = diagnose_loss(load(folder), record.metric, runs)
+    write_json(folder / "diagnostics.json", correlations)
+    loss = "approx" if record.objective == "value" else "reloss"
+    return [{"loss": loss, "folder": record.reference, "metric": record.metric, **record.fit, **correlations}]

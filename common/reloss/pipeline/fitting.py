@@ -19,8 +19,8 @@ from reloss.experiment.workspace import Workspace
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.picture import measure_picture
 from reloss.metrics import get_metric
-from reloss.pipeline.checkpoint_ranking import write_picture
 from reloss.pipeline.context import Context, sole_writer
+from reloss.pipeline.pictures import write_picture
 from reloss.pipeline.recording import complete_bank
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import remove_checkpoint

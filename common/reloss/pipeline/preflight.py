@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.record import leaving_out, read_summary, weights_file
+from reloss.experiment.record import read_summary, skipping_damage, weights_file
 from reloss.experiment.status import Status
 from reloss.experiment.task import comparable
 from reloss.learning import PredictionBank
@@ -141,7 +141,7 @@ def baseline_weights(context: Context) -> list[Path]:
     required = {"status": Status.FINISHED, "loss": config.ordinary_loss, "protocol": config.protocol()}
     matches = []
     for folder in context.home.glob(f"{config.ordinary_loss}*/seed{seed}"):
-        with leaving_out():
+        with skipping_damage():
             summary = read_summary(folder)
             if required.items() <= summary.items() and weights_file(folder).exists():
                 matches.append((len(summary["settings"]), weights_file(folder)))

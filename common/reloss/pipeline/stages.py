@@ -228,7 +228,7 @@ def _diagnostics(context: Context, surrogate: SurrogateLoss | None) -> dict[str,
     if predictions is None or (surrogate is None and context.run.loss != context.config.ordinary_loss):
         return {}
     loss = surrogate or context.task.new_surrogate(context.config)
-    runs = finished_runs(context.home, loss.gold, predictions[1][0])
+    runs = finished_runs(context.workspace, context.config.name, loss.gold, predictions[1][0])
     runs[str(context.record.relative_to(context.home))] = predictions
     return diagnose_loss(loss, context.config.metric, list(runs.values()), surrogate is not None)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reloss.experiment.task import find_experiment
+from reloss.experiment.workspace import Workspace
 from reloss.metrics import get_metric
 from reloss.pipeline.checkpoint_ranking import diagnose
 from reloss.report.figures import checkpoints, loss_curves
@@ -37,7 +38,7 @@ def write_diagnosis(experiment: str, runs: Path, out: Path) -> Table:
     Raises:
         UsageError: an unknown experiment, or no finished run with recorded predictions.
     """
-    entries, recorded = diagnose(experiment, runs)
+    entries, recorded = diagnose(experiment, Workspace(runs))
     task, config = find_experiment(experiment)
     fresh = task.new_surrogate(config)
     learned = [entry for entry in entries if "folder" in entry]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from reloss.experiment.config import LEARNED_LOSSES, Experiment
 from reloss.experiment.records import RunRecord, SurrogateRecord
-from reloss.pipeline.checkpoint_ranking import read_picture
+from reloss.pipeline.pictures import read_picture
 from reloss.report.charts import Chart, Series, chart
 
 Values = Mapping[str, Sequence[float]]

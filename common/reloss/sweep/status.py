@@ -81,7 +81,7 @@ def of_records(plan: Plan, losses: Sequence[str], workspace: Workspace) -> list[
     packed = _packed(workspace)
     for experiment in dict.fromkeys(run.experiment for run in runs):
         recorded = []
-        names = {folder.relative_to(workspace.runs).as_posix() for folder in workspace.records(experiment)}
+        names = {workspace.name(folder) for folder in workspace.records(experiment)}
         names |= {name for name in packed if experiment_of(name) == experiment}
         for name in sorted(names, key=name_order):
             *_, loss, folder = name.split("/")
@@ -126,8 +126,7 @@ def _row(
     row = Row(job.run.experiment, job.run.loss_with_variant, job.run.seed, job.stage)
     note = read_note(job, workspace)
     if job.stage == "all":
-        name = workspace.record(job.run).relative_to(workspace.runs).as_posix()
-        row = _with_record(row, name, workspace, packed)
+        row = _with_record(row, workspace.name(workspace.record(job.run)), workspace, packed)
     elif plan.is_done(job, workspace) or note.get("state") == Status.FINISHED:
         row = replace(row, state=Status.FINISHED)
     elif is_running(job, workspace):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from reloss.experiment.record import leaving_out, read_summary
+from reloss.experiment.record import read_summary, skipping_damage
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 from reloss.tracking.client import kill_tree
@@ -83,7 +83,7 @@ def _has_ended(path: Path) -> bool:
     record = path.parents[2]
     if run_folders(record)[-1] != path.parent or read_run(path)["exit_code"] is not None:
         return True
-    with leaving_out():
+    with skipping_damage():
         return (record / "surrogate.json").exists() or read_summary(record).get("status", "running") != "running"
     return False
 
