@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from reloss.experiment.records import current_config
 from reloss.runtime.errors import UsageError
-from reloss.runtime.files import read_json, write_text
+from reloss.runtime.files import read_json, read_object, write_text
 from reloss.runtime.progress import say
 from reloss_tasks.nmt import arguments
 from reloss_tasks.nmt.config import Data, TranslationExperiment
@@ -73,7 +72,7 @@ def _teacher_translations(config: Data, folder: Path, runs: Path) -> Path:
 
 def _translate_training_set(record: Path, folder: Path, runs: Path) -> list[str]:
     """Return the translations by the model in `record` of the sentences it was trained on, in their order."""
-    config = TranslationExperiment.model_validate(yaml.safe_load((record / "config.yaml").read_text(encoding="utf-8")))
+    config = TranslationExperiment.model_validate(current_config(read_object(record / "config.yaml")))
     prepared, results = prepare_with_teacher(config.data, folder, runs), record / "distilled"
     words = arguments.generate(config, prepared, record / TRANSLATOR, "train", results)
     run_command("generate", words, results / "fairseq.log")

@@ -6,8 +6,9 @@ from small import DIGITS
 from small_records import CARD, CONFIG, METRICS, NAMES, SUMMARY, jsonl, live, packed
 
 from reloss.experiment.record_parts import LARGEST, LiveFolder, check_plain
-from reloss.experiment.records import read_records, read_run, read_runs
+from reloss.experiment.records import current_config, read_records, read_run, read_runs
 from reloss.experiment.settings import RENAMED_KEYS
+from reloss.experiment.task import find_experiment
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json, write_text
 
@@ -241,3 +242,26 @@ def test_every_committed_record_is_whole():
             assert all("step" in line for line in run.metrics())
         for surrogate in records_of_folder.surrogates:
             surrogate.history(), surrogate.picture()
+
+
+@pytest.mark.parametrize(
+    ("paper", "scope", "note"),
+    [
+        ("reduced: 800 persons of LSP", "reduced", "800 persons of LSP"),
+        ("none: a smoke test", "extra", "a smoke test"),
+        ("COCO val, HRNet-W32 256x192", "paper", "COCO val, HRNet-W32 256x192"),
+    ],
+)
+def test_the_paper_of_an_old_config_becomes_scope_and_note(paper, scope, note):
+    assert current_config({"name": DIGITS, "paper": paper}) == {"name": DIGITS, "scope": scope, "scope_note": note}
+
+
+def test_every_committed_config_is_valid_under_the_keys_of_today():
+    root = Path(__file__).parents[2] / "results" / "records"
+    configs = {(run.experiment, json.dumps(run.config())) for folder in root.iterdir() for run in read_runs(folder)}
+    assert len(configs) > 50
+    for experiment, config in configs:
+        kind = type(find_experiment(experiment)[1])
+        values = json.loads(config)
+        unknown = values.keys() - kind.model_fields.keys()
+        assert unknown == set(), experiment

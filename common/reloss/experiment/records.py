@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
+from reloss.experiment.config import Scope
 from reloss.experiment.record_parts import (
     LiveFolder,
     PackedLine,
@@ -113,7 +114,7 @@ class RunRecord(Recorded):
         Raises:
             RelossError: it is damaged.
         """
-        return with_renamed_keys(_part(self.source, "config", OBJECT) or {})
+        return current_config(_part(self.source, "config", OBJECT) or {})
 
     def metrics(self) -> list[dict[str, float]]:
         """Return the metrics logged during training, one dictionary per line; values that are not finite are dropped.
@@ -152,7 +153,7 @@ class SurrogateRecord(Recorded):
 
     def config(self) -> dict[str, Any]:
         """Return the sections of a config that hold the options of the fit under today's keys."""
-        return with_renamed_keys({"learn": self.learn})
+        return current_config({"learn": self.learn})
 
     def history(self) -> list[dict[str, float]]:
         """Return the figures logged during the fit, one dictionary per line; values that are not finite are dropped.
@@ -325,20 +326,24 @@ def experiment_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def with_renamed_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config, nested by section, under today's keys."""
-    moved = copy.deepcopy(config)
+def current_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config of an earlier version, nested by section, as it is written today: renamed keys, and the scope."""
+    current = copy.deepcopy(config)
     for old, new in RENAMED_KEYS.items():
         (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
-        section: Any = moved
+        section: Any = current
         for key in old_path:
             section = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict) or old_key not in section:
             continue
-        value, section = section.pop(old_key), moved
+        value, section = section.pop(old_key), current
         for key in new_path:
             if not isinstance(section.get(key), dict):
                 section[key] = {}
             section = section[key]
         section[new_key] = value
-    return moved
+    if isinstance(paper := current.pop("paper", None), str):
+        kind, colon, note = paper.partition(": ")
+        scope = {"none": Scope.EXTRA, "reduced": Scope.REDUCED}.get(kind) if colon else None
+        current |= {"scope": str(scope or Scope.PAPER), "scope_note": note if scope else paper}
+    return current
