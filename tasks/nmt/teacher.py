@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reloss.experiment.records import current_config
+from reloss.experiment.settings import current_config
 from reloss.runtime.errors import UsageError
 from reloss.runtime.files import read_json, read_object, write_text
 from reloss.runtime.progress import say

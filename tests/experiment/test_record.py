@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from reloss.experiment.config import to_yaml
@@ -69,6 +70,20 @@ def test_wall_time_adds_up_over_resumes(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({**before, "wall_seconds": 100.0}))
     open_record(tmp_path).close("finished")
     assert 100 <= summary(tmp_path)["wall_seconds"] < 160
+
+
+def test_a_config_of_an_earlier_version_with_the_same_values_is_resumed(tmp_path):
+    open_record(tmp_path).close("interrupted")
+    path = tmp_path / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    surrogate, _, _ = config.pop("surrogate"), config.pop("scope"), config.pop("scope_note")
+    config |= {"paper": "none: other words", "learn": {**config["learn"], **surrogate}}
+    path.write_text(yaml.safe_dump(config))
+    open_record(tmp_path).close("finished")
+    assert summary(tmp_path)["status"] == "finished"
+    path.write_text(yaml.safe_dump({**config, "learn": {**config["learn"], "output": "identity"}}))
+    with pytest.raises(UsageError, match="belongs to a run with another config"):
+        open_record(tmp_path)
 
 
 def test_another_config_is_refused_and_changes_nothing(tmp_path):

@@ -6,8 +6,8 @@ from small import DIGITS
 from small_records import CARD, CONFIG, METRICS, NAMES, SUMMARY, jsonl, live, packed
 
 from reloss.experiment.record_parts import LARGEST, LiveFolder, check_plain
-from reloss.experiment.records import current_config, read_records, read_run, read_runs
-from reloss.experiment.settings import RENAMED_KEYS
+from reloss.experiment.records import read_records, read_run, read_runs
+from reloss.experiment.settings import RENAMED_KEYS, current_config
 from reloss.experiment.task import find_experiment
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json, write_text

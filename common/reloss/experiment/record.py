@@ -25,6 +25,7 @@ from torch import Tensor
 from reloss.experiment import environment
 from reloss.experiment.config import Experiment, to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
+from reloss.experiment.settings import current_config, differing, flat
 from reloss.experiment.status import Status
 from reloss.experiment.tracker import Tracker
 from reloss.learning.bank import compact
@@ -91,7 +92,9 @@ class Record:
         self.write_summary(Status.RUNNING)
 
     def _write_config(self, config: Experiment) -> None:
-        """Write `config.yaml`, or check that the one in the folder is the same."""
+        """Write `config.yaml`, or check that the one in the folder has the same values; an earlier version may have
+        written it, with other keys or without keys that are new.
+        """
         path, text = self.path / "config.yaml", to_yaml(config)
         if not path.exists():
             write_text(path, text)
@@ -99,7 +102,7 @@ class Record:
         recorded = read_text(path)
         if recorded != text and text.startswith(recorded):
             raise RelossError(f"{path} is cut short; remove it, and the run writes it again")
-        if recorded != text:
+        if recorded != text and not _is_same_config(path, config):
             raise UsageError(
                 f"{self.path} belongs to a run with another config (see its config.yaml); choose another --runs, or "
                 "move it away"
@@ -237,6 +240,17 @@ class Record:
             self.tracker.log_result(self.path, record_name(self.path), scores or {})
             self.tracker.finish({"status": status, **(scores or {})}, failed=status != Status.FINISHED)
             self.write_summary(status, scores, **more)
+
+
+def _is_same_config(path: Path, config: Experiment) -> bool:
+    """Return whether a config file has the values of `config`, though an earlier version may have written it."""
+    try:
+        recorded = flat(current_config(read_object(path)))
+    except RelossError:
+        return False
+    today = {name: value for name, value in flat(config.model_dump(mode="json")).items() if name not in config.FIXED}
+    protocol = [name for name in today if name.partition(".")[0] in config.PROTOCOL]
+    return recorded.keys() >= set(protocol) and not differing(recorded, today)
 
 
 def record_name(path: Path) -> str:

@@ -6,7 +6,6 @@ one bad file does not hide the results of a hundred runs. See `reloss.experiment
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
-from reloss.experiment.config import Scope
 from reloss.experiment.record_parts import (
     LiveFolder,
     PackedLine,
@@ -27,7 +25,7 @@ from reloss.experiment.record_parts import (
     skipping,
 )
 from reloss.experiment.run_spec import MAX_SEED
-from reloss.experiment.settings import RENAMED_KEYS, renamed
+from reloss.experiment.settings import current_config, renamed
 from reloss.experiment.status import RECORDED, Status
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
@@ -324,26 +322,3 @@ def _validated(kind: TypeAdapter[T], value: Any, where: str) -> T:
 def experiment_of(name: str) -> str:
     """Return the experiment of the record called `name`: the first two parts, <task>/<data>_<model>."""
     return "/".join(name.split("/")[:2])
-
-
-def current_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config of an earlier version, nested by section, as it is written today: renamed keys, and the scope."""
-    current = copy.deepcopy(config)
-    for old, new in RENAMED_KEYS.items():
-        (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
-        section: Any = current
-        for key in old_path:
-            section = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or old_key not in section:
-            continue
-        value, section = section.pop(old_key), current
-        for key in new_path:
-            if not isinstance(section.get(key), dict):
-                section[key] = {}
-            section = section[key]
-        section[new_key] = value
-    if isinstance(paper := current.pop("paper", None), str):
-        kind, colon, note = paper.partition(": ")
-        scope = {"none": Scope.EXTRA, "reduced": Scope.REDUCED}.get(kind) if colon else None
-        current |= {"scope": str(scope or Scope.PAPER), "scope_note": note if scope else paper}
-    return current

@@ -4,6 +4,7 @@ Settings name the variant of a run, hence its folder. So they are compared by wh
 `0.1` are the same setting, the default value is no setting, and what a loss does not use is no setting of its runs.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
 from reloss.runtime.errors import UsageError, unknown
 
 # Keys of earlier versions, in commands and records, and what they are called today.
@@ -76,6 +77,29 @@ def renamed(setting: str) -> str:
     """Return a setting of an earlier version under the key that it has today."""
     key, equals, text = setting.partition("=")
     return f"{RENAMED_KEYS.get(key, key)}{equals}{text}"
+
+
+def current_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config of an earlier version, nested by section, as it is written today: renamed keys, and the scope."""
+    current = copy.deepcopy(config)
+    for old, new in RENAMED_KEYS.items():
+        (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
+        section: Any = current
+        for key in old_path:
+            section = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or old_key not in section:
+            continue
+        value, section = section.pop(old_key), current
+        for key in new_path:
+            if not isinstance(section.get(key), dict):
+                section[key] = {}
+            section = section[key]
+        section[new_key] = value
+    if isinstance(paper := current.pop("paper", None), str):
+        kind, colon, note = paper.partition(": ")
+        scope = {"none": Scope.EXTRA, "reduced": Scope.REDUCED}.get(kind) if colon else None
+        current |= {"scope": str(scope or Scope.PAPER), "scope_note": note if scope else paper}
+    return current
 
 
 def _parsed(config: BaseModel, settings: Sequence[str]) -> dict[str, str]:
