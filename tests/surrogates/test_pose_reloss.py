@@ -190,6 +190,6 @@ def test_bank_of_another_kind_is_refused(tmp_path, improving_bank, cli):
     words = ("learn", "--bank", bank.path, "--metric", "heatmap_pck", "--out", tmp_path / "out", "--kind", "pose")
     code, _, err = cli(*words)
     assert (code, err.count("\n")) == (1, 1)
-    assert f"--kind pose does not go with the bank {bank.path}" in err
+    assert f"--kind pose does not fit the bank {bank.path}" in err
     with pytest.raises(RelossError, match="is empty"):
         PredictionBank.create(tmp_path / "empty").output_shape()
