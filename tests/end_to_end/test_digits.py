@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from small import DIGITS
 
 from reloss.experiment.metrics_log import read_metrics
-from reloss.experiment.run_spec import variant_name
 from reloss.learning import PredictionBank
 from reloss.surrogates import ClassificationReLoss
 
@@ -206,7 +205,7 @@ def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(*words(whole, "ce", settings), launcher=TORCHRUN)
     process = start(*words(killed, "ce", settings), launcher=TORCHRUN)
-    record = killed / DIGITS / f"ce@{variant_name(settings)}" / "seed0"
+    record = record_of(killed, "ce", epochs=8)
     wait_for(lambda: lines(record / "metrics.jsonl") >= 3, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
