@@ -117,6 +117,32 @@ def test_shuffled_items_keep_their_outputs_and_rotate_a_suffix_of_targets():
     assert 7 < counts.float().mean() < 9
 
 
+def test_shifted_scores_trade_precision_for_recall():
+    start = scores()
+    result = items.shifted(start, generator())
+    constants = result.outputs - start.outputs
+    assert_close(constants, constants[:, :1].expand_as(constants))
+    assert -2.1 < constants.min() < -1.9
+    assert 1.9 < constants.max() < 2.1
+    assert torch.equal(result.targets, start.targets)
+    assert_close(average_precision(*result[:2]), average_precision(*start[:2]))
+    predicted = (result.outputs > 0).float().mean(-1)
+    assert predicted.min() < 0.1
+    assert predicted.max() > 0.9
+
+
+def test_shifted_logits_change_one_class():
+    start = class_items()
+    constants = items.shifted(start, generator()).outputs - start.outputs
+    assert_close(constants, constants[:, :1].expand_as(constants))
+    assert ((constants[:, 0].abs() > 1e-3).sum(-1) == 1).all()
+
+
+def test_what_has_no_threshold_cannot_be_shifted():
+    with pytest.raises(UsageError, match=r"outputs \[2, 3, 4, 5\] are neither .* cannot be shifted"):
+        items.shifted(items.Items(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)), generator())
+
+
 def test_recorded_items_are_unchanged():
     start = class_items()
     assert items.recorded(start, generator()) is start

@@ -6,13 +6,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    fbeta_score,
+    jaccard_score,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_f1_score
 
-from reloss.metrics import auroc, average_precision, binary_f1
+from reloss.metrics import (
+    auroc,
+    average_precision,
+    binary_balanced_accuracy,
+    binary_f1,
+    binary_f2,
+    binary_iou,
+    binary_kappa,
+    mcc,
+)
 
-METRICS = [binary_f1, average_precision, auroc]
+FROM_0_TO_1 = [binary_f1, average_precision, auroc, binary_f2, binary_iou, binary_balanced_accuracy]
+CORRELATIONS = [binary_kappa, mcc]
+METRICS = [*FROM_0_TO_1, *CORRELATIONS]
 
 
 def scores(seed: int, n: int, b: int, levels: int | None = None) -> tuple[Tensor, Tensor]:
@@ -41,6 +61,26 @@ def test_equal_scikit_learn(b, levels):
     assert binary_f1(outputs, targets).tolist() == pytest.approx(expected_f1, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("metric", "reference"),
+    [
+        (binary_f2, lambda t, p: fbeta_score(t, p, beta=2, zero_division=0)),
+        (binary_iou, lambda t, p: jaccard_score(t, p, zero_division=0)),
+        (binary_balanced_accuracy, balanced_accuracy_score),
+        (binary_kappa, lambda t, p: cohen_kappa_score(t, p, labels=[0, 1])),
+        (mcc, matthews_corrcoef),
+    ],
+)
+@pytest.mark.parametrize("b", [1, 2, 7, 64])
+def test_metrics_of_one_threshold_equal_scikit_learn(metric, reference, b):
+    outputs, targets = scores(b, 60, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one class only
+        expected = [float(reference(t, o > 0.3)) for t, o in zip(targets.numpy(), outputs.numpy(), strict=True)]
+    expected = [0 if value != value else value for value in expected]
+    assert metric(outputs, targets, threshold=0.3).tolist() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("levels", [None, 3])
 def test_equal_torchmetrics(levels):
     outputs, targets = scores(0, 20, 40, levels)
@@ -66,7 +106,9 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [(0, (0.0, 0.0, 0.5)), (1, (1.0, 1.0, 0.5))], ids=["no positive", "no negative"]
+    ("target", "expected"),
+    [(0, (0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0)), (1, (1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0))],
+    ids=["no positive", "no negative"],
 )
 @pytest.mark.parametrize("b", [1, 5])
 def test_one_class_only(target, expected, b):
@@ -113,7 +155,7 @@ def test_values_are_in_range_and_ignore_the_order_of_examples(metric, seed, b, l
     order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
     values = metric(outputs, targets)
     assert values.shape == (3,)
-    assert 0 <= values.min() <= values.max() <= 1
+    assert (-1 if metric in CORRELATIONS else 0) <= values.min() <= values.max() <= 1
     assert values.tolist() == pytest.approx(metric(outputs[:, order], targets[:, order]).tolist(), abs=1e-6)
 
 

@@ -6,7 +6,8 @@ outputs, so that the surrogate learns to rank the whole range.
 
 Every source takes N recorded items and a generator on the CPU, and returns N items. Outputs [N, B, C] are class logits
 with targets [N, B]; outputs [N, B] are scores, above 0 for the positive class, with targets in {0, 1}. Sources that
-draw targets (`relabelled`, `random`) need one of the two; the other sources take outputs [N, B, ...] of any kind.
+draw targets (`relabelled`, `random`) or move a threshold (`shifted`) need one of the two; the other sources take
+outputs [N, B, ...] of any kind.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -107,6 +108,28 @@ def tempered(items: Items, generator: torch.Generator) -> Items:
     return Items(items.outputs * torch.exp2(exponent), items.targets)
 
 
+def shifted(items: Items, generator: torch.Generator) -> Items:
+    """Add a constant to all scores of an item, or to one class's logits: as if the threshold were another one.
+
+    The constant is uniform on plus or minus twice the outputs' standard deviation, one per item. Precision and recall
+    change against each other, which recorded items hardly show: their model moves both together.
+
+    Raises:
+        UsageError: the outputs are neither class logits nor scores.
+    """
+    outputs = items.outputs
+    constants = (_per_item(4, outputs, generator) - 2) * outputs.std(correction=0)
+    if outputs.dim() == 3 and items.targets.dim() == 2:
+        classes = torch.randint(outputs.shape[-1], (len(outputs), 1, 1), generator=generator)
+        constants = constants * (torch.arange(outputs.shape[-1]) == classes).to(outputs.device)
+    elif outputs.dim() != 2:
+        raise UsageError(
+            f"outputs {list(outputs.shape)} are neither class logits nor scores of two classes, so they cannot be "
+            "shifted; choose mixture=perturbed"
+        )
+    return Items(outputs + constants, items.targets)
+
+
 def blended(items: Items, generator: torch.Generator) -> Items:
     """Replace a random share of each item's examples with those of another item, which blends two training steps."""
     n, b = items.outputs.shape[:2]
@@ -140,7 +163,7 @@ def shuffled(items: Items, generator: torch.Generator) -> Items:
 
 
 SOURCES: dict[str, Source] = {
-    source.__name__: source for source in (recorded, relabelled, shuffled, noisy, tempered, blended, random)
+    source.__name__: source for source in (recorded, relabelled, shuffled, noisy, tempered, shifted, blended, random)
 }
 
 

@@ -25,6 +25,7 @@ MIXTURES: dict[str, dict[str, float]] = {
     "half": {"recorded": 1, "relabelled": 1},
     "shuffled": {"recorded": 1, "shuffled": 1},  # for any kind of predictions
     "checkpoints": {"recorded": 1, "blended": 1},  # where the targets contain the prediction
+    "thresholds": {"recorded": 1, "shifted": 1, "tempered": 1},  # for metrics of a threshold, such as F1
     "perturbed": {"recorded": 1, "noisy": 1, "tempered": 1, "blended": 1},
     "all": {"recorded": 2, "relabelled": 2, "noisy": 1, "tempered": 1, "blended": 1, "random": 1},
 }

@@ -10,7 +10,16 @@ import os
 import sys
 from typing import Any
 
-from reloss.metrics.binary import auroc, average_precision, binary_f1
+from reloss.metrics.binary import (
+    auroc,
+    average_precision,
+    binary_balanced_accuracy,
+    binary_f1,
+    binary_f2,
+    binary_iou,
+    binary_kappa,
+    mcc,
+)
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
 from reloss.metrics.masks import MASKED, is_open
@@ -33,7 +42,8 @@ METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
         *(accuracy, top5_accuracy, balanced_accuracy, macro_f1),
-        *(binary_f1, average_precision, auroc),
+        *(binary_f1, binary_f2, binary_iou, binary_balanced_accuracy, binary_kappa, mcc),
+        *(average_precision, auroc),
         *(ndcg, ndcg10),
         *(heatmap_pck, heatmap_oks),
         *(span_f1, span_exact_match, token_f1, token_exact_match, bleu, token_bleu),
@@ -88,7 +98,11 @@ __all__ = [
     "auroc",
     "average_precision",
     "balanced_accuracy",
+    "binary_balanced_accuracy",
     "binary_f1",
+    "binary_f2",
+    "binary_iou",
+    "binary_kappa",
     "bleu",
     "decode_heatmaps",
     "decode_spans",
@@ -97,6 +111,7 @@ __all__ = [
     "heatmap_pck",
     "is_open",
     "macro_f1",
+    "mcc",
     "ndcg",
     "ndcg10",
     "oks",

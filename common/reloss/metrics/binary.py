@@ -1,8 +1,10 @@
 """Metrics of one score per example, for two classes.
 
-F1 compares the predictions at one threshold with the targets. Average precision and AUROC summarise all thresholds, so
-they depend only on the order of the scores.
+F1, MCC and their relatives compare the predictions at one threshold with the targets: they are formulas of four counts.
+Average precision and AUROC summarise all thresholds, so they depend only on the order of the scores.
 """
+
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,10 +27,57 @@ def binary_f1(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Te
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive_targets(outputs, targets)
-    predicted = outputs > threshold
-    total = predicted.sum(-1) + positive.sum(-1)
-    return 2 * (predicted & positive).sum(-1) / total.clamp(min=1)
+    return _f_beta(outputs, targets, 1, threshold)
+
+
+def binary_f2(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return the F2 of the positive class, in which recall weighs four times as much as precision.
+
+    Equal to scikit-learn's `fbeta_score(beta=2, zero_division=0)`. Arguments, result and errors: see `binary_f1`.
+    """
+    return _f_beta(outputs, targets, 2, threshold)
+
+
+def binary_iou(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return the intersection over union of the positive class.
+
+    Equal to scikit-learn's `jaccard_score(zero_division=0)`. Arguments, result and errors: see `binary_f1`.
+    """
+    tp, fp, fn, _ = _counts(outputs, targets, threshold)
+    return tp / (tp + fp + fn).clamp(min=1)
+
+
+def binary_balanced_accuracy(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return the mean of the recalls of both classes; of one recall where an item has one class only.
+
+    Equal to scikit-learn's `balanced_accuracy_score`. Arguments, result and errors: see `binary_f1`.
+    """
+    tp, fp, fn, tn = _counts(outputs, targets, threshold)
+    positives, negatives = tp + fn, tn + fp
+    recalls = tp / positives.clamp(min=1) + tn / negatives.clamp(min=1)
+    return recalls / ((positives > 0).float() + (negatives > 0).float())
+
+
+def binary_kappa(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return Cohen's kappa: how far the accuracy exceeds chance, [N] in [-1, 1].
+
+    Equal to scikit-learn's `cohen_kappa_score`; 0 where targets and predictions are all of one class, for which
+    scikit-learn returns NaN. Arguments and errors: see `binary_f1`.
+    """
+    tp, fp, fn, tn = (count.double() for count in _counts(outputs, targets, threshold))
+    chance = (tp + fp) * (fp + tn) + (tp + fn) * (fn + tn)
+    return (2 * (tp * tn - fn * fp) / chance.clamp(min=1)).float()
+
+
+def mcc(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return the Matthews correlation coefficient of predictions and targets, [N] in [-1, 1].
+
+    Equal to scikit-learn's `matthews_corrcoef`; 0 where targets or predictions are all of one class. Arguments and
+    errors: see `binary_f1`.
+    """
+    tp, fp, fn, tn = (count.double() for count in _counts(outputs, targets, threshold))
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return ((tp * tn - fp * fn) / product.clamp(min=1).sqrt()).float()
 
 
 def average_precision(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -74,6 +123,29 @@ def auroc(outputs: Tensor, targets: Tensor) -> Tensor:
     ordered_pairs = (hard_rank(outputs).double() * positive).sum(-1) - positives * (positives - 1) / 2
     pairs = positives * negatives
     return (ordered_pairs / pairs.clamp(min=1)).where(pairs > 0, 0.5).float()
+
+
+class _Counts(NamedTuple):
+    """True and false positives, false and true negatives; each [N]."""
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
+
+
+def _counts(outputs: Tensor, targets: Tensor, threshold: float) -> _Counts:
+    """Return the four counts of outputs [N, B] and targets [N, B]."""
+    positive = _positive_targets(outputs, targets)
+    predicted = outputs > threshold
+    tp, fp, fn = (predicted & positive).sum(-1), (predicted & ~positive).sum(-1), (~predicted & positive).sum(-1)
+    return _Counts(tp, fp, fn, outputs.shape[-1] - tp - fp - fn)
+
+
+def _f_beta(outputs: Tensor, targets: Tensor, beta: int, threshold: float) -> Tensor:
+    tp, fp, fn, _ = _counts(outputs, targets, threshold)
+    weight = beta**2
+    return (1 + weight) * tp / ((1 + weight) * tp + fp + weight * fn).clamp(min=1)
 
 
 def _positive_targets(outputs: Tensor, targets: Tensor) -> Tensor:
