@@ -36,7 +36,7 @@ from reloss.learning.objective import correlate, rank_objective
 from reloss.metrics import accuracy
 from reloss.report.table import Table
 from reloss.surrogates import SurrogateLoss
-from reloss.surrogates.options import PRESETS, Fidelity
+from reloss.surrogates.options import FEATURES, PRESETS, Fidelity
 
 ITEMS, EXAMPLES, CLASSES = 256, 128, 100
 RECORDED_ITEMS = 640
@@ -75,7 +75,7 @@ def measure_fidelity(fidelity: Fidelity, bank: PredictionBank, device: str, runs
     """Return one row for the loop and one for reloss, for the objective of a fidelity."""
     options = LearnOptions(fidelity=fidelity, items=ITEMS)
     torch.manual_seed(0)
-    fit = Fit(ClassificationReLoss(**PRESETS[fidelity]), bank, Measure(accuracy, True), options, device)
+    fit = Fit(ClassificationReLoss(**PRESETS[FEATURES[fidelity]]), bank, Measure(accuracy, True), options, device)
 
     def loop_step() -> None:
         items, _ = fit.sampler.draw()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.task import Run
 from reloss.runtime.errors import UsageError
 from reloss_tasks.accelerated import Loss, learned_loss
@@ -37,7 +37,7 @@ def make_loss(
         kind, losses = "a positive class", _losses_for_positives(config, negatives_per_positive)
     if run.loss in losses:
         return losses[run.loss]
-    if run.loss not in LEARNED_LOSSES:
+    if run.loss not in FITTED_LOSSES:
         raise UsageError(f"loss '{run.loss}' is not defined for {kind}; choose one of {', '.join(losses)}")
     return learned_loss(run, losses["ce"], device)
 

@@ -11,7 +11,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.config import FITTED_LOSSES
 from reloss_tasks.nmt.config import Data, TranslationExperiment
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -92,7 +92,7 @@ def train(config: TranslationExperiment, loss: str, seed: int, paths: TrainPaths
 
 def _criterion(config: TranslationExperiment, loss: str, surrogate: Path | None) -> dict[str, Any]:
     """Return the task and the criterion; fairseq builds both by name (see watched_tasks.py and losses.py)."""
-    kind, learned = config.model.kind, loss in LEARNED_LOSSES
+    kind, learned = config.model.kind, loss in FITTED_LOSSES
     return {
         "user_dir": PLUGIN,
         "task": "reloss_translation_lev" if kind == "nat" else "reloss_translation",

@@ -11,7 +11,7 @@ SUMMARY = {
     **{"protocol": "p", "scores": {"accuracy": 0.5}, "score": "accuracy", "wall_seconds": 3},
 }
 ENVIRONMENT = {"commit": "abc", "versions": {"python": "3.11"}}
-CONFIG = {"name": DIGITS, "learn": {"steps": 5}}
+CONFIG = {"name": DIGITS, "learn": {"steps": 5}, "surrogate": {"features": "likelihood"}}
 METRICS = [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": 2}]
 CARD = {"metric": "accuracy", "learn": {"objective": "rank", "input": "logit"}, "fit": {"spearman": 0.9, "items": 8}}
 NAMES = [f"{DIGITS}/ce/seed{seed}" for seed in range(3)]

@@ -105,7 +105,7 @@ def test_released_fidelity_switches_everything_it_names(digits):
     released = override(digits, ["learn.fidelity=released"])
     learn = released.learn.model_dump()
     assert {name: learn[name] for name in RELEASED} == RELEASED
-    assert released.surrogate.model_dump() == PRESETS["released"]
+    assert released.surrogate.model_dump() == {"features": "released", **PRESETS["released"]}
     assert (learn["items"], learn["steps"]) == (64, 200)  # the digits experiment's own
     assert override(digits, []) == digits == override(digits, ["learn.fidelity=corrected"])
 
@@ -115,7 +115,7 @@ def test_the_written_defaults_are_the_corrected_ones():
     assert {name: fields[name].default for name in RELEASED} == {
         "standardize": True,
         "ties": "mean",
-        "penalty": "example",
+        "penalty": "auto",
         "mixture": "half",
         "calibrate": True,
     }

@@ -223,14 +223,27 @@ def test_old_keys_are_read_under_their_new_names(tmp_path, monkeypatch):
     live(tmp_path)
     write_text(
         tmp_path / NAMES[0] / "config.yaml",
-        json.dumps({**CONFIG, "learn": {"input": "probability"}, "structure": "span", "surrogate": None}),
+        json.dumps({"name": DIGITS, "learn": {"input": "probability"}, "structure": "span", "surrogate": None}),
     )
     found = read_records(tmp_path)
     run, (surrogate,) = found.runs[0], found.surrogates
     assert run.settings == ("optimiser.rate=0.1",)
-    changed = {"input": "probability", "structure": "span"}
+    changed = {"input": "probability", "structure": "span", "features": "likelihood"}
     assert run.config() == {"name": DIGITS, "learn": {}, "surrogate": changed}
-    assert surrogate.config() == {"learn": {"objective": "rank"}, "surrogate": {"input": "logit"}}
+    assert surrogate.config() == {
+        "learn": {"objective": "rank"},
+        "surrogate": {"input": "logit", "features": "likelihood"},
+    }
+
+
+def test_features_and_penalty_of_a_config_without_features():
+    def read(**learn):
+        return current_config({"learn": learn})
+
+    assert read(penalty="example")["learn"] == {"penalty": "auto"}
+    assert read(fidelity="released")["surrogate"] == {"features": "released"}
+    today = {"learn": {"penalty": "example"}, "surrogate": {"features": "expected"}}
+    assert current_config(today) == today
 
 
 def test_every_committed_record_is_whole():

@@ -10,7 +10,7 @@ from reloss import ClassificationReLoss
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.sampling import split_items
 from reloss.metrics import Metric, accuracy
-from reloss.surrogates.options import PRESETS
+from reloss.surrogates.options import FEATURES, PRESETS
 
 SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 
@@ -18,7 +18,7 @@ SETTINGS = {"steps": 60, "items": 32, "validate_every": 20}
 def surrogate_for(options: LearnOptions, backwards: bool = False, **network: str) -> ClassificationReLoss:
     """A fresh network whose loss falls with the target's probability, or rises if `backwards`; it is never negative."""
     torch.manual_seed(0)
-    surrogate = ClassificationReLoss(**{**PRESETS[options.fidelity], **network}, width=16)
+    surrogate = ClassificationReLoss(**{**PRESETS[FEATURES[options.fidelity]], **network}, width=16)
     inputs = torch.tensor([0.1, 0.9])
     with torch.no_grad():
         surrogate.loss[2].bias.fill_(1)

@@ -17,7 +17,7 @@ from reloss.learning.metric_cache import CHECKED
 from reloss.metrics import PerItem, accuracy
 from reloss.runtime.distributed import Share
 from reloss.runtime.errors import UsageError
-from reloss.surrogates.options import PRESETS
+from reloss.surrogates.options import FEATURES, PRESETS
 
 SETTINGS = {"steps": 30, "items": 25, "validate_every": 10}  # with 25 items, one process has one more than the other
 
@@ -60,7 +60,7 @@ def fit(bank: Path, distributed: bool, metric: Any = accuracy, **settings: Any) 
     more = {name: settings.pop(name) for name in ("checkpoint", "on_validation") if name in settings}
     options = LearnOptions(**SETTINGS | settings)
     torch.manual_seed(0)
-    surrogate = Counting(**PRESETS[options.fidelity])
+    surrogate = Counting(**PRESETS[FEATURES[options.fidelity]])
     opened = PredictionBank.open(bank)
     result = fit_surrogate(surrogate, opened, metric, options=options, distributed=distributed, **more)
     weights = {name: value.tolist() for name, value in result.surrogate.state_dict().items()}

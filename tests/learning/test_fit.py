@@ -13,7 +13,7 @@ from reloss.metrics import PerItem, accuracy
 from reloss.ranking import spearman
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates.base import gradient_norms
-from reloss.surrogates.options import PRESETS
+from reloss.surrogates.options import FEATURES, PRESETS
 
 
 def error_rate(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_a_released_fit_ranks_synthetic_items(improving_bank):
 def test_a_corrected_fit_never_ranks_backwards(improving_bank, seed):
     torch.manual_seed(seed)
     options = LearnOptions(**SETTINGS, seed=seed)
-    surrogate = ClassificationReLoss(**PRESETS[options.fidelity], width=16)
+    surrogate = ClassificationReLoss(**PRESETS[FEATURES[options.fidelity]], width=16)
     assert fit_surrogate(surrogate, improving_bank(), accuracy, options=options).spearman > 0.9
 
 

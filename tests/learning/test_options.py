@@ -8,7 +8,7 @@ from reloss.learning import LearnOptions
     ("fidelity", "expected"),
     [
         ("released", (False, "ordinal", "item", "relabelled", False)),
-        ("corrected", (True, "mean", "example", "half", True)),
+        ("corrected", (True, "mean", "auto", "half", True)),
     ],
 )
 def test_fidelity_decides_unset_options(fidelity, expected):

@@ -9,7 +9,7 @@ from reloss.learning.measure import Measure
 from reloss.learning.options import MIXTURES
 from reloss.learning.sampling import split_counts, split_items
 from reloss.metrics import PerItem, accuracy
-from reloss.surrogates.options import PRESETS
+from reloss.surrogates.options import FEATURES, PRESETS
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8, 64, 255])
@@ -25,7 +25,7 @@ def test_counts_are_in_proportion(total, mixture):
 
 def fit_of(bank, metric, **settings) -> Fit:
     options = LearnOptions(items=32, **settings)
-    return Fit(ClassificationReLoss(**PRESETS[options.fidelity]), bank, Measure(metric, True), options, "cpu")
+    return Fit(ClassificationReLoss(**PRESETS[FEATURES[options.fidelity]]), bank, Measure(metric, True), options, "cpu")
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

@@ -11,7 +11,7 @@ from reloss.learning.sampling import split_items
 from reloss.metrics import Metric, average_precision, binary_f1, macro_f1
 from reloss.surrogates import build
 from reloss.surrogates.base import gradient_norms
-from reloss.surrogates.options import PRESETS
+from reloss.surrogates.options import FEATURES, PRESETS
 from reloss.surrogates.sets import log_odds
 
 OUTPUTS = ["monotone", "identity", "absolute"]
@@ -268,7 +268,7 @@ def scores_bank(path: Path, steps: int = 160, item_size: int = 64, positive: flo
 def fit(bank: PredictionBank, metric: Metric, **settings) -> FitResult:
     options = LearnOptions(steps=40, items=64, validate_every=20, penalty="off", **settings)
     torch.manual_seed(options.seed)
-    return fit_surrogate(SetReLoss(PRESETS[options.fidelity]["output"]), bank, metric, options=options)
+    return fit_surrogate(SetReLoss(PRESETS[FEATURES[options.fidelity]]["output"]), bank, metric, options=options)
 
 
 @pytest.mark.parametrize(("metric", "ahead"), [(average_precision, 0.02), (binary_f1, 0.04)])

@@ -17,7 +17,7 @@ RELEASED = {
     "set": {"output": "absolute"},
     "translation": {"output": "absolute", "positions": "released", "average": "sentence", "width": 32, "length": 7},
 }
-CORRECTED = {
+LIKELIHOOD = {
     "classification": {"input": "log_probability", "output": "monotone"},
     "pose": {"size": [12, 8], "monotone": True},
     "reading": {"structure": "span", "input": "log_probability", "output": "monotone"},
@@ -27,22 +27,22 @@ CORRECTED = {
 
 
 def test_every_kind_is_covered():
-    assert SHAPES.keys() == RELEASED.keys() == CORRECTED.keys() == KINDS.keys()
+    assert SHAPES.keys() == RELEASED.keys() == LIKELIHOOD.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("fidelity", "expected"), [("released", RELEASED), ("corrected", CORRECTED)])
-def test_fidelity_chooses_the_options(kind, fidelity, expected):
-    surrogate = build(kind, SHAPES[kind], fidelity=fidelity)
+@pytest.mark.parametrize(("features", "expected"), [("released", RELEASED), ("likelihood", LIKELIHOOD)])
+def test_features_choose_the_options(kind, features, expected):
+    surrogate = build(kind, SHAPES[kind], features=features)
     assert type(surrogate) is find_kind(kind)
     assert expected[kind].items() <= surrogate.options().items()
     assert all(parameter.requires_grad for parameter in surrogate.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_options_come_before_the_fidelity(kind):
+def test_options_come_before_the_features(kind):
     """Every kind accepts `input`, though only kinds whose features are probabilities use it."""
-    options = build(kind, SHAPES[kind], fidelity="released", input="log_probability", output="identity").options()
+    options = build(kind, SHAPES[kind], features="released", input="log_probability", output="identity").options()
     assert options.get("input", "log_probability") == "log_probability"
     assert options.get("output", "identity") == "identity"
 
@@ -70,8 +70,8 @@ def test_outputs_of_another_kind_are_refused(kind, shape, message):
 def test_unknown_names():
     with pytest.raises(UsageError, match="did you mean classification"):
         build("clasification", (10,))
-    with pytest.raises(UsageError, match="unknown fidelity 'release'; did you mean released"):
-        build("set", (10,), fidelity="release")
+    with pytest.raises(UsageError, match="unknown features 'release'; did you mean released"):
+        build("set", (10,), features="release")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,7 +44,7 @@ def learn(
     section, options = parse_settings(settings)
     bank = PredictionBank.open(bank_folder)
     try:
-        surrogate = build(kind, bank.output_shape(), fidelity=options.fidelity, **section.model_dump())
+        surrogate = build(kind, bank.output_shape(), **section.build_options())
     except ValueError as error:
         raise RelossError(f"--kind {kind} does not fit the bank {bank_folder}: {error}") from error
     if (out / "surrogate.json").exists():
@@ -53,7 +53,7 @@ def learn(
         return fit
     distributed.start()
     seed_everything(options.seed)
-    surrogate = build(kind, bank.output_shape(), fidelity=options.fidelity, **section.model_dump())
+    surrogate = build(kind, bank.output_shape(), **section.build_options())
     return fitting.learn(surrogate, bank, metric, options, out, higher_is_better)
 
 

@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reloss.learning.options import LearnOptions
 from reloss.runtime.files import short_hash
-from reloss.surrogates.options import PRESETS, Fidelity, Input, Output
+from reloss.surrogates.options import FEATURES, PRESETS, Features, Fidelity, Input, Output
 
-# The losses that are learned first, and the options of the fit that define them.
-LEARNED_LOSSES: dict[str, dict[str, Any]] = {"reloss": {"objective": "rank"}, "approx": {"objective": "value"}}
+# The losses that are fitted on a bank first, and the options of the fit that define them.
+FITTED_LOSSES: dict[str, dict[str, Any]] = {
+    "reloss": {"objective": "rank"},
+    "approx": {"objective": "value"},
+    "expected": {"objective": "none"},
+}
 
 
 class Scope(StrEnum):
@@ -55,22 +59,40 @@ class TrainSection(Section):
 class SurrogateSection(Section):
     """The network that becomes the loss. With `learn.fidelity=released`, unset fields take the release's values."""
 
+    features: Features = Field(
+        FEATURES["corrected"],
+        description="what the surrogate sees of a prediction: the likelihood of the targets, the expected parts of the "
+        "metric, or what the release computes",
+    )
     input: Input = Field(
-        PRESETS["corrected"]["input"],
+        PRESETS["likelihood"]["input"],
         description="how the target's probability p enters the network; p itself passes no gradient where it is 0 or 1",
     )
     output: Output = Field(
-        PRESETS["corrected"]["output"],
+        PRESETS["likelihood"]["output"],
         description="what is done with the network's output; its absolute value can fold the learned curve, and the "
         "gradient penalty is blind to the sign of a slope; a monotone network has neither problem",
     )
 
     def with_fidelity(self, fidelity: Fidelity) -> Self:
-        """Return the section with unset fields filled in for `fidelity`; they stay unset for `--set`."""
+        """Return the section with unset fields filled in for `fidelity`; they stay unset for `--set`.
+
+        Raises:
+            ValueError: a field is set that the features do not use.
+        """
         section = self.model_copy()
-        preset = PRESETS[fidelity]
+        features = self.features if "features" in self.model_fields_set else FEATURES[fidelity]
+        preset = {"features": features, **PRESETS[features]}
         section.__dict__.update({name: value for name, value in preset.items() if name not in self.model_fields_set})
+        if features == "expected":
+            for name, value in PRESETS[features].items():
+                if getattr(section, name) != value:
+                    raise ValueError(f"surrogate.{name} is an option of surrogate.features=likelihood, not of expected")
         return section
+
+    def build_options(self) -> dict[str, Any]:
+        """Return the options for `reloss.surrogates.build`: all fields, or only the features if they are expected."""
+        return {"features": self.features} if self.features == "expected" else self.model_dump()
 
 
 class Recording(Section):
@@ -100,8 +122,11 @@ class Experiment(Section):
     """Keys that may be tuned for each loss: they do not change the protocol. Even so, compared runs share `train.init`;
     see `reloss.report.groups.baseline_group`."""
 
-    LEARNED_ONLY: ClassVar[tuple[str, ...]] = ("metric", "surrogate.", "learn.", "train.ordinary_weight")
-    """Keys, or beginnings of keys, that only learned losses use."""
+    SURROGATE_KEYS: ClassVar[tuple[str, ...]] = ("surrogate.", "learn.")
+    """Beginnings of keys that only losses with learned weights use."""
+
+    FITTED_KEYS: ClassVar[tuple[str, ...]] = ("metric", "train.ordinary_weight")
+    """Further keys that only the losses in FITTED_LOSSES use."""
 
     PROTOCOL: ClassVar[tuple[str, ...]] = ("data", "model", "train")
     """Sections that define the protocol."""
@@ -142,6 +167,12 @@ class Experiment(Section):
     def fine_tunes(self) -> bool:
         """Whether a run starts from the weights of the finished baseline of its seed."""
         return self.train.init == "baseline"
+
+    def unused_keys(self, loss: str) -> tuple[str, ...]:
+        """Return the keys, or beginnings of keys, that change nothing in a run with this loss."""
+        if loss == "expected":
+            return self.SURROGATE_KEYS
+        return () if loss in FITTED_LOSSES else (*self.SURROGATE_KEYS, *self.FITTED_KEYS)
 
     def scope_text(self) -> str:
         """Return scope and note as one phrase, such as `reduced: 800 persons of LSP`."""

@@ -27,6 +27,7 @@ from reloss.experiment.record_parts import (
 from reloss.experiment.run_spec import MAX_SEED
 from reloss.experiment.settings import current_config, renamed
 from reloss.experiment.status import RECORDED, Status
+from reloss.surrogates.options import FEATURES
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
 T = TypeVar("T")
@@ -129,6 +130,8 @@ class SurrogateRecord(Recorded):
     metric: str
     learn: dict[str, Any]
     """Options of the fit, under the keys of its time; see `config`."""
+    features: str = ""
+    """What it sees of a prediction; empty in records of earlier versions."""
     options: dict[str, Any] = {}
     """Options of the network."""
     fit: Figures
@@ -151,7 +154,11 @@ class SurrogateRecord(Recorded):
 
     def config(self) -> dict[str, Any]:
         """Return the sections of a config that hold the options of the fit under today's keys."""
-        return current_config({"learn": self.learn})
+        if not self.features:
+            return current_config({"learn": self.learn})
+        of_fidelity = FEATURES.get(self.learn.get("fidelity", ""), self.features)
+        features = self.features if self.features == "expected" else of_fidelity
+        return current_config({"learn": self.learn, "surrogate": {"features": features}})
 
     def history(self) -> list[dict[str, float]]:
         """Return the figures logged during the fit, one dictionary per line; values that are not finite are dropped.
@@ -278,8 +285,8 @@ def read_surrogate(source: Source) -> SurrogateRecord | None:
     card = _part(source, "card", OBJECT)
     if card is None:
         return None
-    values = {"name": source.name, "source": source}
-    values |= {name: value for name, value in card.items() if name in ("metric", "learn", "options", "fit")}
+    values = {name: value for name, value in card.items() if name in SurrogateRecord.model_fields}
+    values |= {"name": source.name, "source": source}
     record = _validated(SURROGATE, values, source.where("card"))
     if "spearman" not in record.fit:
         raise damage(source.where("card"), "wrong: fit.spearman")

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
+from reloss.experiment.config import Experiment, Scope
 from reloss.runtime.errors import UsageError, unknown
+from reloss.surrogates.options import FEATURES
 
 # Keys of earlier versions, in commands and records, and what they are called today.
 RENAMED_KEYS = {
@@ -55,9 +56,8 @@ def canonical_settings(config: Experiment, settings: Sequence[str], loss: str) -
     Raises:
         UsageError: see `override`.
     """
-    texts = _parsed(config, settings)
-    if loss not in LEARNED_LOSSES:
-        texts = {key: text for key, text in texts.items() if not key.startswith(config.LEARNED_ONLY)}
+    unused = config.unused_keys(loss)
+    texts = {key: text for key, text in _parsed(config, settings).items() if not key.startswith(unused)}
     values = _resolved(config, texts)
     for key in sorted(texts):
         rest = {other: text for other, text in texts.items() if other != key}
@@ -80,7 +80,10 @@ def renamed(setting: str) -> str:
 
 
 def current_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config of an earlier version, nested by section, as it is written today: renamed keys, and the scope."""
+    """Return a config of an earlier version, nested by section, as it is written today: renamed keys, and the scope.
+
+    Earlier versions had no choice of features, and `example` was the default of the gradient penalty.
+    """
     current = copy.deepcopy(config)
     for old, new in RENAMED_KEYS.items():
         (*old_path, old_key), (*new_path, new_key) = old.split("."), new.split(".")
@@ -95,6 +98,12 @@ def current_config(config: dict[str, Any]) -> dict[str, Any]:
                 section[key] = {}
             section = section[key]
         section[new_key] = value
+    learn = current.get("learn")
+    surrogate = current.setdefault("surrogate", {}) if isinstance(learn, dict) else None
+    if isinstance(learn, dict) and isinstance(surrogate, dict) and "features" not in surrogate:
+        surrogate["features"] = FEATURES.get(learn.get("fidelity", "corrected"), "likelihood")
+        if learn.get("penalty") == "example":
+            learn["penalty"] = "auto"
     if isinstance(paper := current.pop("paper", None), str):
         kind, colon, note = paper.partition(": ")
         scope = {"none": Scope.EXTRA, "reduced": Scope.REDUCED}.get(kind) if colon else None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reloss.experiment.config import Experiment
-from reloss.runtime.errors import RelossError, unknown
+from reloss.runtime.errors import RelossError, UsageError, unknown
 
 if TYPE_CHECKING:
     from reloss.experiment.record import Record
@@ -119,12 +119,25 @@ class Task:
         scores: dict[str, float] = self._module("training").evaluate(run)
         return scores
 
-    def new_surrogate(self, config: Experiment) -> SurrogateLoss:
-        """Return a fresh surrogate for the experiment's predictions."""
+    def new_surrogate(self, config: Experiment, loss: str = "reloss") -> SurrogateLoss:
+        """Return a fresh surrogate for the experiment's predictions.
+
+        Args:
+            config: the experiment.
+            loss: the loss it is for. For `expected` it is the expected metric, which needs no fit.
+
+        Raises:
+            UsageError: there is no formula for the expected metric.
+        """
         from reloss.surrogates import build
 
-        options = config.surrogate.model_dump()
-        return build(config.surrogate_kind, config.surrogate_shape, fidelity=config.learn.fidelity, **options)
+        options = config.surrogate.build_options()
+        if loss == "expected":
+            options = {"features": "expected", "metric": config.metric}
+        try:
+            return build(config.surrogate_kind, config.surrogate_shape, **options)
+        except ValueError as error:
+            raise UsageError(f"loss {loss} of {config.name}: {error}") from error
 
     def _module(self, name: str) -> Any:
         return import_module(f"{self.package}.{name}")

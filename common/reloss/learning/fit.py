@@ -111,7 +111,7 @@ def fit_surrogate(
         RelossError: the bank does not fit the surrogate, has too few items or a single target; the metric is not one
             finite value per item, or is the same for all; or the checkpoint is unreadable or belongs to another fit.
     """
-    options = _check_arguments(surrogate, bank, options, settings)
+    options = _check_arguments(surrogate, bank, options, settings).for_surrogate(surrogate.penalty)
     with main_first() if distributed else nullcontext():  # rank 0 computes a slow metric, the others read its values
         metric = get_metric(metric) if isinstance(metric, str) else metric
         measure = Measure(metric, higher_is_better, bank.path / "metrics")
@@ -175,7 +175,7 @@ class Fit:
         self.bank, self.measure, self.options, self.share = bank, measure, options, share
         bank.verify()
         self.optimizer = torch.optim.Adam(
-            surrogate.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+            [{"params": list(surrogate.parameters())}], lr=options.learning_rate, weight_decay=options.weight_decay
         )
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -220,7 +220,7 @@ class Fit:
         self.surrogate.scale *= float((1 - metric).mean() / losses.mean())
 
     def run(self, checkpoint: Path | None = None, on_validation: OnValidation | None = None) -> None:
-        """Take all steps, from the checkpoint if there is one."""
+        """Take all steps, from the checkpoint if there is one, or until no validation is better any more."""
         if warning := self.validation.few_items_warning():
             say(warning)
         notify = on_validation or (lambda entry: None)
@@ -229,8 +229,11 @@ class Fit:
             say(f"resuming the fit at step {self.step}")
             for entry in self.history:
                 notify(entry)
+        if self.options.objective == "none":
+            notify(self.validate({}))
+            return
         with progress(self.options.steps, "learn surrogate", self.step) as advance:
-            while self.step < self.options.steps:
+            while self.step < self.options.steps and not self.is_stale():
                 parts = self.learn_step()
                 advance()
                 if self.step % self.options.validate_every == 0 or self.step == self.options.steps:
@@ -238,6 +241,11 @@ class Fit:
                     if checkpoint is not None and self.share.rank == 0:
                         self.save(checkpoint)
                     notify(entry)
+
+    def is_stale(self) -> bool:
+        """Return whether the last `patience` validations were no better than an earlier one."""
+        patience = self.options.patience
+        return patience is not None and self.step - self.best["step"] >= patience * self.options.validate_every
 
     def learn_step(self) -> dict[str, Tensor]:
         """Take one step of the optimiser; return the parts of the objective."""
@@ -283,6 +291,8 @@ class Fit:
         if self.options.calibrate:
             self.surrogate.scale *= calibration(self.surrogate, self.validation.recorded.items)
         best = next(entry for entry in self.history if entry["step"] == self.best["step"])
+        if self.options.objective != "none":
+            say(f"keeping the weights of step {self.best['step']} of {self.step}")
         if best["spearman"] <= 0:
             say(self.validation.bad_ranking_warning(self.surrogate, self.measure))
         return FitResult(

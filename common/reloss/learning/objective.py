@@ -76,18 +76,23 @@ def rank_objective(
         surrogate: computes the losses L.
         items: N items.
         metric: M [N], higher where predictions are better.
-        options: the correlation rho, the penalty GP and its weight lambda.
+        options: the correlation rho, the penalty GP and its weight lambda; gradients are only computed for a penalty.
         share: the share of this process.
 
     Raises:
         RelossError: a loss is NaN or infinite.
     """
-    losses, norms = surrogate.losses_and_norms(*_select(items, share))
+    selected = _select(items, share)
+    penalised = options.penalty != "off" and options.penalty_weight > 0
+    if penalised:
+        losses, norms = surrogate.losses_and_norms(*selected)
+    else:
+        losses = surrogate.per_item(selected.outputs, selected.targets)
     losses = share.gather(losses, len(metric))
     check_finite(losses)
     correlation = correlate(losses, metric, options)
     total, penalty = -correlation, torch.zeros(())
-    if options.penalty != "off" and options.penalty_weight > 0:
+    if penalised:
         penalty = share.gather(gradient_penalty(norms, options.penalty), len(metric)).mean()
         total = total + options.penalty_weight * penalty
     return Objective(total, correlation.detach(), penalty.detach())

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from reloss.surrogates.options import Fidelity
+from reloss.surrogates.options import Fidelity, Penalty
 
 NETWORKS = ("bitonic", "odd_even")  # methods of soft ranks that use `steepness`
 
@@ -40,8 +40,9 @@ class LearnOptions(BaseModel):
 
     fidelity: Fidelity = "corrected"
     """`released`: exactly what the authors' code computes. `corrected`: the same with its known flaws fixed."""
-    objective: Literal["rank", "value"] = "rank"
-    """`rank`: rank correlation and gradient penalty. `value`: least squares on the metric's value (loss `approx`)."""
+    objective: Literal["rank", "value", "none"] = "rank"
+    """`rank`: rank correlation and gradient penalty. `value`: least squares on the metric's value (loss `approx`).
+    `none`: nothing is learned, only measured and calibrated (loss `expected`)."""
     correlation: Literal["spearman", "kendall", "pearson"] = "spearman"
     """Correlation of minus the loss with the metric. Pearson takes the losses as they are; Kendall compares pairs."""
     method: Literal["bitonic", "odd_even", "laplace", "pairwise"] = "bitonic"
@@ -69,15 +70,18 @@ class LearnOptions(BaseModel):
     """Whether losses are standardised before sorting. Raw losses degrade the soft ranks when their scale is small."""
     ties: Literal["mean", "ordinal"] = "mean"
     """Ranks of equal metric values: their mean, or (as released) an arbitrary order. Accuracy has many ties."""
-    penalty: Literal["item", "example", "one_sided", "off"] = "example"
+    penalty: Literal["auto", "item", "example", "one_sided", "off"] = "auto"
     """Which gradient norm is held at 1. `item` (as released): the gradient of the item's mean loss; each example's own
-    slope then tends to the item size. `example`: that of each example's loss. `one_sided`: the same, only above 1."""
+    slope then tends to the item size. `example`: that of each example's loss. `one_sided`: the same, only above 1.
+    `off`: none. `auto`: `off` with expected features, `one_sided` for sets, else `example`."""
     mixture: str | dict[str, float] = "half"
     """Sources of the items: a name in MIXTURES, or shares such as {recorded: 1, noisy: 1}. The release discards the
     recorded labels and relabels; `half` takes half of the items with their true labels."""
     pool: int | None = Field(None, ge=2)
     """Number of items from the other sources that are generated once and reused. By default they are generated in every
     step (for metrics that are computed item by item, 1,024 are generated once)."""
+    patience: int | None = Field(None, ge=1)
+    """Number of validations in a row without a better one after which the fit ends; by default it takes all steps."""
     calibrate: bool = True
     """Whether the loss is multiplied by one constant, so that its mean gradient norm on the bank is the ordinary
     loss's."""
@@ -111,6 +115,10 @@ class LearnOptions(BaseModel):
             unset = RELEASED.keys() - self.model_fields_set
             self.__dict__.update({name: RELEASED[name] for name in unset})
         return self
+
+    def for_surrogate(self, penalty: Penalty) -> Self:
+        """Return these options with `penalty=auto` resolved to the penalty that suits the surrogate."""
+        return self.model_copy(update={"penalty": penalty}) if self.penalty == "auto" else self
 
     def shares(self) -> dict[str, float]:
         """Return the share of each source in the items of a step; the shares sum to 1."""

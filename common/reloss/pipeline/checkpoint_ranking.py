@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import skipping_damage
 from reloss.experiment.record_parts import LiveFolder
@@ -107,5 +108,5 @@ def _diagnose_surrogate(folder: Path, workspace: Workspace, runs: Sequence[Check
         return []
     correlations = diagnose_loss(load(folder), record.metric, runs)
     write_json(folder / "diagnostics.json", correlations)
-    loss = "approx" if record.objective == "value" else "reloss"
+    loss = next((name for name, fit in FITTED_LOSSES.items() if fit["objective"] == record.objective), "reloss")
     return [{"loss": loss, "folder": record.reference, "metric": record.metric, **record.fit, **correlations}]

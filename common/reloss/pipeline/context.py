@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.run_spec import RunSpec, Stage
 from reloss.experiment.settings import baseline_settings, tuned
 from reloss.experiment.task import Task
@@ -60,9 +60,9 @@ class Context:
         return self.workspace.bank(self.config.name)
 
     @property
-    def is_learned(self) -> bool:
+    def is_fitted(self) -> bool:
         """Whether the loss is a surrogate."""
-        return self.run.loss in LEARNED_LOSSES
+        return self.run.loss in FITTED_LOSSES
 
     @cached_property
     def data_fingerprint(self) -> str:

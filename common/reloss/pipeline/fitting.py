@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.workspace import Workspace
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
@@ -85,6 +85,7 @@ def _save(
     write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
     card = {
         "metric": metric,
+        "features": result.surrogate.sees,
         "higher_is_better": higher_is_better,
         "learn": options.model_dump(),
         "bank": bank.fingerprint(),
@@ -102,10 +103,13 @@ def _save(
 def fit_plan(context: Context, bank: PredictionBank) -> tuple[LearnOptions, Path]:
     """Return the options of the fit for this run's loss, and the folder that is named after them."""
     options = LearnOptions.model_validate(
-        {**context.config.learn.model_dump(exclude_unset=True), **LEARNED_LOSSES[context.run.loss]}
+        {**context.config.learn.model_dump(exclude_unset=True), **FITTED_LOSSES[context.run.loss]}
     )
-    surrogate = context.task.new_surrogate(context.config)
-    name = short_hash([options.model_dump(), surrogate.options(), bank.fingerprint(), context.config.metric])
+    surrogate = context.task.new_surrogate(context.config, context.run.loss)
+    resolved = options.for_surrogate(surrogate.penalty).model_dump(exclude={"patience"})
+    if options.patience is not None:
+        resolved["patience"] = options.patience
+    name = short_hash([resolved, surrogate.options(), bank.fingerprint(), context.config.metric])
     return options, context.workspace.surrogate(context.config.name, name)
 
 

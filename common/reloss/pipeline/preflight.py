@@ -100,7 +100,7 @@ def _previous_data(context: Context) -> list[str]:
     """
     summary = read_summary(context.record)
     recorded = [(context.record, summary.get("data"))]
-    if context.is_learned and (context.bank / "bank.json").exists():
+    if context.is_fitted and (context.bank / "bank.json").exists():
         origin = PredictionBank.open(context.bank).meta["origin"]
         recorded.append((context.bank, origin.get("data_fingerprint")))
     previous = [summary["data_before"]] if "data_before" in summary else []

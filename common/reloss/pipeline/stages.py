@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from reloss.experiment import environment
-from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import Record
 from reloss.experiment.run_spec import RunSpec, Stage, variant_name
@@ -97,8 +97,8 @@ def learn(context: Context) -> Path:
     Raises:
         UsageError: the loss is not learned, or the bank is not complete.
     """
-    if not context.is_learned:
-        raise UsageError(f"'{context.run.loss}' is not learned; --stage learn needs {' or '.join(LEARNED_LOSSES)}")
+    if not context.is_fitted:
+        raise UsageError(f"'{context.run.loss}' is not learned; --stage learn needs {' or '.join(FITTED_LOSSES)}")
     bank = recording.complete_bank(context)
     if bank is None:
         raise UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
@@ -137,7 +137,7 @@ def _tracked_fit(context: Context, bank: PredictionBank, options: LearnOptions, 
 
 def train_with_inputs(context: Context) -> Path:
     """Run the baselines that the run needs, then train; return the record."""
-    if context.is_learned:
+    if context.is_fitted:
         baseline(context)
     if context.config.fine_tunes and not preflight.baseline_weights(context):
         train(context.of_baseline(context.run.seed))
@@ -175,7 +175,7 @@ def evaluate(context: Context) -> Path:
 def _open_run(context: Context, checks: preflight.Preflight, records_bank: bool = False) -> Iterator[Run]:
     """Yield the run for its task, with locked folders; write into the record how the block ended."""
     facts, surrogate, folder = checks.facts, None, None
-    if context.is_learned:
+    if context.is_fitted:
         folder = learn(context)
         surrogate, description = fitting.load_surrogate(context, folder)
         facts = {**facts, "surrogate": description}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.records import Records, RunRecord
 from reloss.experiment.task import ablations, find_experiment
 from reloss.report.groups import Key, commits, group_key, group_runs, scores_by_seed, unfinished_runs
@@ -108,9 +108,9 @@ def _variant_groups(
 
     baseline = {config.ordinary_loss}
     ordinary = min(settings_of(baseline, plain) or settings_of(baseline, groups), key=len, default=())
-    learned = min(settings_of(LEARNED_LOSSES, plain), key=len, default=ordinary)
+    learned = min(settings_of(FITTED_LOSSES, plain), key=len, default=ordinary)
     keys = {
-        variant: (variant.loss, tuple(sorted((*settings, *(learned if variant.loss in LEARNED_LOSSES else ordinary)))))
+        variant: (variant.loss, tuple(sorted((*settings, *(learned if variant.loss in FITTED_LOSSES else ordinary)))))
         for variant, settings in own.items()
     }
     return {variant: groups.get(key, []) for variant, key in keys.items()}

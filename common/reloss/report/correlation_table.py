@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
+from reloss.experiment.config import FITTED_LOSSES, Experiment, Scope
 from reloss.experiment.records import Records, RunRecord, SurrogateRecord
 from reloss.experiment.settings import differing, flat
 from reloss.experiment.task import tasks
@@ -89,7 +89,7 @@ def _experiment_rows(config: Experiment, records: Records) -> list[CorrelationRo
     ordinary_runs = [run for run in runs if run.loss == config.ordinary_loss]
     ranking = _checkpoint_ranking(records.rankings.get((config.name, "")), ordinary_runs)
     rows = [_row(config, config.ordinary_loss, _ordinary_fit(surrogates), ranking, ordinary_runs)]
-    for loss, options in reversed(LEARNED_LOSSES.items()):
+    for loss, options in reversed(FITTED_LOSSES.items()):
         fitted = [surrogate for surrogate in surrogates if surrogate.objective == options["objective"]]
         for surrogate in fitted:
             users = [run for run in runs if run.surrogate == surrogate.reference]
@@ -158,7 +158,9 @@ def _changes(config: Experiment, loss: str, surrogate: SurrogateRecord) -> list[
     """Return the settings in which a surrogate and its fit differ from the experiment."""
     usual = flat(config.model_dump(mode="json", include={"learn", "surrogate"}))
     fitted = flat(surrogate.config()) | flat(surrogate.options, "surrogate.")
-    implied = {f"learn.{name}" for name in LEARNED_LOSSES[loss]}
+    implied = {f"learn.{name}" for name in FITTED_LOSSES[loss]}
+    if loss == "expected":
+        implied.add("surrogate.features")
     return differing({name: value for name, value in fitted.items() if name not in implied}, usual)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reloss.experiment.config import LEARNED_LOSSES
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.report.statistics import Difference
 from reloss.report.task_table import TaskRow
 
@@ -60,7 +60,7 @@ class Forest:
 
 def forest(rows: Sequence[tuple[str, TaskRow]]) -> Forest:
     """Return the differences of the learned losses among the rows, which come with the name of their task."""
-    compared = [(task, row, row.difference) for task, row in rows if row.difference and row.loss in LEARNED_LOSSES]
+    compared = [(task, row, row.difference) for task, row in rows if row.difference and row.loss in FITTED_LOSSES]
     ends = [max(map(abs, (difference.mean, *_ends(difference)))) for _, _, difference in compared]
     limit = float(max(1, np.ceil(np.quantile(ends, SHARE_WITHIN, method="lower")))) if ends else 1.0
     counts = Counter(_side(difference) for _, _, difference in compared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.records import RunRecord, SurrogateRecord
 from reloss.pipeline.pictures import read_picture
 from reloss.report.charts import Chart, Series, chart
@@ -20,7 +20,7 @@ def shown_surrogates(
     """Return, for each learned loss, the surrogate that most runs trained with; without such runs, the first one."""
     known = {surrogate.reference: surrogate for surrogate in surrogates}
     users = {
-        loss: Counter(run.surrogate for run in runs if run.loss == loss and run.surrogate) for loss in LEARNED_LOSSES
+        loss: Counter(run.surrogate for run in runs if run.loss == loss and run.surrogate) for loss in FITTED_LOSSES
     }
     chosen = [(loss, counts.most_common(1)[0][0]) for loss, counts in users.items() if counts]
     if not chosen:

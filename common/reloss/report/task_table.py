@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment, Scope
+from reloss.experiment.config import Experiment, Scope
 from reloss.experiment.records import RunRecord
 from reloss.experiment.settings import differing, flat, override
 from reloss.experiment.task import Task
@@ -167,7 +167,8 @@ def _spearman(
     """
 
     def ordinary_settings(run: RunRecord) -> list[str]:
-        return [setting for setting in run.settings if not setting.startswith(config.LEARNED_ONLY)]
+        unused = config.unused_keys(config.ordinary_loss)
+        return [setting for setting in run.settings if not setting.startswith(unused)]
 
     first = group[0]
     if first.loss == config.ordinary_loss:
@@ -220,7 +221,7 @@ def outdated(config: Experiment, run: RunRecord) -> str:
         today = flat(override(config, run.settings).model_dump(mode="json"))
     except UsageError:
         return "its settings no longer exist"
-    unused = () if run.loss in LEARNED_LOSSES else ("learn.", "surrogate.")
+    unused = config.unused_keys(run.loss)
     used = {name: value for name, value in recorded.items() if not name.startswith(unused)}
     changes = [setting for setting in differing(used, today) if setting.partition("=")[0] not in Experiment.FIXED]
     return f"run with {' '.join(changes)}, which the experiment has changed since" if changes else ""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reloss.runtime.errors import UsageError
 from reloss.surrogates.network import evaluate
-from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.options import Features, Input, Output, Penalty
 from reloss.surrogates.pretrained import find_pretrained
 from reloss.surrogates.storage import load_file_of_weights, load_folder, save_surrogate
 
@@ -40,6 +40,12 @@ class SurrogateLoss(nn.Module, ABC):
 
     output: Output = "monotone"
     """Form of the network's output; see `reloss.surrogates.options`."""
+
+    penalty: ClassVar[Penalty] = "example"
+    """The gradient penalty that suits this kind: what a fit with `penalty=auto` uses."""
+
+    sees: ClassVar[Features] = "likelihood"
+    """What the features are made of."""
 
     reaches_any_value: ClassVar[bool] = True
     """Whether the network can give losses of any size. If not, it is rescaled before it learns a metric's value."""
@@ -153,7 +159,7 @@ class SurrogateLoss(nn.Module, ABC):
 
         This one tries to compute the loss. Kinds check shapes and labels, and their messages name the remedy.
         """
-        device = next(self.parameters()).device
+        device = next((parameter.device for parameter in self.parameters()), outputs.device)
         try:
             with torch.no_grad():
                 self.per_item(outputs.to(device), targets.to(device))
@@ -190,12 +196,12 @@ class SurrogateLoss(nn.Module, ABC):
     # Building, saving and loading
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments that follow from these choices; called by `registry.build`.
 
         Args:
             shape: shape of one example's outputs.
-            fidelity: `released` or `corrected`.
+            features: `likelihood` or `released`.
             input: how probabilities enter the network.
             output: form of the network's output.
 

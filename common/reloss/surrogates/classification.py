@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_classes, check_logits, check_sizes
 from reloss.surrogates.curve import value_and_slope
-from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.classification import two_part_network
 
 
@@ -54,7 +54,7 @@ class ClassificationReLoss(SurrogateLoss):
         self.logits_fcs, self.loss = two_part_network(width)
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments: input and output. Any number of classes will do."""
         return {"input": input, "output": output}
 

@@ -1,9 +1,16 @@
-"""The choices that shape a surrogate, and what each fidelity chooses by default. Imports no torch."""
+"""The choices that shape a surrogate, and what they choose for each other by default. Imports no torch."""
 
 from typing import Literal, TypedDict
 
 Fidelity = Literal["released", "corrected"]
 """`released`: exactly the authors' computation. `corrected`: the same with its known flaws fixed."""
+
+Features = Literal["likelihood", "expected", "released"]
+"""What a surrogate sees of a prediction. `likelihood`: the probabilities of the targets, as the ordinary loss does.
+`expected`: the expected parts of the metric, such as matching n-grams or true positives. `released`: the authors'."""
+
+Penalty = Literal["item", "example", "one_sided", "off"]
+"""Gradient penalties; see `reloss.learning.objective`."""
 
 Input = Literal["probability", "log_probability"]
 """How probabilities enter the network. A probability passes no gradient where it is 0 or 1; its logarithm does."""
@@ -17,13 +24,17 @@ Structure = Literal["points", "span"]
 
 
 class Preset(TypedDict):
-    """The input and the output that a fidelity chooses."""
+    """The input and the output that a choice of features implies."""
 
     input: Input
     output: Output
 
 
-PRESETS: dict[Fidelity, Preset] = {
+PRESETS: dict[Features, Preset] = {
     "released": {"input": "probability", "output": "absolute"},
-    "corrected": {"input": "log_probability", "output": "monotone"},
+    "likelihood": {"input": "log_probability", "output": "monotone"},
+    "expected": {"input": "log_probability", "output": "monotone"},
 }
+
+FEATURES: dict[Fidelity, Features] = {"released": "released", "corrected": "likelihood"}
+"""The features that a fidelity chooses."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_heatmaps, check_sizes
-from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.pose import joint_network, weighted_error
 
 
@@ -53,7 +53,7 @@ class PoseReLoss(SurrogateLoss):
         self.logits_fcs = joint_network(size[0] * size[1], width)
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments for heatmaps [K, H, W]: their size, and whether the loss is monotone.
 
         Raises:

@@ -19,7 +19,7 @@ from reloss.metrics.shapes import check_shapes
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_sizes, check_span_shapes, check_spans
-from reloss.surrogates.options import Fidelity, Input, Output, Structure
+from reloss.surrogates.options import Features, Input, Output, Structure
 
 FEATURES: dict[Structure, int] = {"points": 1, "span": 4}
 LOWEST = -30.0  # replaces log p of a gold position that is masked: there is nothing to learn from its size
@@ -66,7 +66,7 @@ class ReadingReLoss(SurrogateLoss):
         self.loss = nn.Linear(width, 1)
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments for start and end logits [2, T]: input and output.
 
         Raises:

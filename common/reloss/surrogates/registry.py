@@ -1,5 +1,8 @@
 """All kinds of surrogates by name, and the two ways to get one: `build` a fresh one, or `load` a fitted one.
 
+Each kind of prediction has one class that sees the likelihood of the targets, in `KINDS`, and one that sees the
+expected parts of the metric, in `EXPECTED_KINDS`.
+
 Code that works with any kind of surrogate goes through this module and never names a class.
 """
 
@@ -12,7 +15,8 @@ from typing import Any
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
-from reloss.surrogates.options import PRESETS, Fidelity, Input, Output
+from reloss.surrogates.expected.base import ExpectedLoss
+from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_class
 from reloss.surrogates.reading import ReadingReLoss
@@ -28,6 +32,8 @@ KINDS: dict[str, type[SurrogateLoss]] = {
     "translation": TranslationReLoss,
 }
 
+EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {}
+
 
 def find_kind(kind: str) -> type[SurrogateLoss]:
     """Return the class of the surrogates of this kind.
@@ -40,11 +46,22 @@ def find_kind(kind: str) -> type[SurrogateLoss]:
     return KINDS[kind]
 
 
+def find_expected_kind(kind: str) -> type[ExpectedLoss]:
+    """Return the class of the losses over expected parts of a metric for this kind of predictions.
+
+    Raises:
+        UsageError: there is none; the message names the nearest kinds.
+    """
+    if kind not in EXPECTED_KINDS:
+        raise unknown("kind of surrogate with expected features", kind, EXPECTED_KINDS)
+    return EXPECTED_KINDS[kind]
+
+
 def build(
     kind: str,
     shape: Sequence[int],
     *,
-    fidelity: Fidelity = "corrected",
+    features: Features = "likelihood",
     input: Input | None = None,
     output: Output | None = None,
     **options: Any,
@@ -54,23 +71,28 @@ def build(
     Args:
         kind: a key of `KINDS`.
         shape: of one example's outputs, such as [C] for class logits or [K, H, W] for heatmaps.
-        fidelity: `released` or `corrected`; chooses `input` and `output` where they are None.
+        features: what the surrogate sees of a prediction; chooses `input` and `output` where they are None.
         input: how probabilities enter the network; kinds whose features are not probabilities ignore it.
-        output: form of the network's output.
-        options: further arguments of the kind's constructor, such as `structure` for reading, or `width`.
+        output: form of the network's output; with expected features only `monotone`.
+        options: further arguments of the constructor, such as `structure` for reading, `metric` for a loss with
+            expected features that needs no learning, or `width`.
 
     Raises:
-        UsageError: the kind or the fidelity is unknown.
+        UsageError: the kind or the features are unknown.
         ValueError: this kind takes no outputs of this shape, or an option has a wrong value.
         TypeError: the constructor has no such option.
     """
     surrogate_class = find_kind(kind)
-    if fidelity not in PRESETS:
-        raise unknown("fidelity", fidelity, PRESETS)
-    preset = PRESETS[fidelity]
-    arguments = surrogate_class.arguments(
-        shape, fidelity=fidelity, input=input or preset["input"], output=output or preset["output"]
-    )
+    if features not in PRESETS:
+        raise unknown("features", features, PRESETS)
+    preset = PRESETS[features]
+    input, output = input or preset["input"], output or preset["output"]
+    if features == "expected":
+        if (input, output) != (preset["input"], preset["output"]):
+            raise ValueError("input and output are options of features likelihood and released")
+        expected_class = find_expected_kind(kind)
+        return expected_class(**{**expected_class.expected_arguments(shape), **options})
+    arguments = surrogate_class.arguments(shape, features=features, input=input, output=output)
     return surrogate_class(**{**arguments, **options})
 
 
@@ -82,13 +104,13 @@ def load(name_or_path: str | Path) -> SurrogateLoss:
 
     Raises:
         UsageError: there is no such folder or name, or it is a file of weights, which does not name its class.
-        RelossError: the card or the weights are damaged, or the class is not one of `KINDS`.
+        RelossError: the card or the weights are damaged, or the class is not one of this module's.
     """
     path = Path(name_or_path)
     if path.is_file():
         raise UsageError(f"{path} holds weights without a card; load it with from_pretrained of the surrogate's class")
     name = read_card(path)["class"] if path.is_dir() else pretrained_class(str(name_or_path))
-    classes = {surrogate_class.__name__: surrogate_class for surrogate_class in KINDS.values()}
+    classes = {loss_class.__name__: loss_class for loss_class in (*KINDS.values(), *EXPECTED_KINDS.values())}
     if name not in classes:
         raise RelossError(f"{path} describes a {name}, not one of {', '.join(classes)}; load it with from_pretrained")
     return classes[name].from_pretrained(name_or_path)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_logits_or_scores, check_sizes
 from reloss.surrogates.network import rising
-from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.options import Features, Input, Output
 
 
 class SetReLoss(SurrogateLoss):
@@ -53,6 +53,8 @@ class SetReLoss(SurrogateLoss):
         ValueError: an unknown output, or a width or scale that is not positive.
     """
 
+    penalty = "one_sided"
+
     def __init__(self, output: Output = "monotone", width: int = 32, scale: float = 1.0) -> None:
         super().__init__(scale)
         check_choices(output=(output, Output))
@@ -66,7 +68,7 @@ class SetReLoss(SurrogateLoss):
         self.loss = nn.Linear(width, 1)
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments: the output. Both scores and class logits will do."""
         return {"output": output}
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_sizes, check_tokens
-from reloss.surrogates.options import Fidelity, Input, Output
+from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.translation import (
     PositionEmbedding,
     TransformerLayer,
@@ -87,10 +87,10 @@ class TranslationReLoss(SurrogateLoss):
         self.loss_layer = loss_layers(width)
 
     @classmethod
-    def arguments(cls, shape: Sequence[int], *, fidelity: Fidelity, input: Input, output: Output) -> dict[str, Any]:
+    def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments for log-probabilities [T] of a sentence's gold tokens.
 
-        Fidelity decides on positions and average. The network is small: a bank of a few thousand sentences is too
+        The features decide on positions and average. The network is small: a bank of a few thousand sentences is too
         small for one of the release's size.
 
         Raises:
@@ -98,7 +98,7 @@ class TranslationReLoss(SurrogateLoss):
         """
         if len(shape) != 1:
             raise ValueError(f"expected log-probabilities [T] of a sentence's gold tokens, not {list(shape)}")
-        released = fidelity == "released"
+        released = features == "released"
         return {
             "output": output,
             "positions": "released" if released else "counted",

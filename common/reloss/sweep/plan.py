@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from reloss.experiment.config import LEARNED_LOSSES, Experiment
+from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.record import read_summary
 from reloss.experiment.run_spec import RunSpec, check_seed, select_fit_settings
 from reloss.experiment.settings import baseline_settings, override, renamed, tuned
@@ -145,7 +145,7 @@ def _first_baselines(config: Experiment, specs: Sequence[RunSpec], settings: Seq
     recorded = RunSpec.resolve(config.name, config.ordinary_loss, config.recording.seed, settings)
     if recorded in specs and not jobs and not tuned(config, settings):
         return [Job(recorded)]
-    needs_bank = any(spec.loss in LEARNED_LOSSES for spec in specs)
+    needs_bank = any(spec.loss in FITTED_LOSSES for spec in specs)
     if needs_bank and recorded.seed not in [job.run.seed for job in jobs]:
         jobs.append(Job(recorded, "baseline"))
     return jobs
@@ -157,7 +157,7 @@ def _fits(config: Experiment, variants: Variants, settings: Sequence[str]) -> li
     Its seed is that of the bank, so that sweeps over other seeds have the same fit.
     """
     fits = [
-        (loss, _merge(settings, select_fit_settings(changes))) for loss, changes in variants if loss in LEARNED_LOSSES
+        (loss, _merge(settings, select_fit_settings(changes))) for loss, changes in variants if loss in FITTED_LOSSES
     ]
     seed = config.recording.seed
     return [Job(RunSpec.resolve(config.name, loss, seed, changed), "learn") for loss, changed in fits]
