@@ -16,6 +16,7 @@ from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss
+from reloss.surrogates.expected.sets import ExpectedSets
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_class
@@ -32,7 +33,9 @@ KINDS: dict[str, type[SurrogateLoss]] = {
     "translation": TranslationReLoss,
 }
 
-EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {}
+EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
+    "set": ExpectedSets,
+}
 
 
 def find_kind(kind: str) -> type[SurrogateLoss]:
