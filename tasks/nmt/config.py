@@ -69,7 +69,11 @@ class Decode(Section):
 class TokenRecording(Recording):
     """What the baseline records in the prediction bank."""
 
-    length: int = Field(64, ge=1, description="number of tokens of a sentence that are recorded")
+    length: int = Field(
+        64,
+        ge=1,
+        description="number of tokens of a sentence that are recorded; a NAT's bank grows with its square",
+    )
 
 
 class TranslationExperiment(Experiment):
@@ -93,8 +97,8 @@ class TranslationExperiment(Experiment):
 
     @property
     def surrogate_shape(self) -> tuple[int, ...]:
-        """Number of tokens in a recorded sentence."""
-        return (self.recording.length,)
+        """Shape of a sentence's recorded log-probabilities: [T, T] for a NAT, else [T]; see `gold_tokens`."""
+        return (self.recording.length,) * (2 if self.model.kind == "nat" else 1)
 
     def required_runs(self) -> list[RequiredRun]:
         """Return the teacher's run, if the experiment distils from it or takes its weights."""

@@ -185,7 +185,12 @@ def _large(
             precision="fp16",
         ),
         decode=Decode(beam=4 if kind == "at" else 1),
-        recording=TokenRecording(item_size=64, length=128, examples=1024, max_bytes=1 << 30),
+        recording=TokenRecording(
+            item_size=64,
+            length=64 if kind == "nat" else 128,
+            examples=1024,
+            max_bytes=(2 if kind == "nat" else 1) << 30,
+        ),
         learn=LEARN.model_copy(update={"items": 64, "steps": 1000}),
     )
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reloss.runtime.errors import UsageError
 from reloss.runtime.progress import say
+from reloss.surrogates.expected.translation import gold_matrix
 from reloss.surrogates.translation import NO_TOKEN
 
 SPECIAL = -2  # in recorded targets: a special symbol, which is trained on but is no word for BLEU
@@ -37,7 +38,7 @@ class Observer(Protocol):
         """Epoch `epoch`, counted from 1, begins."""
 
     def trained(self, predicted: Callable[[], tuple[Tensor, Tensor]], update: int) -> None:
-        """A batch was trained on; `predicted` computes outputs [B, T] and targets [B, T, 2], see `gold_tokens`."""
+        """A batch was trained on; `predicted` computes outputs and targets, see `gold_tokens`."""
 
     def validated(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """A batch with the sentences `ids` [B] was validated on. fairseq may repeat sentences to even out processes."""
@@ -62,24 +63,35 @@ def observed_by(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
-def gold_tokens(log_probs: Tensor, targets: Tensor, dictionary: Any) -> tuple[Tensor, Tensor]:
+def gold_tokens(
+    log_probs: Tensor, targets: Tensor, dictionary: Any, *, all_positions: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return what a bank stores of a batch.
 
     Args:
         log_probs: [B, T, V].
         targets: [B, T] gold tokens.
         dictionary: fairseq's dictionary.
+        all_positions: whether to return what each position gives to the gold tokens of all positions. An autoregressive
+            model has seen the gold tokens before its position, so for it only the position's own one means something.
 
     Returns:
-        The log-probabilities of the gold tokens [B, T], 0 for padding; and the gold and the most probable tokens
-        [B, T, 2], NO_TOKEN for padding and SPECIAL for other symbols that are not words.
+        The log-probabilities of the gold tokens, 0 for padding: [B, T], or [B, T, T] for all positions (rows) and all
+        gold tokens (columns). And the gold and the most probable tokens [B, T, 2], see `mark_symbols`.
     """
-    padded = targets == dictionary.pad()
-    gold = log_probs.gather(-1, targets[..., None]).squeeze(-1).masked_fill(padded, 0)
-    tokens = torch.stack([targets, log_probs.argmax(-1)], -1)
+    real = targets != dictionary.pad()
+    if all_positions:
+        gold = gold_matrix(log_probs, targets).where(real[:, :, None] & real[:, None], 0)
+    else:
+        gold = log_probs.gather(-1, targets[..., None]).squeeze(-1).where(real, 0)
+    return gold, mark_symbols(torch.stack([targets, log_probs.argmax(-1)], -1), real, dictionary)
+
+
+def mark_symbols(tokens: Tensor, real: Tensor, dictionary: Any) -> Tensor:
+    """Return tokens [B, T, 2] with NO_TOKEN where `real` [B, T] is false, and SPECIAL for symbols that are no words."""
     symbols = torch.tensor([dictionary.bos(), dictionary.eos(), dictionary.pad()], device=tokens.device)
     tokens = tokens.masked_fill(torch.isin(tokens, symbols), SPECIAL)
-    return gold, tokens.masked_fill(padded[..., None], NO_TOKEN).int()
+    return tokens.masked_fill(~real[..., None], NO_TOKEN).int()
 
 
 class _Watched:
@@ -141,11 +153,13 @@ class _Watched:
 
     @torch.no_grad()
     def _gold_tokens(self, model: Any, outputs: Any, sample: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(outputs, dict):  # a non-autoregressive model returns several named outputs
+        non_autoregressive = isinstance(outputs, dict)  # such a model returns several named outputs
+        if non_autoregressive:
             log_probs = outputs["word_ins"]["out"].float().log_softmax(-1)
         else:
             log_probs = model.get_normalized_probs(outputs, log_probs=True).float()
-        return gold_tokens(log_probs, sample["target"], self.target_dictionary)  # type: ignore[attr-defined]
+        dictionary = self.target_dictionary  # type: ignore[attr-defined]
+        return gold_tokens(log_probs, sample["target"], dictionary, all_positions=non_autoregressive)
 
 
 def load_fitting_weights(model: torch.nn.Module, checkpoint: Path) -> None:

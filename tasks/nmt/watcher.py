@@ -68,7 +68,8 @@ class Watcher:
     def _with_length(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Pad or cut sentences to the recorded length."""
         missing = self.run.config.recording.length - outputs.shape[1]  # negative: cut
-        return F.pad(outputs, (0, missing)), F.pad(targets, (0, 0, 0, missing), value=NO_TOKEN)
+        outputs = F.pad(outputs, (0, missing) * (outputs.dim() - 1))
+        return outputs, F.pad(targets, (0, 0, 0, missing), value=NO_TOKEN)
 
     def end_epoch(self, task: Any, model: Any, stats: dict[str, Any]) -> None:
         """Log the epoch, and record the predictions for the validation sentences.

@@ -8,7 +8,7 @@ from small import DIGITS
 from reloss.experiment.predictions import read_predictions
 from reloss.experiment.workspace import Workspace
 from reloss.metrics import accuracy
-from reloss.pipeline.checkpoint_ranking import finished_runs
+from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json, write_json
 from reloss.surrogates import ClassificationReLoss
@@ -82,3 +82,9 @@ def test_what_is_not_finished_damaged_or_missing(runs, cli):
     code, _, err = cli("diagnose", DIGITS, "--runs", "elsewhere")
     assert (code, "start with `reloss run" in err) == (2, True)
     assert cli("diagnose", "classification/digit", *WHERE)[0] == 2
+
+
+def test_predictions_of_another_form_are_skipped():
+    logits, scores = (torch.randn(4, 20, 3), torch.randint(3, (4, 20))), (torch.randn(4, 20), torch.zeros(4, 20).long())
+    assert diagnose_loss(ClassificationReLoss(), "accuracy", [scores, logits])["runs"] == 1
+    assert diagnose_loss(ClassificationReLoss(), "accuracy", [scores]) == {}

@@ -59,7 +59,11 @@ def test_options_of_the_constructor():
     [
         ("pose", (5,), r"expected heatmaps \[K, H, W\] of an example, not \[5\]"),
         ("reading", (3, 9), r"expected start and end logits \[2, T\] of an example, not \[3, 9\]"),
-        ("translation", (7, 50), r"expected log-probabilities \[T\] of a sentence's gold tokens, not \[7, 50\]"),
+        (
+            "translation",
+            (7, 50),
+            r"expected log-probabilities \[T\] of a sentence's gold tokens, or \[T, T\], not \[7, 50\]",
+        ),
     ],
 )
 def test_outputs_of_another_kind_are_refused(kind, shape, message):

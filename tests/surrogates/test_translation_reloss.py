@@ -85,6 +85,21 @@ def test_batch_of_log_probabilities_equals_one_item(options):
 
 
 @pytest.mark.parametrize("options", KINDS)
+def test_matrices_count_by_their_diagonal(options):
+    outputs, targets = recorded()
+    matrices = torch.randn(*outputs.shape, outputs.shape[-1])
+    matrices.diagonal(dim1=-2, dim2=-1).copy_(outputs)
+    surrogate = surrogate_of_seed(**options)
+    surrogate.check(matrices, targets)
+    assert torch.equal(surrogate.per_item(matrices, targets), surrogate.per_item(outputs, targets))
+    assert torch.equal(surrogate.ordinary_loss(matrices, targets), surrogate.ordinary_loss(outputs, targets))
+    assert torch.equal(surrogate(matrices[0], targets[0]), surrogate(outputs[0], targets[0]))
+    assert torch.equal(token_bleu(matrices, targets), token_bleu(outputs, targets))
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, T, T\] and targets \[N, B, T, 2\]"):
+        surrogate.per_item(matrices[..., :-1], targets)
+
+
+@pytest.mark.parametrize("options", KINDS)
 def test_sentences_with_no_token_or_one(options):
     surrogate = surrogate_of_seed(**options)
     outputs, targets = recorded()

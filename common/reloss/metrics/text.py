@@ -124,7 +124,7 @@ def token_bleu(outputs: Tensor, targets: Tensor, *, order: int = 4) -> Tensor:
     reference, except for special symbols.
 
     Args:
-        outputs: [N, B, T] log-probabilities of the gold tokens; not used.
+        outputs: [N, B, T] or [N, B, T, T] log-probabilities of the gold tokens; not used.
         targets: [N, B, T, 2] ids of the gold token and of the most probable token. A negative id is not a token: a
             special symbol, or padding.
         order: length of the longest n-grams.
@@ -135,7 +135,8 @@ def token_bleu(outputs: Tensor, targets: Tensor, *, order: int = 4) -> Tensor:
     Raises:
         ValueError: the shapes do not agree.
     """
-    check_shapes({"outputs [N, B, T]": outputs, "targets [N, B, T, 2]": targets})
+    shape = "[N, B, T, T]" if outputs.dim() == 4 else "[N, B, T]"
+    check_shapes({f"outputs {shape}": outputs, "targets [N, B, T, 2]": targets})
     references, candidates = (_pack(ids.clamp(min=-1).long(), -1, ids.shape[-1]) for ids in targets.unbind(-1))
     lengths, reference_lengths = ((ids >= 0).sum((1, 2)) for ids in (candidates, references))
     tokens = torch.stack([candidates, references])

@@ -63,9 +63,25 @@ def finished_runs(
 def diagnose_loss(
     surrogate: SurrogateLoss, metric: str, runs: Sequence[Checkpoints], learned: bool = True
 ) -> dict[str, float]:
-    """Return how well a loss ranks the checkpoints of `runs`: the surrogate or, if not `learned`, the ordinary loss."""
+    """Return how well a loss ranks the checkpoints of `runs`: the surrogate or, if not `learned`, the ordinary loss.
+
+    Runs with predictions of another form than the surrogate takes, such as those of an earlier version, are skipped.
+    The result is empty if no run is left.
+    """
+    if learned:
+        runs = [run for run in runs if _takes(surrogate, run)]
     per_item = surrogate.per_item if learned else surrogate.ordinary_loss
-    return rank_checkpoints(per_item, get_metric(metric), runs).summary()
+    return rank_checkpoints(per_item, get_metric(metric), runs).summary() if runs else {}
+
+
+def _takes(surrogate: SurrogateLoss, run: Checkpoints) -> bool:
+    """Return whether the surrogate can compute the loss of the run's predictions."""
+    outputs, targets = run
+    try:
+        surrogate.check(outputs[:1], targets[:1])
+    except ValueError:
+        return False
+    return True
 
 
 def diagnose(experiment: str, workspace: Workspace) -> tuple[list[dict[str, Any]], dict[str, Checkpoints]]:

@@ -89,8 +89,24 @@ def check_heatmaps(outputs: Tensor, targets: Tensor, size: tuple[int, int] | Non
 
 
 def check_tokens(outputs: Tensor, targets: Tensor) -> None:
-    """Raise ValueError unless these are log-probabilities [N, B, T] and gold and predicted tokens [N, B, T, 2]."""
-    check_shapes({"outputs [N, B, T]": outputs, "targets [N, B, T, 2]": targets})
+    """Raise ValueError unless these are log-probabilities of gold tokens and gold and predicted tokens [N, B, T, 2].
+
+    The log-probabilities are [N, B, T], or [N, B, T, T] if each position gives one to each gold token.
+    """
+    shape = "[N, B, T, T]" if outputs.dim() == 4 else "[N, B, T]"
+    check_shapes({f"outputs {shape}": outputs, "targets [N, B, T, 2]": targets})
+
+
+def check_token_matrices(outputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless these are log-probabilities [N, B, T, T] and gold and predicted tokens [N, B, T, 2]."""
+    try:
+        check_shapes({"outputs [N, B, T, T]": outputs, "targets [N, B, T, 2]": targets})
+    except ValueError as error:
+        remedy = (
+            "; a bank of an earlier version, or of an autoregressive model, holds [T] for a sentence: choose "
+            "surrogate.features=likelihood, or record a non-autoregressive model again"
+        )
+        raise ValueError(f"{error}{remedy if outputs.dim() == 3 else ''}") from None
 
 
 def check_spans(outputs: Tensor, targets: Tensor) -> None:

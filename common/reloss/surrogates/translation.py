@@ -88,16 +88,18 @@ class TranslationReLoss(SurrogateLoss):
 
     @classmethod
     def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
-        """Return the constructor's arguments for log-probabilities [T] of a sentence's gold tokens.
+        """Return the constructor's arguments for log-probabilities [T] or [T, T] of a sentence's gold tokens.
 
         The features decide on positions and average. The network is small: a bank of a few thousand sentences is too
         small for one of the release's size.
 
         Raises:
-            ValueError: one example's outputs have another number of dimensions.
+            ValueError: one example's outputs have another shape.
         """
-        if len(shape) != 1:
-            raise ValueError(f"expected log-probabilities [T] of a sentence's gold tokens, not {list(shape)}")
+        if len(shape) not in (1, 2) or len(set(shape)) != 1:
+            raise ValueError(
+                f"expected log-probabilities [T] of a sentence's gold tokens, or [T, T], not {list(shape)}"
+            )
         released = features == "released"
         return {
             "output": output,
@@ -115,7 +117,8 @@ class TranslationReLoss(SurrogateLoss):
         """Return the features of each token.
 
         Args:
-            outputs: [N, B, T] log-probabilities of the gold tokens.
+            outputs: [N, B, T] log-probabilities of the gold tokens; or [N, B, T, T], those that each position gives to
+                each gold token. Only the diagonal is used.
             targets: [N, B, T, 2] gold and most probable tokens; the gold one is NO_TOKEN (-1) where there is none.
 
         Returns:
@@ -127,7 +130,7 @@ class TranslationReLoss(SurrogateLoss):
         """
         check_tokens(outputs, targets)
         real = self.group_weights(outputs, targets)
-        gold = outputs.where(real, 0)
+        gold = own_tokens(outputs).where(real, 0)
         if self.output == "monotone":
             return F.pad(gold, (self.window - 1, 0)).unfold(-1, self.window, 1)
         return torch.stack((gold, real.to(gold.dtype)), -1)
@@ -172,7 +175,8 @@ class TranslationReLoss(SurrogateLoss):
         """Return the loss of one batch, a scalar, in the dtype of the parameters, also under autocast.
 
         Args:
-            outputs: [B, T, V] log-probabilities of all tokens; or [B, T] those of the gold tokens, as in a bank.
+            outputs: [B, T, V] log-probabilities of all tokens; or, as in a bank, [B, T] those of the gold tokens, or
+                [B, T, T] those that each position gives to each gold token.
             targets: [B, T] gold tokens; or, as in a bank, [B, T, 2] gold and most probable tokens.
             mask: [B, T], true for real tokens; by default, the tokens that are not negative.
 
@@ -180,7 +184,7 @@ class TranslationReLoss(SurrogateLoss):
             UsageError: a model is being trained with this surrogate, which has not been fitted.
             ValueError: the shapes do not agree.
         """
-        if outputs.dim() == 2 and mask is None:
+        if mask is None and (outputs.dim() == 2 or targets.dim() == 3):
             return super().forward(outputs, targets)
         self._refuse_unfitted(outputs)
         mask = targets >= 0 if mask is None else mask
@@ -189,7 +193,7 @@ class TranslationReLoss(SurrogateLoss):
         return self.of_gold(gold[None], mask[None])[0]
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError unless outputs are log-probabilities [N, B, T] and targets pairs of tokens [N, B, T, 2]."""
+        """Raise ValueError unless the shapes are those of `features`."""
         check_tokens(outputs, targets)
 
     @staticmethod
@@ -197,9 +201,14 @@ class TranslationReLoss(SurrogateLoss):
         """Return the mean negative log-likelihood of the tokens of each item: [N]; shapes as in `features`."""
         check_tokens(outputs, targets)
         mask = targets[..., 0] != NO_TOKEN
-        return -outputs.where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
+        return -own_tokens(outputs).where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
     @staticmethod
     def gold(targets: Tensor) -> Tensor:
         """Return the gold tokens [..., T] of targets [..., T, 2]: the most probable ones belong to the predictions."""
         return targets[..., 0]
+
+
+def own_tokens(outputs: Tensor) -> Tensor:
+    """Return the log-probability of each position's own gold token: outputs [N, B, T] or [N, B, T, T] -> [N, B, T]."""
+    return outputs.diagonal(dim1=-2, dim2=-1) if outputs.dim() == 4 else outputs

@@ -184,3 +184,15 @@ def test_gold_tokens_of_a_batch():
     assert (tokens[~MASK] == NO_TOKEN).all()
     assert gold[0, 1] == log_probs[0, 1, 5]
     assert gold[~MASK].abs().max() == 0
+
+
+def test_gold_tokens_of_all_positions():
+    log_probs = logits().log_softmax(-1)
+    gold, tokens = gold_tokens(log_probs, TARGETS, Dictionary())
+    matrix, same_tokens = gold_tokens(log_probs, TARGETS, Dictionary(), all_positions=True)
+    assert torch.equal(same_tokens, tokens)
+    assert torch.equal(matrix.diagonal(dim1=1, dim2=2), gold)
+    for position, place in ((0, 3), (4, 1)):
+        assert matrix[0, position, place] == log_probs[0, position, TARGETS[0, place]]
+    assert matrix[~MASK].abs().max() == 0
+    assert matrix.mT[~MASK].abs().max() == 0

@@ -56,12 +56,12 @@ def test_the_whole_pipeline_translates_a_toy_language(run_toy, tmp_path):
     assert read_json(baseline / "summary.json")["scores"]["sacreBLEU"] > 0.8
     bank = PredictionBank.open(home / "bank")
     outputs, targets = bank.items(torch.arange(len(bank)))
-    assert outputs.shape == (len(bank), 8, 8)
+    assert outputs.shape == (len(bank), 8, 8, 8)
     assert targets.shape == (len(bank), 8, 8, 2)
     values = token_bleu(outputs, targets)
     assert values[-5:].mean() > values[:5].mean() + 0.3
     predicted, _ = read_predictions(record)
-    assert predicted.shape[1:] == (13, 8)
+    assert predicted.shape[1:] == (13, 8, 8)
     assert read_json(record / "summary.json")["diagnostics"]["runs"] == 2  # both on the same sentences
 
 
