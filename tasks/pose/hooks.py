@@ -162,4 +162,4 @@ def predict(model: Any, loader: DataLoader) -> tuple[Tensor, Tensor]:
         weights = torch.cat([sample.gt_instance_labels.keypoint_weights for sample in data["data_samples"]])
         targets.append((heatmaps * (weights > 0)[..., None, None]).cpu())
     model.train(training)
-    return torch.cat(outputs), torch.cat(targets)
+    return torch.cat(outputs).contiguous(), torch.cat(targets)

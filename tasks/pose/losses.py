@@ -10,6 +10,7 @@ from pathlib import Path
 from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
 from mmpose.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError
@@ -27,9 +28,37 @@ def make_loss(run: Run[PoseExperiment]) -> nn.Module:
         return KeypointMSELoss(use_target_weight=True)
     if run.loss == "ohkm":
         return KeypointOHKMMSELoss(use_target_weight=True)
+    if run.loss == "location_ce":
+        return KeypointLocationLoss()
     if run.surrogate is None:
         raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
     return KeypointReLoss(run.surrogate, ordinary_weight=run.config.train.ordinary_weight)
+
+
+@MODELS.register_module("KeypointLocationLoss")
+class KeypointLocationLoss(nn.Module):
+    """The cross-entropy of a joint's position under a softmax of its heatmap: where is the joint, out of H·W places?
+
+    It asks for a peak at the joint and, unlike the squared error, for no shape around it. The mean is over all joints,
+    and an invisible one counts as 0, as in mmpose's `KeypointMSELoss`.
+
+    Args:
+        sharpness: factor of the heatmaps, which are between 0 and 1, before the softmax. At 20, a heatmap that mmpose
+            asks for has nearly all its probability at the joint.
+    """
+
+    def __init__(self, sharpness: float = 20.0) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def forward(self, output: Tensor, target: Tensor, target_weights: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints, all 1 by default.
+
+        The position of a joint is the largest value of its target heatmap.
+        """
+        logits = self.sharpness * output.float().flatten(0, 1).flatten(1)
+        losses = F.cross_entropy(logits, target.flatten(0, 1).flatten(1).argmax(-1), reduction="none")
+        return (losses if target_weights is None else losses * target_weights.flatten()).mean()
 
 
 @MODELS.register_module("PoseReLoss")

@@ -76,15 +76,21 @@ def draw(root: Path, labels: str, images: str, joints: int, count: int, generato
 
 @pytest.fixture
 def run_lsp(persons: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Run the LSP experiment on the drawn persons and return the record."""
+    """Run an LSP experiment on the drawn persons and return the record."""
     tiny = (
         *("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4"),
         "train.precision=no",  # bfloat16 is slow on many CPUs
         *("recording.item_size=2", "learn.steps=4", "learn.items=4", "learn.validation_fraction=0.4"),
     )
 
-    def start(loss: str = "mse", *settings: str, runs: Path = tmp_path / "runs", **more: object) -> Path:
+    def start(
+        loss: str = "mse",
+        *settings: str,
+        name: str = "pose/lsp_resnet18",
+        runs: Path = tmp_path / "runs",
+        **more: object,
+    ) -> Path:
         options = {"data": persons, "runs": runs, **more}
-        return run_small("pose/lsp_resnet18", loss, merged(tiny, settings), **options)  # type: ignore[arg-type]
+        return run_small(name, loss, merged(tiny, settings), **options)  # type: ignore[arg-type]
 
     return start

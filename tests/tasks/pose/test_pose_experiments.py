@@ -22,6 +22,7 @@ ANNOTATED = ("data.boxes=annotated",)
         ("coco_hrnet_w32_256x192", 17, (64, 48)),
         ("coco_hrnet_w48_dark_384x288", 17, (96, 72)),
         ("lsp_resnet18", 14, (32, 24)),
+        ("lsp_lite0", 14, (32, 24)),
     ],
 )
 def test_every_config_builds_a_network_with_its_heatmap_size(persons, name, joints, size):

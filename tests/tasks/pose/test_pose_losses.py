@@ -5,7 +5,7 @@ from mmpose.registry import MODELS
 from torch.testing import assert_close
 
 from reloss import PoseReLoss
-from reloss_tasks.pose.losses import KeypointReLoss
+from reloss_tasks.pose.losses import KeypointLocationLoss, KeypointReLoss
 
 
 def batch(b=4, k=14):
@@ -75,3 +75,25 @@ def test_heatmaps_of_another_size_are_refused(surrogate):
     output, target, weights = batch()
     with pytest.raises(ValueError, match=r"for heatmaps of \[12, 8\]"):
         KeypointReLoss(surrogate)(output.mT, target.mT, weights)
+
+
+def test_the_location_loss_is_the_surprise_at_the_position_of_each_visible_joint():
+    output, target, weights = batch(2, 3)
+    expected = 0.0
+    for person, joint in (weights > 0).nonzero().tolist():
+        position = target[person, joint].argmax()
+        expected -= (4 * output[person, joint].flatten()).log_softmax(0)[position] / weights.numel()
+    assert_close(KeypointLocationLoss(sharpness=4)(output, target, weights), torch.as_tensor(expected))
+
+
+def test_the_location_loss_is_small_for_right_heatmaps_and_finite_for_any():
+    target = torch.zeros(1, 2, 12, 8)
+    target[0, 0, 5, 6] = target[0, 1, 0, 0] = 1
+    loss = KeypointLocationLoss()
+    assert loss(target, target).item() < 1e-5
+    extreme = (1e4 * (0.5 - target)).requires_grad_()
+    value = loss(extreme, target, torch.tensor([[1.0, 0.0]]))
+    value.backward()
+    assert value.isfinite()
+    assert extreme.grad.isfinite().all()
+    assert extreme.grad[0, 1].abs().max() == 0
