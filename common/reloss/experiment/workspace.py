@@ -51,6 +51,10 @@ class Workspace:
         """Return the folder of an experiment's prediction bank."""
         return self.experiment(experiment) / "bank"
 
+    def held_out_bank(self, experiment: str) -> Path:
+        """Return the folder of the bank of predictions for validation examples."""
+        return self.experiment(experiment) / "bank_held_out"
+
     def surrogate(self, experiment: str, name: str) -> Path:
         """Return the folder of the fitted surrogate called `name`, the hash of its options."""
         return self.experiment(experiment) / "surrogates" / name

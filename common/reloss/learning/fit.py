@@ -24,6 +24,7 @@ from torch import Tensor
 
 from reloss.learning.bank import PredictionBank
 from reloss.learning.items import Items, synthetic
+from reloss.learning.local_diagnostics import LocalChanges
 from reloss.learning.measure import Measure
 from reloss.learning.objective import rank_objective, value_objective
 from reloss.learning.options import LearnOptions
@@ -38,6 +39,7 @@ from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.base import gradient_norms
 
 OnValidation = Callable[[dict[str, float]], None]
+LAST_ITEMS = 64  # items of the last recorded steps that local diagnostics draw from
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class FitResult:
         spearman_synthetic: the same on held-out synthetic items.
         spearman_ordinary: the correlation of the ordinary loss, on held-out recorded items.
         validation_items: the number of held-out recorded items.
+        local: how loss and ordinary loss follow the metric near the last recorded predictions; see `LocalChanges`.
         step: the step of the best validation.
         seconds: the duration of the fit; over all sessions, if it was interrupted.
     """
@@ -66,13 +69,14 @@ class FitResult:
     spearman_synthetic: float
     spearman_ordinary: float
     validation_items: int
+    local: dict[str, float]
     step: int
     seconds: float
 
     def summary(self) -> dict[str, float]:
         """Return the figures, without surrogate and history, for a record."""
         names = ("spearman", "spearman_synthetic", "spearman_ordinary", "validation_items", "step", "seconds")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, **self.local}
 
 
 def fit_surrogate(
@@ -195,6 +199,7 @@ class Fit:
         if options.objective == "value" and not surrogate.reaches_any_value:
             self._scale_to_metric(recorded.metric)
         self.sampler = Sampler(recorded, indices, measure, options, generator)
+        self.local_changes = LocalChanges(recorded.last(LAST_ITEMS).items, measure, options.seed)
 
     def _check_varied(self, metric: Tensor) -> None:
         """Raise RelossError if all items have the same metric.
@@ -302,6 +307,10 @@ class Fit:
             spearman_synthetic=best["spearman_synthetic"],
             spearman_ordinary=self.validation.measure_ordinary_loss(self.surrogate),
             validation_items=len(self.validation),
+            local={
+                **self.local_changes.diagnose(self.surrogate.per_item),
+                **self.local_changes.diagnose(self.surrogate.ordinary_loss, "_ordinary"),
+            },
             step=self.best["step"],
             seconds=round(self._seconds(), 1),
         )

@@ -128,6 +128,11 @@ class RecordedItems:
         statistics = None if self.statistics is None else self.statistics[rows]
         return ScoredItems(Items(*self.bank.items(indices, self.device), statistics), self.metric[rows])
 
+    def last(self, count: int) -> ScoredItems:
+        """Return the `count` items of the last recorded steps, the last one first."""
+        order = self.bank.steps().argsort(stable=True).flip(0)
+        return self.select(order[:count])
+
     def with_statistics(self, items: Items) -> Items:
         """Return the items with their statistics, which are computed if they are missing and the surrogate has any."""
         if items.statistics is None and self.statistics is not None:

@@ -21,7 +21,7 @@ from reloss.learning.picture import measure_picture
 from reloss.metrics import get_metric
 from reloss.pipeline.context import Context, sole_writer
 from reloss.pipeline.pictures import write_picture
-from reloss.pipeline.recording import complete_bank
+from reloss.pipeline.recording import bank_to_fit, complete_bank
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import remove_checkpoint
 from reloss.runtime.errors import RelossError
@@ -121,7 +121,7 @@ def surrogate_folder(run: RunSpec, workspace: Workspace) -> Path | None:
     """
     context = Context(run, *run.load(), workspace)
     bank = complete_bank(context)
-    return fit_plan(context, bank)[1] if bank is not None else None
+    return fit_plan(context, bank_to_fit(context, bank))[1] if bank is not None else None
 
 
 def load_surrogate(context: Context, folder: Path) -> tuple[SurrogateLoss, dict[str, Any]]:

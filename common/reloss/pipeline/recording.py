@@ -2,18 +2,34 @@
 
 The bank states its origin: data, model and recording settings, and the record that fills it. A run with another origin
 refuses it.
+
+A model that has learned a small training set by heart predicts it without errors. Then nearly all recorded items have
+the same metric, and there is nothing to rank. So the predictions for validation examples, which every epoch keeps in
+the record, fill a second bank, and a fit uses it where the first one is saturated.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from reloss.experiment.predictions import read_predictions
 from reloss.learning import PredictionBank
+from reloss.learning.items import Items
+from reloss.learning.measure import Measure
+from reloss.metrics import get_metric
 from reloss.pipeline.context import Context
 from reloss.runtime import distributed
 from reloss.runtime.errors import UsageError
 from reloss.runtime.files import remove_stale
+from reloss.runtime.progress import say
+
+SATURATED = 0.75  # a bank with a larger share of items at the best value of the metric is not learned from
+SAMPLE = 256  # items that show whether a bank is saturated
+HELD_OUT_ITEMS = 512  # items that the bank of validation examples has at least
 
 
 def complete_bank(context: Context) -> PredictionBank | None:
@@ -60,6 +76,61 @@ def open_bank(context: Context, from_scratch: bool) -> PredictionBank:
     if bank.meta["origin"]["record"] != _origin(context)["record"]:
         raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
     return bank
+
+
+def record_held_out(context: Context) -> None:
+    """Fill the bank of predictions for validation examples from the record, in which every epoch left them.
+
+    The items of an epoch are random groups of its examples. Several groupings are taken where the examples are few.
+    Does nothing if the record has fewer examples than an item.
+    """
+    predictions, recording = read_predictions(context.record), context.config.recording
+    if predictions is None or len(predictions[0][0]) < recording.item_size:
+        return
+    path = context.workspace.held_out_bank(context.config.name)
+    shutil.rmtree(path, ignore_errors=True)
+    bank = PredictionBank.create(
+        path,
+        item_size=recording.item_size,
+        max_bytes=recording.max_bytes,
+        seed=recording.seed,
+        origin=_origin(context),
+    )
+    generator = torch.Generator().manual_seed(recording.seed)
+    examples = len(predictions[0][0])
+    whole = examples // recording.item_size * recording.item_size
+    items = len(predictions[0]) * whole // recording.item_size
+    for step, (outputs, targets) in enumerate(zip(*predictions, strict=True)):
+        for _ in range(-(-HELD_OUT_ITEMS // items)):
+            group = torch.randperm(examples, generator=generator)[:whole]
+            bank.append(outputs[group], targets[group], step=step)
+    bank.finish()
+
+
+def bank_to_fit(context: Context, bank: PredictionBank) -> PredictionBank:
+    """Return the bank to learn from: the complete one, or that of validation examples where the metric is saturated."""
+    held_out = _open_existing(context.workspace.held_out_bank(context.config.name))
+    if held_out is None or held_out.meta["origin"] != bank.meta["origin"]:
+        return bank
+    share = _best_share(bank, context.config.metric)
+    if share <= SATURATED:
+        return bank
+    say(
+        f"{share:.0%} of the recorded training predictions have the best {context.config.metric}, so they cannot be "
+        f"ranked; learning from the predictions for validation examples in {held_out.path}"
+    )
+    return held_out
+
+
+def _best_share(bank: PredictionBank, metric: str) -> float:
+    """Return the share of a sample of items that has the best value of the metric in the sample."""
+    indices = torch.linspace(0, len(bank) - 1, min(SAMPLE, len(bank))).long()
+    measure = Measure(get_metric(metric), True, bank.path / "metrics")
+    try:
+        values = measure(Items(*bank.items(indices)))
+    finally:
+        measure.close()
+    return float((values == values.max()).float().mean())
 
 
 def _open_existing(path: Path) -> PredictionBank | None:

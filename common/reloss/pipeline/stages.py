@@ -102,6 +102,7 @@ def learn(context: Context) -> Path:
     bank = recording.complete_bank(context)
     if bank is None:
         raise UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
+    bank = recording.bank_to_fit(context, bank)
     options, folder = fitting.fit_plan(context, bank)
     if (folder / "surrogate.json").exists():
         say(f"surrogate is learned: {folder}")
@@ -211,6 +212,7 @@ def _finish(context: Context, run: Run) -> dict[str, float]:
     bank = run.bank if distributed.is_main() else None
     if bank is not None:
         bank.merge()
+        recording.record_held_out(context)
         run.record.tracker.log_bank(context.config.name, bank)
     run.record.close(Status.FINISHED, scores, diagnostics=_diagnostics(context, run.surrogate))
     if bank is not None:
