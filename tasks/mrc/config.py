@@ -1,6 +1,6 @@
 """The typed config of reading comprehension. Imports no torch."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -95,3 +95,8 @@ class ReadingExperiment(Experiment):
     def surrogate_shape(self) -> tuple[int, ...]:
         """Start and end, for each token of a window."""
         return (2, self.data.max_length)
+
+    @property
+    def expected_options(self) -> dict[str, Any]:
+        """The longest answer, as decoding has it."""
+        return {"limit": self.data.max_answer}

@@ -164,6 +164,11 @@ class Experiment(Section):
         return ()
 
     @property
+    def expected_options(self) -> dict[str, Any]:
+        """Further constructor arguments of the surrogate if its features are expected, such as the longest answer."""
+        return {}
+
+    @property
     def fine_tunes(self) -> bool:
         """Whether a run starts from the weights of the finished baseline of its seed."""
         return self.train.init == "baseline"

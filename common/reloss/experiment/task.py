@@ -134,6 +134,8 @@ class Task:
         options = config.surrogate.build_options()
         if loss == "expected":
             options = {"features": "expected", "metric": config.metric}
+        if options["features"] == "expected":
+            options |= config.expected_options
         try:
             return build(config.surrogate_kind, config.surrogate_shape, **options)
         except ValueError as error:

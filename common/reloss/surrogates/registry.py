@@ -16,6 +16,8 @@ from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss
+from reloss.surrogates.expected.classification import ExpectedClassification
+from reloss.surrogates.expected.reading import ExpectedReading
 from reloss.surrogates.expected.sets import ExpectedSets
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.pose import PoseReLoss
@@ -34,6 +36,8 @@ KINDS: dict[str, type[SurrogateLoss]] = {
 }
 
 EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
+    "classification": ExpectedClassification,
+    "reading": ExpectedReading,
     "set": ExpectedSets,
 }
 

@@ -27,6 +27,13 @@ def test_the_surrogate_has_the_options_of_the_config():
     }  # fmt: skip
 
 
+def test_expected_features_see_the_spans_that_decoding_does():
+    config = override(TASK.experiments["mrc/squad_minilm"](), ["surrogate.features=expected", "data.max_answer=20"])
+    assert TASK.new_surrogate(config).options() == {"limit": 20, "metric": None, "width": 16, "scale": 1.0}
+    assert TASK.new_surrogate(config, "expected").options()["metric"] == "reading_f1"
+    assert TASK.new_surrogate(config, "expected").options()["limit"] == 20
+
+
 def test_windows_that_do_not_advance_are_refused():
     with pytest.raises(UsageError, match="must be at least max_question"):
         override(TASK.experiments["mrc/squad_minilm"](), ["data.stride=180"])
