@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from reloss import ClassificationReLoss
 from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.curve import EXACT, KNOTS, quantile_places
+from reloss.surrogates.options import PRESETS
 
 RELEASED_SHAPES = {
     "logits_fcs.0.weight": (128, 1),
@@ -26,7 +27,7 @@ def items(n: int = 3, b: int = 7, c: int = 5) -> tuple[torch.Tensor, torch.Tenso
 
 def surrogate_of_seed(seed: int = 0, **options) -> ClassificationReLoss:
     torch.manual_seed(seed)
-    return ClassificationReLoss(**options)
+    return ClassificationReLoss(**{**PRESETS["released"], **options})
 
 
 def test_parameters_match_the_release():

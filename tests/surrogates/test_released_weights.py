@@ -16,6 +16,7 @@ from reloss import ClassificationReLoss
 from reloss.runtime import download
 from reloss.runtime.errors import RelossError
 from reloss.surrogates import pretrained
+from reloss.surrogates.options import PRESETS
 from reloss.surrogates.pretrained import cache_folder
 
 
@@ -75,7 +76,7 @@ def cached(tmp_path: Path) -> Callable[[], list[str]]:
 
 
 def test_released_weights_are_downloaded_once(release, cached, capsys):
-    surrogate = ClassificationReLoss()
+    surrogate = ClassificationReLoss(**PRESETS["released"])
     release.files["reloss_cls.ckpt"] = saved(surrogate.state_dict())
     assert len(release.files["reloss_cls.ckpt"]) > 2 * download.CHUNK
     for loads in (1, 2):
@@ -110,7 +111,7 @@ def test_address_of_the_release():
 
 def test_manually_downloaded_weights_need_no_network(release, tmp_path):
     (tmp_path / "cache").mkdir()
-    surrogate = ClassificationReLoss()
+    surrogate = ClassificationReLoss(**PRESETS["released"])
     torch.save(surrogate.state_dict(), tmp_path / "cache" / "reloss_cls.ckpt")
     assert_close(losses(ClassificationReLoss.from_pretrained("released/cls")), losses(surrogate), rtol=0, atol=0)
     assert release.requests == []
@@ -150,7 +151,7 @@ def test_server_that_does_not_answer(release, cached, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_server_that_hangs_up(release, cached, tmp_path, keep):
-    content = release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss().state_dict())
+    content = release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss(**PRESETS["released"]).state_dict())
     release.keep = keep
     missing = len(content) - round(keep * len(content))
     assert f"the connection ended {missing} bytes too early; try again" in failed_download(release, tmp_path)
@@ -161,7 +162,7 @@ def test_server_that_hangs_up(release, cached, tmp_path, keep):
 
 
 def test_download_of_anything_but_tensors_is_discarded(release, cached, tmp_path):
-    good = saved(ClassificationReLoss().state_dict())
+    good = saved(ClassificationReLoss(**PRESETS["released"]).state_dict())
     bad = {
         "it is not a file of tensors only": [*GARBAGE.values(), saved({"loss.2.bias": Code(tmp_path / "victim")})],
         "PytorchStreamReader": [good[:-1000]],
@@ -179,7 +180,7 @@ def test_download_of_anything_but_tensors_is_discarded(release, cached, tmp_path
 
 
 def test_unwritable_cache(release, tmp_path, monkeypatch):
-    release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss().state_dict())
+    release.files["reloss_cls.ckpt"] = saved(ClassificationReLoss(**PRESETS["released"]).state_dict())
     (tmp_path / "file").touch()
     monkeypatch.setenv("RELOSS_CACHE", str(tmp_path / "file"))
     with pytest.raises(RelossError, match=f"cannot write {tmp_path}/file/reloss_cls.ckpt"):

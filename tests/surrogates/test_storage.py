@@ -66,7 +66,7 @@ def test_frozen_surrogate_passes_gradients_to_the_outputs(tmp_path):
 
 
 def test_released_weights_are_a_plain_state_dict(tmp_path):
-    surrogate = ClassificationReLoss()
+    surrogate = ClassificationReLoss(input="probability", output="absolute")
     torch.save(surrogate.state_dict(), tmp_path / "reloss_cls.ckpt")
     loaded = ClassificationReLoss.from_pretrained(tmp_path / "reloss_cls.ckpt")
     assert loaded.options() == {"input": "probability", "output": "absolute", "width": 128, "scale": 1.0}

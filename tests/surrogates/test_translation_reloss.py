@@ -10,7 +10,15 @@ from reloss.learning.objective import rank_objective
 from reloss.metrics import token_bleu
 from reloss.surrogates import build
 
-SMALL = {"width": 8, "feedforward": 16, "heads": 2, "length": 10}
+SMALL = {
+    "output": "absolute",
+    "positions": "released",
+    "average": "sentence",
+    "width": 8,
+    "feedforward": 16,
+    "heads": 2,
+    "length": 10,
+}
 KINDS = (
     {},
     {"positions": "counted"},

@@ -6,7 +6,7 @@ the metric does. It sees each example alone, so it fits metrics that are means o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_classes, check_logits, check_sizes
 from reloss.surrogates.curve import value_and_slope
-from reloss.surrogates.options import Features, Input, Output
+from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.released.classification import two_part_network
 
 
@@ -24,7 +24,7 @@ class ClassificationReLoss(SurrogateLoss):
     """ReLoss for classification: the mean over a batch of a learned function of each target's probability.
 
     Takes logits [B, C] and classes [B] from 0 to C - 1. Layers and parameter names are the release's, so that its
-    weights load. The defaults are the release's too; the other choices fix its known flaws.
+    weights load. The release has input `probability` and output `absolute`; the defaults fix their flaws.
 
     Args:
         input: `probability` p of the target, or its logarithm, which still passes a gradient where p is 0.
@@ -43,7 +43,7 @@ class ClassificationReLoss(SurrogateLoss):
     has_curve = True
 
     def __init__(
-        self, input: Input = "probability", output: Output = "absolute", width: int = 128, scale: float = 1.0
+        self, input: Input = "log_probability", output: Output = "monotone", width: int = 128, scale: float = 1.0
     ) -> None:
         super().__init__(scale)
         check_choices(input=(input, Input), output=(output, Output))
@@ -57,6 +57,11 @@ class ClassificationReLoss(SurrogateLoss):
     def arguments(cls, shape: Sequence[int], *, features: Features, input: Input, output: Output) -> dict[str, Any]:
         """Return the constructor's arguments: input and output. Any number of classes will do."""
         return {"input": input, "output": output}
+
+    @classmethod
+    def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the release's input and output: only its weights come without a card."""
+        return dict(PRESETS["released"])
 
     def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the (log-)probability of each target: logits [N, B, C], classes [N, B] -> [N, B, 1].

@@ -6,7 +6,7 @@ sees all squared errors of a joint's heatmap can tell errors that move the peak 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,7 @@ class PoseReLoss(SurrogateLoss):
     reaches_any_value = False  # at most the mean squared error
 
     def __init__(
-        self, size: Sequence[int] = (64, 48), monotone: bool = False, width: int = 8, scale: float = 1.0
+        self, size: Sequence[int] = (64, 48), monotone: bool = True, width: int = 8, scale: float = 1.0
     ) -> None:
         super().__init__(scale)
         if not isinstance(size, Sequence) or len(size) != 2:
@@ -62,6 +62,11 @@ class PoseReLoss(SurrogateLoss):
         if len(shape) != 3:
             raise ValueError(f"expected heatmaps [K, H, W] of an example, not {list(shape)}")
         return {"size": tuple(shape[1:]), "monotone": output == "monotone"}
+
+    @classmethod
+    def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the release's form: only its weights come without a card. They do not show the size."""
+        return {"monotone": False}
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments that build a surrogate like this one, as JSON holds them."""

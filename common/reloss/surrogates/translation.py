@@ -36,8 +36,8 @@ class TranslationReLoss(SurrogateLoss):
     """ReLoss for translation: a learned function of the log-probabilities that a model gives the gold tokens.
 
     Takes log-probabilities [B, T, V] and gold tokens [B, T]. Layers and parameter names are the release's, so that its
-    weights load; see `reloss.surrogates.released.translation`. The defaults are the release's too, except the sizes,
-    which the release takes from the translation model. The other choices fix its known flaws.
+    weights load; see `reloss.surrogates.released.translation`. The release has output `absolute`, positions `released`
+    and average `sentence`; the defaults fix their flaws.
 
     Args:
         output: `absolute` takes the absolute value of a sentence's loss, which folds a curve that crosses zero.
@@ -60,9 +60,9 @@ class TranslationReLoss(SurrogateLoss):
 
     def __init__(
         self,
-        output: Output = "absolute",
-        positions: Positions = "released",
-        average: Average = "sentence",
+        output: Output = "monotone",
+        positions: Positions = "counted",
+        average: Average = "token",
         width: int = 512,
         feedforward: int = 2048,
         heads: int = 8,
@@ -110,8 +110,8 @@ class TranslationReLoss(SurrogateLoss):
 
     @classmethod
     def options_of(cls, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the sizes of the network with these weights, except the number of heads, which they do not show."""
-        return sizes_of(weights)
+        """Return the release's form, and the sizes of these weights; they do not show the number of heads."""
+        return {"output": "absolute", "positions": "released", "average": "sentence", **sizes_of(weights)}
 
     def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the features of each token.
