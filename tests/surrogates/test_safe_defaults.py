@@ -10,7 +10,7 @@ from reloss.surrogates import ClassificationReLoss, SetReLoss
 
 
 def rare_data(examples=2000, seed=0):
-    """Return features [B, 5] and labels, of which 6 % are positive and hard to tell from the others."""
+    """Return features [B, 5] and labels. The 6 % of positives are hard to tell from the negatives."""
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.rand(examples, generator=generator) < 0.06).float()
     return torch.randn(examples, 5, generator=generator) + 0.9 * labels[:, None], labels
