@@ -156,6 +156,13 @@ def test_a_missing_bank_is_recorded_again(run_digits, tmp_path):
     assert summary(record)["scores"] == scores
 
 
+@pytest.mark.parametrize(("capability", "noted"), [("AVX2", True), ("AVX512", False)])
+def test_slow_bfloat16_is_noted(run_digits, capsys, monkeypatch, capability, noted):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    run_digits(settings=("train.epochs=1", "train.precision=bf16"))
+    assert ("computes bfloat16 in software" in capsys.readouterr().err) == (noted and not torch.cuda.is_available())
+
+
 @pytest.mark.parametrize("damage", ["predictions/0001.safetensors", "summary.json"])
 def test_a_damaged_record_of_another_seed_is_reported_and_skipped(run_digits, capsys, damage):
     damaged = run_digits(seed=1) / damage

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reloss.experiment.record import read_summary, skipping_damage, weights_file
 from reloss.experiment.status import Status
 from reloss.experiment.task import comparable
@@ -50,7 +52,19 @@ def check_training(context: Context) -> Preflight:
     """
     _check_resume(context)
     facts = _facts(context)
-    return Preflight(facts, _initial_weights(context))
+    weights = _initial_weights(context)
+    if context.config.train.precision == "bf16" and _emulates_bfloat16():
+        say(
+            "note: this processor computes bfloat16 in software, tens of times as slowly as float32; consider --set "
+            "train.precision=no, which is another protocol"
+        )
+    return Preflight(facts, weights)
+
+
+def _emulates_bfloat16() -> bool:
+    """Return whether training runs on a processor without instructions for bfloat16."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return not torch.cuda.is_available() and capability in ("NO AVX", "DEFAULT", "AVX2")
 
 
 def check_evaluation(context: Context) -> Preflight:
