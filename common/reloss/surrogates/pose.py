@@ -18,7 +18,55 @@ from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.pose import joint_network, weighted_error
 
 
-class PoseReLoss(SurrogateLoss):
+class JointLoss(SurrogateLoss):
+    """A loss of heatmaps: the mean over the joints of a loss of each joint, 0 where a joint is invisible."""
+
+    def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return which joints are visible, 1 or 0: [N, B, K]."""
+        return visible(targets)
+
+    def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
+        """Return the mean over all joints, in which an invisible one counts as 0 (as in mmpose), times the scale."""
+        assert group_weights is not None
+        return self.scale * (losses * group_weights.to(losses.dtype)).mean((-2, -1))
+
+    def per_item(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss of each item, in the dtype of the parameters, also under autocast.
+
+        Args:
+            outputs: [N, B, K, H, W] heatmaps.
+            targets: [N, B, K, H, W] heatmaps.
+            weights: [N, B, K] weights of the joints, 0 for an invisible one. By default, 1 for joints whose target has
+                a positive value, and 0 for others.
+
+        Returns:
+            [N].
+
+        Raises:
+            ValueError: the shapes do not agree, or the heatmaps have a size that this surrogate does not take.
+        """
+        if weights is not None:
+            self.check(outputs, targets)
+            check_shapes({"outputs [N, B, K, H, W]": outputs, "weights [N, B, K]": weights})
+        return self._compute(outputs, targets, weights)
+
+    def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
+        self._refuse_unfitted(outputs)
+        return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless both are heatmaps [N, B, K, H, W] that this surrogate takes."""
+        check_heatmaps(outputs, targets)
+
+    @staticmethod
+    def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean squared error of the visible joints of each item, as mmpose's `KeypointMSELoss`: [N]."""
+        check_heatmaps(outputs, targets)
+        return ((outputs - targets).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
+
+
+class PoseReLoss(JointLoss):
     """ReLoss for pose: the mean over the joints of a learned function of each one's heatmap.
 
     Takes heatmaps [B, K, H, W] twice. Layers and parameter names are the release's, so that its weights load.
@@ -81,10 +129,6 @@ class PoseReLoss(SurrogateLoss):
         self.check(outputs, targets)
         return (outputs - targets.to(outputs.dtype)).square().flatten(-2)
 
-    def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return which joints are visible, 1 or 0: [N, B, K]."""
-        return visible(targets)
-
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each joint: squared errors [..., H·W] -> [...]."""
         if not self.monotone:
@@ -92,45 +136,9 @@ class PoseReLoss(SurrogateLoss):
         perfect = self.perceptron(features.new_zeros(features.shape[-1]))
         return perfect - self.perceptron(features)  # the network falls as an error grows
 
-    def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
-        """Return the mean over all joints, in which an invisible one counts as 0 (as in mmpose), times the scale."""
-        assert group_weights is not None
-        return self.scale * (losses * group_weights.to(losses.dtype)).mean((-2, -1))
-
-    def per_item(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the loss of each item, in the dtype of the parameters, also under autocast.
-
-        Args:
-            outputs: [N, B, K, H, W] heatmaps.
-            targets: [N, B, K, H, W] heatmaps.
-            weights: [N, B, K] weights of the joints, 0 for an invisible one. By default, 1 for joints whose target has
-                a positive value, and 0 for others.
-
-        Returns:
-            [N].
-
-        Raises:
-            ValueError: the shapes do not agree, or the heatmaps have another size.
-        """
-        if weights is not None:
-            check_heatmaps(outputs, targets, self.size)
-            check_shapes({"outputs [N, B, K, H, W]": outputs, "weights [N, B, K]": weights})
-        return self._compute(outputs, targets, weights)
-
-    def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
-        self._refuse_unfitted(outputs)
-        return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
-
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless both are heatmaps [N, B, K, H, W] of this surrogate's size."""
         check_heatmaps(outputs, targets, self.size)
-
-    @staticmethod
-    def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean squared error of the visible joints of each item, as mmpose's `KeypointMSELoss`: [N]."""
-        check_heatmaps(outputs, targets)
-        return ((outputs - targets).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
 
 
 def visible(targets: Tensor) -> Tensor:

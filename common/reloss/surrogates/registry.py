@@ -17,6 +17,7 @@ from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss
 from reloss.surrogates.expected.classification import ExpectedClassification
+from reloss.surrogates.expected.pose import ExpectedPose
 from reloss.surrogates.expected.reading import ExpectedReading
 from reloss.surrogates.expected.sets import ExpectedSets
 from reloss.surrogates.options import PRESETS, Features, Input, Output
@@ -37,6 +38,7 @@ KINDS: dict[str, type[SurrogateLoss]] = {
 
 EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
     "classification": ExpectedClassification,
+    "pose": ExpectedPose,
     "reading": ExpectedReading,
     "set": ExpectedSets,
 }
