@@ -46,7 +46,7 @@ class PoseExperiment(Experiment):
 
     metric: str = "heatmap_pck"
     ordinary_loss: str = "mse"
-    losses: tuple[str, ...] = ("mse", "ohkm", "approx", "reloss")
+    losses: tuple[str, ...] = ("mse", "ohkm", "location_ce", "approx", "expected", "reloss")
     data: Data
     model: Model
     train: Train

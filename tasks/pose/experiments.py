@@ -95,7 +95,6 @@ def lsp_lite0() -> PoseExperiment:
         scope=Scope.REDUCED,
         scope_note="800 persons of LSP, EfficientNet-Lite0 and 128x96; the paper uses COCO",
         score="PCK",
-        losses=("mse", "ohkm", "location_ce", "approx", "reloss"),
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
         model=Model(config="lsp_lite0_128x96.py", pretrained=True),
         train=Train(epochs=20, batch_size=16, lr=1e-3, validate_every=4),

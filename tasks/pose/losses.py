@@ -1,4 +1,4 @@
-"""The losses of pose estimation: mmpose's own, and `reloss.PoseReLoss` as a keypoint loss of mmpose.
+"""The losses of pose estimation: mmpose's own, and a surrogate for heatmaps as a keypoint loss of mmpose.
 
 In any heatmap config of mmpose, `loss=dict(type='PoseReLoss', surrogate=...)` trains with a surrogate.
 """
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.experiment.task import Run
-from reloss.runtime.errors import RelossError
-from reloss.surrogates import PoseReLoss, SurrogateLoss
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.surrogates import SurrogateLoss, load
+from reloss.surrogates.pose import JointLoss
 from reloss_tasks.pose.config import PoseExperiment
 
 
@@ -63,16 +64,19 @@ class KeypointLocationLoss(nn.Module):
 
 @MODELS.register_module("PoseReLoss")
 class KeypointReLoss(nn.Module):
-    """A frozen `reloss.PoseReLoss` in place of mmpose's `KeypointMSELoss`.
+    """A frozen surrogate for heatmaps, learned or the expected metric, in place of mmpose's `KeypointMSELoss`.
 
     A config imports it with `custom_imports = dict(imports=['reloss_tasks.pose.losses'])`. The surrogate's parameters
     do not belong to the model: no optimiser and no checkpoint contains them.
 
     Args:
-        surrogate: a fitted surrogate, its folder, or its name (see `PoseReLoss.from_pretrained`).
+        surrogate: a fitted surrogate, its folder, or its name (see `reloss.surrogates.load`).
         use_target_weight: whether joints are weighted by their visibility, as in mmpose.
         ordinary_weight: weight of mmpose's mean squared error, which is added.
         loss_weight: factor of the whole loss.
+
+    Raises:
+        UsageError: the surrogate is for another kind of prediction, or there is none of this name.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class KeypointReLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        loaded = PoseReLoss.from_pretrained(surrogate) if isinstance(surrogate, str | Path) else surrogate
+        loaded = load(surrogate) if isinstance(surrogate, str | Path) else surrogate
+        if not isinstance(loaded, JointLoss):
+            raise UsageError(
+                f"{type(loaded).__name__} is no surrogate for heatmaps; choose one that was fitted to them"
+            )
         self._surrogate = (loaded.freeze(),)  # in a tuple, so that PyTorch does not register its parameters
         self.ordinary = KeypointMSELoss(use_target_weight=use_target_weight)
         self.use_target_weight = use_target_weight

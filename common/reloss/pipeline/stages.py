@@ -108,7 +108,7 @@ def learn(context: Context) -> Path:
         say(f"surrogate is learned: {folder}")
         return folder
     seed_everything(options.seed)
-    surrogate = context.task.new_surrogate(context.config)
+    surrogate = context.task.new_surrogate(context.config, context.run.loss)
     with _tracked_fit(context, bank, options, folder) as tracker:
         fit = fitting.learn(surrogate, bank, context.config.metric, options, folder, on_validation=tracker.log)
         tracker.log_surrogate(context.config.name, folder)

@@ -4,7 +4,9 @@ from mmpose.models.losses import KeypointMSELoss
 from mmpose.registry import MODELS
 from torch.testing import assert_close
 
-from reloss import PoseReLoss
+from reloss import ClassificationReLoss, PoseReLoss
+from reloss.runtime.errors import UsageError
+from reloss.surrogates.expected.pose import ExpectedPose
 from reloss_tasks.pose.losses import KeypointLocationLoss, KeypointReLoss
 
 
@@ -26,6 +28,24 @@ def test_a_config_builds_the_loss_from_a_folder(surrogate, tmp_path):
     output, target, weights = batch()
     assert isinstance(loss, KeypointReLoss)
     assert_close(loss(output, target, weights), 2 * surrogate(output, target, weights))
+
+
+@pytest.mark.parametrize("metric", [None, "heatmap_pck"])
+def test_a_config_builds_the_loss_from_a_folder_of_expected_features(metric, tmp_path):
+    torch.manual_seed(0)
+    ExpectedPose(metric).save_pretrained(tmp_path / "expected")
+    loss = KeypointReLoss(tmp_path / "expected")
+    output, target, weights = batch()
+    loss(output, target, weights).backward()
+    assert isinstance(loss.surrogate, ExpectedPose)
+    assert output.grad[weights == 0].abs().max() == 0
+    assert (output.grad[weights > 0].abs().amax((-2, -1)) > 0).all()
+
+
+def test_surrogates_for_other_predictions_are_refused(tmp_path):
+    ClassificationReLoss().save_pretrained(tmp_path / "learned")
+    with pytest.raises(UsageError, match="ClassificationReLoss is no surrogate for heatmaps"):
+        KeypointReLoss(str(tmp_path / "learned"))
 
 
 def test_only_the_heatmaps_receive_a_gradient(surrogate):

@@ -208,7 +208,7 @@ def test_logged_metrics_are_the_mean_over_the_processes(run_lsp, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["ohkm", "approx"])
+@pytest.mark.parametrize("loss", ["ohkm", "location_ce", "approx"])
 def test_other_losses_train(run_lsp, loss):
     summary = read_json(run_lsp(loss, "train.epochs=1") / "summary.json")
     assert summary["status"] == "finished"
@@ -222,6 +222,21 @@ def test_fine_tuning_starts_from_the_baseline(run_lsp):
     assert trained
     for name in trained:
         assert (start[name] - end[name]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        ("expected", ()),
+        pytest.param("reloss", ("surrogate.features=expected", "train.ordinary_weight=1"), marks=pytest.mark.slow),
+    ],
+)
+def test_losses_over_expected_hits_train(run_lsp, loss, settings):
+    record = run_lsp(loss, "train.init=baseline", *settings)
+    summary = read_json(record / "summary.json")
+    card = read_json(record.parents[1] / summary["surrogate"]["folder"] / "surrogate.json")
+    assert (summary["status"], card["class"], card["features"]) == ("finished", "ExpectedPose", "expected")
+    assert card["options"]["metric"] == ("heatmap_pck" if loss == "expected" else None)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_lsp, tmp_path):
