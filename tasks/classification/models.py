@@ -1,5 +1,7 @@
-"""Networks: torchvision's, the three-stage ResNets for CIFAR, and two small CNNs."""
+"""Networks: torchvision's, the three-stage ResNets for CIFAR, two small CNNs, and multi-layer perceptrons."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -10,28 +12,31 @@ from torch.nn import functional as F
 from reloss.runtime.errors import unknown
 
 CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # 6n + 2 layers
+WIDTHS = {"mlp_64": (64,), "mlp_64_64": (64, 64)}  # of the hidden layers
 
 
-def build(name: str, classes: int) -> nn.Module:
+def build(name: str, classes: int, shape: Sequence[int] = ()) -> nn.Module:
     """Return a network with random weights: images [B, 3, H, W] -> logits [B, classes], or [B] with one class.
 
-    The network digits_cnn takes images [B, 1, 8, 8].
+    The network digits_cnn takes images [B, 1, 8, 8], and multi-layer perceptrons take examples [B, *shape].
 
     Raises:
         UsageError: the name is unknown; the message names the nearest ones.
     """
-    network = _build(name, classes)
+    network = _build(name, classes, shape)
     return nn.Sequential(network, nn.Flatten(0)) if classes == 1 else network
 
 
-def _build(name: str, classes: int) -> nn.Module:
+def _build(name: str, classes: int, shape: Sequence[int]) -> nn.Module:
+    if name in WIDTHS:
+        return perceptron(math.prod(shape), WIDTHS[name], classes)
     if name in SMALL:
         return SMALL[name](classes)
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise unknown("model", name, [*SMALL, *CIFAR_DEPTHS, *known])
+        raise unknown("model", name, [*SMALL, *WIDTHS, *CIFAR_DEPTHS, *known])
     return torchvision.models.get_model(name, weights=None, num_classes=classes)
 
 
@@ -56,6 +61,14 @@ def cifar_cnn(classes: int) -> nn.Module:
     for narrow, wide in pairwise((3, 16, 32, 64)):
         layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def perceptron(inputs: int, widths: Sequence[int], classes: int) -> nn.Module:
+    """Return a multi-layer perceptron for examples of `inputs` numbers."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for narrow, wide in pairwise((inputs, *widths)):
+        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear((inputs, *widths)[-1], classes))
 
 
 SMALL = {"digits_cnn": digits_cnn, "cifar_cnn": cifar_cnn}

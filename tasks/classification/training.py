@@ -20,7 +20,7 @@ from reloss_tasks.accelerated import FiniteLoss, load_state, open_accelerator, s
 from reloss_tasks.classification import data, models
 from reloss_tasks.classification.config import ClassificationExperiment, Train
 from reloss_tasks.classification.losses import make_loss
-from reloss_tasks.classification.scoring import score_predictions
+from reloss_tasks.classification.scoring import score_predictions, score_with_tuned_threshold
 
 
 def train(run: Run[ClassificationExperiment]) -> None:
@@ -35,21 +35,29 @@ def train(run: Run[ClassificationExperiment]) -> None:
 
 
 def evaluate(run: Run[ClassificationExperiment]) -> dict[str, float]:
-    """Return the scores on the test images and, named `validation_*`, on held-out training images if there are any."""
+    """Return the scores on the test examples and, named `validation_*`, on held-out ones if there are any.
+
+    With a positive class, held-out examples also tune a threshold: `tuned_f1` and `tuned_mcc`.
+    """
     config = run.config
-    splits = data.load(config.data, run.data)
+    splits = data.load(config.data, run.data, run.seed)
     with open_accelerator(config.train.precision) as accelerator:
-        model = models.build(config.model.name, splits.classes)
+        model = models.build(config.model.name, splits.classes, splits.shape)
         model.load_state_dict(read_weights(run.record.weights))
         model = accelerator.prepare(model)
 
-        def score(images: Dataset) -> dict[str, float]:
-            loader = accelerator.prepare(_loader(images, config, accelerator, train=False))
-            return score_predictions(*_predict(accelerator, model, loader))
+        def predict(images: Dataset) -> tuple[Tensor, Tensor]:
+            return _predict(accelerator, model, accelerator.prepare(_loader(images, config, accelerator, train=False)))
 
-        scores = score(splits.test)
+        test = predict(splits.test)
+        scores = score_predictions(*test)
         if splits.validation is not splits.test:
-            scores |= {f"validation_{name}": value for name, value in score(splits.validation).items()}
+            validation = predict(splits.validation)
+            held_out = score_predictions(*validation)
+            if splits.classes == 1:
+                scores |= score_with_tuned_threshold(*test, *validation)
+                held_out |= score_with_tuned_threshold(*validation, *validation)
+            scores |= {f"validation_{name}": value for name, value in held_out.items()}
         return scores
 
 
@@ -59,7 +67,7 @@ class _Training:
     def __init__(self, run: Run[ClassificationExperiment]) -> None:
         self.run = run
         self.config = run.config
-        self.splits = data.load(self.config.data, run.data)
+        self.splits = data.load(self.config.data, run.data, run.seed)
 
     def fit(self) -> None:
         with open_accelerator(self.config.train.precision) as accelerator:
@@ -73,7 +81,7 @@ class _Training:
     def _prepare(self) -> None:
         recipe, accelerator = self.config.train, self.accelerator
         set_seed(derive_seed(self.run.seed, "initialisation") % 2**32)
-        model = models.build(self.config.model.name, self.splits.classes)
+        model = models.build(self.config.model.name, self.splits.classes, self.splits.shape)
         if self.run.initial_weights is not None:
             model.load_state_dict(read_weights(self.run.initial_weights))
         optimizer = torch.optim.SGD(

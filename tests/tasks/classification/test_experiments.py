@@ -19,40 +19,46 @@ ONE_STEP = (
 )
 FOLDER = ("data.format=folder", "data.image_size=32")
 RARE = ("data.negatives_per_positive=5", "data.per_class=5", "data.validation_fraction=0")
-STEPS = {  # (digits, rare): steps of 8 and 6 training images in batches of 4, the last dropped; and of 50 and 30
+STEPS = {  # by (digits, rare): steps of 8 and 6 training images in batches of 4, the last dropped; and of 50 and 30
     **{(True, False): 2, (False, False): 1},
     **{(True, True): 12, (False, True): 7},
 }
+STEPS_OF_TABLE = 12  # of 48 training rows
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
 def test_losses_fit_the_targets(name):
     config = TASK.experiments[name]()
-    own = {"label_smoothing"} if config.data.positive_class is None else {"weighted_ce", "focal", "smooth_ap"}
-    assert {"ce", "approx", "reloss"} | own == set(config.losses)
+    by_score = {
+        "accuracy": {"label_smoothing", "approx"},
+        "average_precision": {"weighted_ce", "focal", "smooth_ap", "approx"},
+        "binary_f1": {"weighted_ce", "soft_f1", "expected"},
+    }
+    assert {"ce", "reloss"} | by_score[config.score] == set(config.losses)
+    assert (config.score == "accuracy") == (config.data.positive_class is None)
 
 
-def initial(name, classes):
+def initial(name, classes, shape):
     set_seed(derive_seed(0, "initialisation") % 2**32)
-    return dict(models.build(name, classes).named_parameters())
+    return dict(models.build(name, classes, shape).named_parameters())
 
 
 @pytest.mark.parametrize("name", TASK.experiments)
-def test_one_real_training_step(images, tmp_path, name):
+def test_one_real_training_step(images, tables, tmp_path, name):
     config = TASK.experiments[name]()
-    own = config.data.name == "digits"
+    own, table = config.data.format == "sklearn", config.data.format == "tabular"
     rare = config.data.positive_class is not None
-    settings = merged(ONE_STEP, () if own else FOLDER, RARE if rare else ())
-    record = run_small(name, "ce", settings, data=images, runs=tmp_path)
+    settings = ONE_STEP[:-1] if table else merged(ONE_STEP, () if own else FOLDER, RARE if rare else ())
+    record = run_small(name, "ce", settings, data=tables if table else images, runs=tmp_path)
     (summary,) = read_runs(tmp_path)
     assert summary.status == "finished"
     assert all(math.isfinite(value) for value in summary.scores.values())
     (metrics,) = read_metrics(record / "metrics.jsonl")
-    assert metrics["step"] == STEPS[own, rare]
+    assert metrics["step"] == (STEPS_OF_TABLE if table else STEPS[own, rare])
     assert all(math.isfinite(value) for value in metrics.values())
     weights = load_file(record / "checkpoint" / "weights.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
-    before = initial(config.model.name, 1 if rare else 10 if own else 6)
+    before = initial(config.model.name, 1 if rare else 10 if own else 6, (5,) if table else (1, 8, 8))
     changed = {parameter for parameter, value in before.items() if not torch.equal(weights[parameter], value)}
     matrices = {parameter for parameter, value in before.items() if value.dim() > 1}
     assert matrices <= changed

@@ -13,7 +13,7 @@ from reloss.runtime.files import read_json
 from reloss.surrogates import SetReLoss
 from reloss_tasks.classification import data
 from reloss_tasks.classification.config import Data
-from reloss_tasks.classification.losses import make_loss, smooth_ap
+from reloss_tasks.classification.losses import make_loss, smooth_ap, soft_f1
 
 DIGITS8 = "classification/digits8_cnn"
 DIGITS = {"name": "digits", "format": "sklearn", "image_size": 8, "validation_fraction": 0.2}
@@ -85,6 +85,16 @@ def test_ce_and_weighted_ce(loss_of, batch):
     positive, negative = -targets * p.log(), -(1 - targets) * (1 - p).log()
     torch.testing.assert_close(loss_of("ce")(*batch), (positive + negative).mean())
     torch.testing.assert_close(loss_of("weighted_ce")(*batch), (50 * positive + negative).mean())
+
+
+def test_soft_f1_is_cross_entropy_plus_one_minus_f1(loss_of, batch):
+    outputs, targets = batch
+    p = outputs.sigmoid()
+    f1 = 2 * (p * targets).sum() / (2 * (p * targets).sum() + (p * (1 - targets)).sum() + ((1 - p) * targets).sum())
+    torch.testing.assert_close(loss_of("soft_f1")(*batch), 1 - f1 + loss_of("ce")(*batch))
+    certain = torch.where(targets == 1, 50.0, -50.0)
+    assert float(soft_f1(certain, targets)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_f1(-certain, targets)) == pytest.approx(1, abs=1e-6)
 
 
 def test_focal(loss_of, batch):
