@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reloss.metrics.keypoints import COCO_SIGMAS
 from reloss.surrogates.checks import check_heatmaps
@@ -48,7 +49,8 @@ def log_masses(log_p: Tensor, targets: Tensor) -> Tensor:
     """Return the log-probability that a joint is nearer to its target than each of `RADII`.
 
     The distance is the one of `heatmap_pck`: x is divided by the width of the heatmap, y by its height. Computed from
-    logarithms, so that probabilities that round to 0 keep value and gradient.
+    logarithms, so that probabilities that round to 0 keep value and gradient; and only from the pixels within the
+    largest radius.
 
     Args:
         log_p: [..., H, W] log-probability of each pixel.
@@ -57,10 +59,18 @@ def log_masses(log_p: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [..., 4], at most 0.
     """
-    x, y = offsets_to_joints(targets)
-    distances = torch.hypot((x / targets.shape[-1])[..., None, :], (y / targets.shape[-2])[..., :, None])
-    masses = [log_p.masked_fill(distances >= radius, -math.inf).flatten(-2).logsumexp(-1) for radius in RADII]
-    return torch.stack(masses, -1).clamp(max=0)  # rounding can exceed 0
+    height, width = targets.shape[-2:]
+    reach_x, reach_y = (math.ceil(RADII[-1] * length) for length in (width, height))
+    columns, rows = (torch.arange(2 * reach + 1, device=log_p.device) for reach in (reach_x, reach_y))
+    window = torch.cartesian_prod(rows, columns)  # the pixels around a joint, from the corner of the window, [P, 2]
+    distances = torch.hypot((window[:, 1] - reach_x) / width, (window[:, 0] - reach_y) / height)
+    outside = distances >= distances.new_tensor(RADII)[:, None]  # [4, P]
+    padded = F.pad(log_p, (reach_x, reach_x, reach_y, reach_y), value=-math.inf)
+    joint = targets.flatten(-2).argmax(-1, keepdim=True)
+    pixels = (joint // width + window[:, 0]) * padded.shape[-1] + joint % width + window[:, 1]
+    near = padded.flatten(-2).gather(-1, pixels)
+    masses = near[..., None, :].masked_fill(outside, -math.inf).logsumexp(-1)
+    return masses.clamp(max=0)  # rounding can exceed 0
 
 
 def log_expected_oks(log_p: Tensor, targets: Tensor) -> Tensor:
