@@ -19,7 +19,7 @@ POSITIONS = 1024  # longest sequence the models take, in subwords; `LONGEST` of 
 PARTS = ("encoder", "decoder")
 CRITERIA = {
     **{"nll": "nat_loss", "bon": "bon_nat", "label_smoothing": "label_smoothed_cross_entropy"},
-    **{f"{loss}_{kind}": f"{loss}_{kind}" for loss in ("reloss", "approx") for kind in ("nat", "at")},
+    **{name: name for name in ("reloss_nat", "approx_nat", "expected_nat", "reloss_at", "approx_at")},
 }
 
 

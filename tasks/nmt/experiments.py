@@ -8,7 +8,7 @@ from reloss_tasks.nmt.config import Data, Decode, Model, TokenRecording, Train, 
 
 PAPER = "non-autoregressive translation (the paper's models and scores are not available here)"
 NOT_IN_PAPER = "the paper improves non-autoregressive translation"
-LOSSES = {"nat": ("nll", "bon", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
+LOSSES = {"nat": ("nll", "bon", "expected", "approx", "reloss"), "at": ("label_smoothing", "approx", "reloss")}
 # The targets contain the hypothesis, so items are mixtures of recorded checkpoints.
 LEARN = LearnOptions(items=32, steps=300, mixture="checkpoints")
 

@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reloss.runtime.errors import UsageError
-from reloss.surrogates import TranslationReLoss
+from reloss.surrogates import SurrogateLoss, TranslationReLoss, load
+from reloss.surrogates.expected.translation import ExpectedTranslation, gold_matrix
+from reloss_tasks.nmt.watched_tasks import mark_symbols
 
 WORDS = "word_ins-loss"  # fairseq's name for the loss of the words; the other one is the loss of the length
 SURROGATE = {"help": "folder of a surrogate, or a name such as released/nat"}
@@ -44,7 +46,7 @@ class BagOfNgramsConfig(LabelSmoothedDualImitationCriterionConfig):
 
 @dataclass
 class SurrogateNATConfig(LabelSmoothedDualImitationCriterionConfig):
-    """Arguments of `reloss_nat` and `approx_nat`."""
+    """Arguments of `reloss_nat`, `approx_nat` and `expected_nat`."""
 
     surrogate: str = field(default="", metadata=SURROGATE)
     nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
@@ -79,7 +81,7 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
         factor: float = 1.0,
     ) -> dict[str, Any]:
         if name == WORDS and targets.dim() == 3:
-            raise UsageError("only nat_loss takes soft targets: reloss_nat, approx_nat and bon_nat compare words")
+            raise UsageError("only nat_loss takes soft targets; the other criteria compare words")
         losses: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
         if name == WORDS:
             assert masks is not None
@@ -91,20 +93,30 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
 
 @register_criterion("reloss_nat", dataclass=SurrogateNATConfig)
 class ReLossNAT(_NATCriterion):
-    """A frozen `reloss.TranslationReLoss` as the loss for the words of a non-autoregressive model."""
+    """A frozen surrogate for translations as the loss for the words of a non-autoregressive model.
+
+    The surrogate gets a batch as the bank records it, except that it needs no predicted tokens.
+    """
 
     def __init__(self, task: Any, label_smoothing: float, surrogate: str, nll_weight: float) -> None:
         super().__init__(task, label_smoothing, nll_weight)
         self._surrogate = _load(surrogate)
+        self._dictionary = task.target_dictionary
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         """Return the surrogate's loss."""
-        return self._surrogate[0].to(log_probs.device)(log_probs, targets, mask)
+        tokens = mark_symbols(torch.stack((targets, targets), -1), mask, self._dictionary)
+        return self._surrogate[0].to(log_probs.device)(gold_matrix(log_probs, targets), tokens)
 
 
 @register_criterion("approx_nat", dataclass=SurrogateNATConfig)
 class ApproxNAT(ReLossNAT):
     """The same computation, with a surrogate that was fitted to the metric's values."""
+
+
+@register_criterion("expected_nat", dataclass=SurrogateNATConfig)
+class ExpectedNAT(ReLossNAT):
+    """The same computation, with a surrogate that is the expected metric and was not fitted."""
 
 
 @register_criterion("bon_nat", dataclass=BagOfNgramsConfig)
@@ -141,6 +153,11 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self._surrogate = _load(surrogate)
+        if not isinstance(self._surrogate[0], TranslationReLoss):
+            raise UsageError(
+                f"{surrogate} counts n-grams in all places, but an autoregressive model has seen the reference before "
+                "each position: use a surrogate with surrogate.features=likelihood"
+            )
         self.nll_weight = _checked(nll_weight)
 
     def compute_loss(
@@ -160,13 +177,20 @@ class ApproxAT(ReLossAT):
     """The same computation, with a surrogate that was fitted to the metric's values."""
 
 
-def _load(surrogate: str) -> tuple[TranslationReLoss]:
-    """Return the frozen surrogate in a tuple, so that PyTorch does not register its parameters."""
+def _load(surrogate: str) -> tuple[SurrogateLoss]:
+    """Return the frozen surrogate in a tuple, so that PyTorch does not register its parameters.
+
+    Raises:
+        UsageError: none is named, or it is not for translations.
+    """
     if not surrogate:
         raise UsageError(
             "--surrogate is missing: a folder that `reloss learn` or `reloss run` wrote, or a name such as released/nat"
         )
-    return (TranslationReLoss.from_pretrained(surrogate),)
+    loaded = load(surrogate)
+    if not isinstance(loaded, TranslationReLoss | ExpectedTranslation):
+        raise UsageError(f"{surrogate} is a {type(loaded).__name__}; translation needs a surrogate of kind translation")
+    return (loaded,)
 
 
 def _checked(nll_weight: float) -> float:

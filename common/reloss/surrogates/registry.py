@@ -20,6 +20,7 @@ from reloss.surrogates.expected.classification import ExpectedClassification
 from reloss.surrogates.expected.pose import ExpectedPose
 from reloss.surrogates.expected.reading import ExpectedReading
 from reloss.surrogates.expected.sets import ExpectedSets
+from reloss.surrogates.expected.translation import ExpectedTranslation
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.pose import PoseReLoss
 from reloss.surrogates.pretrained import pretrained_class
@@ -41,6 +42,7 @@ EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
     "pose": ExpectedPose,
     "reading": ExpectedReading,
     "set": ExpectedSets,
+    "translation": ExpectedTranslation,
 }
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from reloss.learning import PredictionBank, fit_surrogate
 from reloss.metrics import token_bleu
+from reloss.surrogates import build, load
 from reloss.surrogates.expected.translation import (
     LOWEST_LOG_P,
     SMALLEST_PRECISION,
+    ExpectedTranslation,
     expected_bleu,
     expected_counts,
     expected_matches,
@@ -30,8 +33,7 @@ REFERENCES = {
 
 
 def features(outputs, targets):
-    matches, numbers = expected_matches(outputs, targets)
-    return torch.cat([log_expected_precisions(matches, numbers), mean_log_likelihood(outputs, targets)[:, None]], -1)
+    return ExpectedTranslation("token_bleu").features(outputs, targets).squeeze(1)
 
 
 def distributions(b, t, vocabulary=3, seed=0, sharpness=2.0):
@@ -142,3 +144,71 @@ def test_extremes_are_finite(value):
     assert outputs.grad[1].abs().max() == 0
     if value < 0:
         assert_close(computed[0, 4], torch.tensor(max(value, LOWEST_LOG_P)))
+
+
+def test_the_expected_metric_is_a_loss_without_parameters():
+    log_probs = distributions(3, 5).float().requires_grad_()
+    gold = torch.tensor([REFERENCES[name] for name in ("repeated", "padded", "all equal")])
+    outputs, targets = recorded(log_probs, gold)
+    loss = build("translation", (5, 5), features="expected", metric="token_bleu")
+    assert not list(loss.parameters())
+    value = loss(log_probs, gold)
+    assert_close(value, 1 - expected_bleu(features(outputs[None], targets[None]))[0])
+    assert_close(loss(outputs, targets), value)
+    mask = gold != NO_TOKEN
+    assert_close(loss(log_probs, gold.where(mask, 1), mask), value)
+    (gradient,) = torch.autograd.grad(value, log_probs)
+    assert gradient[~mask].abs().max() == 0
+    assert gradient.min() < 0
+
+
+def test_half_precision_is_computed_in_float32():
+    gold = torch.tensor([REFERENCES["repeated"], REFERENCES["padded"]])
+    outputs, targets = recorded(distributions(2, 5), gold)
+    loss = ExpectedTranslation().freeze()
+    for dtype in (torch.float16, torch.bfloat16):
+        rounded = outputs.to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(rounded, targets)
+        assert value.dtype == torch.float32
+        assert torch.equal(value, loss(rounded.float(), targets))
+
+
+def test_outputs_of_another_form_are_refused():
+    targets = torch.zeros(2, 3, 5, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, T, T\] .* choose surrogate.features=likelihood"):
+        ExpectedTranslation().check(torch.zeros(2, 3, 5), targets)
+    with pytest.raises(ValueError, match=r"expected outputs \[N, B, T, T\] .* not \[2, 3, 5, 6\]"):
+        ExpectedTranslation().check(torch.zeros(2, 3, 5, 6), targets[..., :1].expand(2, 3, 5, 2))
+    for shape in ((5,), (5, 6)):
+        with pytest.raises(ValueError, match="an autoregressive model has no such outputs"):
+            build("translation", shape, features="expected")
+
+
+def improving_translations(path, steps=80, b=8, t=8, vocabulary=12):
+    """Record outputs that get better with every step; half of them have their words one place too far to the right."""
+    generator = torch.Generator().manual_seed(0)
+    bank = PredictionBank.create(path, item_size=b)
+    for step in range(steps):
+        gold = torch.randint(vocabulary, (b, t), generator=generator)
+        skill = 5 * torch.rand(1, generator=generator) * step / steps
+        right = torch.nn.functional.one_hot(gold.roll(step % 2, 1), vocabulary)
+        log_probs = (skill * right + torch.randn(b, t, vocabulary, generator=generator)).log_softmax(-1)
+        bank.append(*recorded(log_probs, gold), step)
+    bank.finish()
+    return bank
+
+
+@pytest.mark.parametrize("metric", [None, "token_bleu"])
+def test_ranks_as_bleu_where_words_are_out_of_place(tmp_path, metric):
+    bank = improving_translations(tmp_path / "bank")
+    surrogate = build("translation", bank.output_shape(), features="expected", metric=metric)
+    settings = {"objective": "none"} if metric else {"steps": 60, "validate_every": 20}
+    fit = fit_surrogate(surrogate, bank, token_bleu, mixture="checkpoints", items=32, **settings)
+    likelihood = build("translation", bank.output_shape(), width=16)
+    blind = fit_surrogate(likelihood, bank, token_bleu, mixture="checkpoints", items=32, steps=60, validate_every=20)
+    assert fit.spearman > 0.9
+    assert fit.spearman > blind.spearman + 0.1
+    fit.surrogate.save_pretrained(tmp_path / "saved")
+    items = bank.items(torch.arange(3))
+    assert torch.equal(load(tmp_path / "saved").per_item(*items), fit.surrogate.per_item(*items))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError
@@ -22,7 +23,7 @@ HERE = Path("prepared")
 @pytest.mark.parametrize(("name", "loss"), EVERY)
 def test_the_parser_of_fairseq_accepts_the_arguments_of_a_training(name, loss):
     config = TASK.experiments[name]()
-    surrogate = Path("surrogate") if loss in ("approx", "reloss") else None
+    surrogate = Path("surrogate") if loss in FITTED_LOSSES else None
     words = arguments.train(config, loss, 3, TrainPaths(HERE, Path("checkpoint"), surrogate))
     parsed = parse("train", words)
     recipe, model = config.train, parsed.model

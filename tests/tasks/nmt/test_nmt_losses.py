@@ -8,9 +8,10 @@ from fairseq.data import Dictionary
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from reloss import TranslationReLoss
+from reloss import ClassificationReLoss, TranslationReLoss
 from reloss.runtime.errors import UsageError
-from reloss_tasks.nmt.losses import BagOfNgramsNAT, ReLossAT, ReLossNAT, bag_of_ngrams_l1
+from reloss.surrogates.expected.translation import ExpectedTranslation
+from reloss_tasks.nmt.losses import BagOfNgramsNAT, ExpectedNAT, ReLossAT, ReLossNAT, bag_of_ngrams_l1
 from reloss_tasks.nmt.watched_tasks import NO_TOKEN, SPECIAL, gold_tokens
 
 PAD = 1
@@ -96,6 +97,36 @@ def test_reloss_nat_is_the_surrogate_and_the_likelihood(surrogate, tmp_path, nll
     assert not list(criterion.parameters())
 
 
+def saved(surrogate, folder):
+    surrogate.freeze().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("metric", ["token_bleu", None])
+def test_expected_nat_computes_the_loss_as_on_recorded_predictions(tmp_path, metric):
+    torch.manual_seed(0)
+    surrogate = ExpectedTranslation(metric)
+    criterion = ExpectedNAT(task(), 0.1, saved(surrogate, tmp_path / "surrogate"), 0.0)
+    out = logits().requires_grad_()
+    loss = criterion._compute_loss(out, TARGETS, MASK, 0.1, name="word_ins-loss")["loss"]
+    loss.backward()
+    outputs, tokens = gold_tokens(out.detach().log_softmax(-1), TARGETS, Dictionary(), all_positions=True)
+    assert_close(loss, surrogate.per_item(outputs[None], tokens[None])[0])
+    assert out.grad[~MASK].abs().max() == 0
+    assert out.grad[MASK].abs().amax(-1).min() > 0
+
+
+def test_surrogates_that_do_not_fit_are_refused(tmp_path):
+    expected = saved(ExpectedTranslation("token_bleu"), tmp_path / "expected")
+    with pytest.raises(UsageError, match="an autoregressive model has seen the reference before each position"):
+        ReLossAT(task(), False, 0.1, expected, 0.0)
+    other = saved(ClassificationReLoss(), tmp_path / "classification")
+    with pytest.raises(
+        UsageError, match="is a ClassificationReLoss; translation needs a surrogate of kind translation"
+    ):
+        ReLossNAT(task(), 0.1, other, 0.0)
+
+
 def test_the_length_loss_is_unchanged(surrogate, tmp_path):
     out, targets = torch.randn(4, 256), torch.tensor([3, 4, 5, 6])
     plain = BagOfNgramsNAT(task(), 0.1, 0.0, 2)
@@ -170,7 +201,7 @@ def test_invalid_arguments_are_refused(surrogate, tmp_path):
 def test_soft_targets_are_refused(surrogate, tmp_path):
     soft = F.one_hot(TARGETS, 11).float()
     for criterion in (ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 0.0), BagOfNgramsNAT(task(), 0.1, 0.0, 2)):
-        with pytest.raises(UsageError, match="only nat_loss takes soft targets: reloss_nat, approx_nat and bon_nat"):
+        with pytest.raises(UsageError, match="only nat_loss takes soft targets; the other criteria"):
             criterion._compute_loss(logits(), soft, MASK, 0.1, name="word_ins-loss")
 
 

@@ -65,6 +65,26 @@ def test_the_whole_pipeline_translates_a_toy_language(run_toy, tmp_path):
     assert read_json(record / "summary.json")["diagnostics"]["runs"] == 2  # both on the same sentences
 
 
+def test_losses_over_expected_ngrams_train(run_toy, tmp_path):
+    # Any loss learns the toy language at this learning rate, so scores show nothing: look at what was trained with.
+    learned = run_toy("reloss", "surrogate.features=expected")
+    unlearned = run_toy("expected")
+    home = tmp_path / "runs" / "nmt" / "multi30k_de_en_nat"
+    cards = [read_json(folder / "surrogate.json") for folder in home.glob("surrogates/*/")]
+    assert {card["class"] for card in cards} == {"ExpectedTranslation"}
+    assert {card["options"]["metric"] for card in cards} == {None, "token_bleu"}
+    for record, criterion in ((learned, "reloss_nat"), (unlearned, "expected_nat")):
+        assert read_json(record / "summary.json")["status"] == "finished"
+        assert f"--criterion {criterion}" in (record / "commands" / "train.txt").read_text()
+
+
+def test_an_autoregressive_model_has_no_expected_ngrams(run_toy):
+    with pytest.raises(
+        UsageError, match=r"an autoregressive model has no such outputs: choose surrogate\.features=like"
+    ):
+        run_toy("reloss", "surrogate.features=expected", kind="at")
+
+
 @pytest.mark.slow
 def test_scores_are_sacrebleus_scores_of_the_translations(run_toy):
     record = run_toy()

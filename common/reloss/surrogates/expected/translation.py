@@ -4,14 +4,23 @@ BLEU counts the n-grams that a translation shares with its reference, wherever t
 predicts the tokens of all positions independently, so the probability that an n-gram of the reference starts at a
 position is a product of n probabilities, and its expected count is the sum of these products over all positions. All
 of them are read from one small matrix: the log-probability that each position gives to each token of the reference.
+
+An autoregressive model is trained with the reference before each position, so its probabilities are none of outputs and
+these features mean nothing there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from reloss.surrogates.translation import NO_TOKEN
+from reloss.metrics.shapes import check_shapes
+from reloss.surrogates.checks import check_token_matrices
+from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.translation import NO_TOKEN, TranslationReLoss
 
 ORDERS = 4  # BLEU counts n-grams of 1 to 4 tokens
 SMALLEST_PRECISION = 1e-9  # below it, the logarithm of a precision is constant and passes no gradient
@@ -138,3 +147,84 @@ def expected_bleu(features: Tensor) -> Tensor:
     A non-autoregressive model is trained on outputs as long as their references, so there is no brevity penalty.
     """
     return features[..., :ORDERS].mean(-1).exp()
+
+
+class ExpectedTranslation(ExpectedLoss):
+    """The surrogate for BLEU of a non-autoregressive model, over expected n-gram precisions and the likelihood.
+
+    Takes log-probabilities [B, T, V] and gold tokens [B, T]; or, as in a bank, what each position gives to each gold
+    token [B, T, T] and targets [B, T, 2]. The batch is one group, as corpus BLEU counts it.
+
+    Loss and gradient are finite for log-probabilities down to -inf, and for a batch without tokens; its gradient is 0.
+    With `metric="token_bleu"`, a batch without a sentence of four words has BLEU 0, as in the metric. The arguments are
+    those of `ExpectedLoss`.
+    """
+
+    FEATURES: ClassVar[tuple[str, ...]] = (*(f"log_precision_{n}" for n in range(1, ORDERS + 1)), "mean_log_p")
+
+    EXPECTED: ClassVar[Mapping[str, ExpectedMetric]] = {"token_bleu": expected_bleu}
+
+    @classmethod
+    def expected_arguments(cls, shape: Sequence[int]) -> dict[str, Any]:
+        """Return no arguments: the shape [T, T] of one sentence's outputs decides nothing.
+
+        Raises:
+            ValueError: the outputs are no such matrices.
+        """
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(
+                "expected what each position gives to each of a sentence's gold tokens, log-probabilities [T, T], not "
+                f"{list(shape)}; an autoregressive model has no such outputs: choose surrogate.features=likelihood"
+            )
+        return {}
+
+    def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the features of each item.
+
+        Args:
+            outputs: [N, B, T, T] log-probability that each position (row) gives to each gold token (column).
+            targets: [N, B, T, 2] gold and most probable tokens. The gold one is NO_TOKEN (-1) where there is none, and
+                another negative number for special symbols: they count in the likelihood but are no words for BLEU.
+
+        Returns:
+            [N, 1, 5], in the order of `FEATURES`.
+
+        Raises:
+            ValueError: the shapes do not agree.
+        """
+        check_token_matrices(outputs, targets)
+        precisions = log_expected_precisions(*expected_matches(outputs, targets))
+        return torch.cat((precisions, mean_log_likelihood(outputs, targets)[:, None]), -1)[:, None]
+
+    def forward(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the loss of one batch, a scalar, in the dtype of the parameters, also under autocast.
+
+        Args:
+            outputs: [B, T, V] log-probabilities of all tokens; or, as in a bank, [B, T, T].
+            targets: [B, T] gold tokens, all of them words; or, as in a bank, [B, T, 2].
+            mask: [B, T], true for real tokens; by default, the tokens that are not negative.
+
+        Raises:
+            UsageError: a model is being trained with this surrogate, which has not been fitted.
+            ValueError: the shapes do not agree.
+        """
+        if mask is None and targets.dim() == 3:
+            return super().forward(outputs, targets)
+        mask = targets >= 0 if mask is None else mask
+        check_shapes({"outputs [B, T, V]": outputs, "targets [B, T]": targets, "mask [B, T]": mask})
+        tokens = targets.where(mask, NO_TOKEN)
+        return super().forward(gold_matrix(outputs, targets.clamp(min=0)), torch.stack((tokens, tokens), -1))
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError unless the shapes are those of `features`."""
+        check_token_matrices(outputs, targets)
+
+    @staticmethod
+    def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood of the tokens of each item: [N]; shapes as in `features`."""
+        return TranslationReLoss.ordinary_loss(outputs, targets)
+
+    @staticmethod
+    def gold(targets: Tensor) -> Tensor:
+        """Return the gold tokens [..., T] of targets [..., T, 2]: the most probable ones belong to the predictions."""
+        return TranslationReLoss.gold(targets)
