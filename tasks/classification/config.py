@@ -93,7 +93,7 @@ class ClassificationExperiment(Experiment):
     score: str = "accuracy"
     metric: str = "accuracy"
     ordinary_loss: str = "ce"
-    losses: tuple[str, ...] = ("ce", "label_smoothing", "approx", "reloss")
+    losses: tuple[str, ...] = ("ce", "label_smoothing", "approx", "reloss", "expected")
     data: Data
     model: Model
     train: Train

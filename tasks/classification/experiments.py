@@ -248,7 +248,7 @@ def _rare(
         scope_note="a metric that does not decompose over examples",
         score="average_precision",
         metric="average_precision",
-        losses=("ce", "weighted_ce", "focal", "smooth_ap", "approx", "reloss"),
+        losses=("ce", "weighted_ce", "focal", "smooth_ap", "approx", "reloss", "expected"),
         data=base.data.model_copy(update={"positive_class": positive_class, "negatives_per_positive": 50}),
         model=base.model,
         train=base.train.model_copy(update={"batch_size": batch_size, "epochs": epochs, "ordinary_weight": 1.0}),

@@ -80,7 +80,7 @@ class ReadingExperiment(Experiment):
     score: str = "f1"
     metric: str = "reading_f1"
     ordinary_loss: str = "ce"
-    losses: tuple[str, ...] = ("ce", "approx", "reloss")
+    losses: tuple[str, ...] = ("ce", "approx", "reloss", "expected")
     data: Data
     model: Model
     train: Train

@@ -31,6 +31,15 @@ def test_config_survives_yaml_and_json(task, name):
     assert {"approx", "reloss"} < set(config.losses)
 
 
+@pytest.mark.parametrize(("task", "name"), EVERY)
+def test_the_expected_metric_is_a_loss_where_it_is_listed(task, name):
+    config = task.experiments[name]()
+    if "expected" in config.losses:
+        surrogate = task.new_surrogate(config, "expected")
+        assert surrogate.metric == config.metric
+        assert not list(surrogate.parameters())
+
+
 @pytest.mark.parametrize("task", tasks().values(), ids=tasks())
 def test_protocol_tells_experiments_apart(task):
     protocols = [make().protocol() for make in task.experiments.values()]

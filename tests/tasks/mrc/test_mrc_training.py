@@ -175,6 +175,16 @@ def test_approx_and_the_point_wise_surrogate(run_reading):
     assert read_json(card)["options"]["structure"] == "points"
 
 
+def test_the_expected_metric_and_a_network_over_expected_features(run_reading):
+    record = run_reading("expected", "train.epochs=1")
+    learned = run_reading("reloss", "train.epochs=1", "surrogate.features=expected")
+    assert [read_summary(folder)["status"] for folder in (record, learned)] == ["finished", "finished"]
+    cards = [read_json(card) for card in record.parents[1].glob("surrogates/*/surrogate.json")]
+    options = [card["options"] for card in cards if card["class"] == "ExpectedReading"]
+    assert {option["metric"] for option in options} == {"reading_f1", None}
+    assert {option["limit"] for option in options} == {30}
+
+
 def test_a_batch_reads_as_each_window_alone(encoder, tokenizers):
     """Padding and other windows make no difference. Without masking, the loss equals that of transformers."""
     model = AutoModelForQuestionAnswering.from_pretrained(encoder).eval()
