@@ -19,7 +19,7 @@ from reloss.surrogates.released.pose import joint_network, weighted_error
 
 
 class JointLoss(SurrogateLoss):
-    """A loss of heatmaps: the mean over the joints of a loss of each joint, 0 where a joint is invisible."""
+    """A loss of heatmaps: a mean over the joints of the loss of each joint, in which invisible ones do not count."""
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return which joints are visible, 1 or 0: [N, B, K]."""

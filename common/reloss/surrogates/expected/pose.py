@@ -111,10 +111,10 @@ def expected_oks(features: Tensor) -> Tensor:
 class ExpectedPose(JointLoss, ExpectedLoss):
     """The surrogate for pose, over the probability that each joint's heatmap gives to places near the joint.
 
-    Takes heatmaps [B, K, H, W] twice, of any size. The loss of a joint is 0 where the prediction is perfect, and rises
-    as any feature falls. As in mmpose, the mean is over all joints and an invisible one counts as 0, so the loss of an
-    item is the expected share of misses among visible joints, times the share of visible joints. Loss and gradient are
-    finite for values up to 1e4 and more; neither infinite nor NaN values are caught.
+    Takes heatmaps [B, K, H, W] twice, of any size. Unlike mmpose's losses, the mean is over the visible joints of an
+    item (or weighted, with the weights passed), as in PCK. Over all joints, the loss would also rank items by their
+    share of visible joints. Loss and gradient are finite for values up to 1e4 and more, and the loss is 0 without a
+    visible joint. Neither infinite nor NaN values are caught.
 
     Args:
         metric: see `ExpectedLoss`; `heatmap_pck` or `heatmap_oks` (in whole pixels) need no learning.
@@ -154,8 +154,9 @@ class ExpectedPose(JointLoss, ExpectedLoss):
         single = torch.stack((log_expected_oks(log_p, targets), minus_relative_error(outputs, targets)), -1)
         return torch.cat((log_masses(log_p, targets), single), -1)
 
-    def network(self, features: Tensor) -> Tensor:
-        """Return the loss of each joint, 0 for a perfect prediction: features [..., 6] -> [...]."""
-        if self.metric is not None:
-            return super().network(features)
-        return self.perceptron(features) - self.perceptron(torch.zeros_like(features[..., :1, :]))
+    def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
+        """Return the weighted mean over the joints, times the scale: losses and weights [N, B, K] -> [N]."""
+        assert group_weights is not None
+        weights = group_weights.to(losses.dtype)
+        total = weights.sum((-2, -1))
+        return self.scale * (losses * weights).sum((-2, -1)) / total.where(total > 0, 1)
