@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from reloss.experiment.config import Recording, Scope
+from reloss.experiment.config import Recording, Scope, SurrogateSection
 from reloss.learning.options import LearnOptions
 from reloss_tasks.pose.config import Data, Model, PoseExperiment, Train
 
@@ -99,7 +99,8 @@ def lsp_lite0() -> PoseExperiment:
         model=Model(config="lsp_lite0_128x96.py", pretrained=True),
         train=Train(epochs=20, batch_size=16, lr=1e-3, validate_every=4),
         recording=Recording(item_size=32, examples=100, max_bytes=256 << 20),
-        learn=LEARN.model_copy(update={"items": 32, "steps": 150}),
+        surrogate=SurrogateSection(features="expected"),
+        learn=LEARN.model_copy(update={"items": 32, "steps": 300}),
     )
 
 
