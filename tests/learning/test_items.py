@@ -117,25 +117,37 @@ def test_shuffled_items_keep_their_outputs_and_rotate_a_suffix_of_targets():
     assert 7 < counts.float().mean() < 9
 
 
-def test_shifted_scores_trade_precision_for_recall():
+def test_shifted_scores_have_their_threshold_at_an_example():
     start = scores()
     result = items.shifted(start, generator())
     constants = result.outputs - start.outputs
     assert_close(constants, constants[:, :1].expand_as(constants))
-    assert -2.1 < constants.min() < -1.9
-    assert 1.9 < constants.max() < 2.1
+    at_threshold = result.outputs.abs() < 1e-6
+    assert at_threshold.any(-1).all()
+    assert 0.55 < start.targets[at_threshold].float().mean() < 0.75  # half of the items, and 30 % of the others
     assert torch.equal(result.targets, start.targets)
     assert_close(average_precision(*result[:2]), average_precision(*start[:2]))
-    predicted = (result.outputs > 0).float().mean(-1)
-    assert predicted.min() < 0.1
-    assert predicted.max() > 0.9
+    assert (binary_f1(*result[:2]) - binary_f1(*start[:2])).abs().min() < 0.01
+    assert binary_f1(*result[:2]).std() > 0.05
 
 
-def test_shifted_logits_change_one_class():
+def test_shifted_scores_of_a_model_that_predicts_no_positive_have_different_f1():
+    start = scores()
+    start = start._replace(outputs=start.outputs - 10)
+    assert (binary_f1(*start[:2]) == 0).all()
+    assert len(binary_f1(*items.shifted(start, generator())[:2]).unique()) > 20
+    assert len(binary_f1(*items.synthetic(start, generator(), ("recorded", "shifted"))[:2]).unique()) > 20
+
+
+def test_shifted_logits_put_one_example_between_a_class_and_the_rest():
     start = class_items()
-    constants = items.shifted(start, generator()).outputs - start.outputs
+    result = items.shifted(start, generator())
+    constants = result.outputs - start.outputs
     assert_close(constants, constants[:, :1].expand_as(constants))
-    assert ((constants[:, 0].abs() > 1e-3).sum(-1) == 1).all()
+    changed = constants[:, 0].abs() > 1e-6
+    assert (changed.sum(-1) == 1).all()
+    best_two = result.outputs.topk(2, -1).values
+    assert ((best_two[..., 0] - best_two[..., 1]).abs() < 1e-5).any(-1).all()
 
 
 def test_what_has_no_threshold_cannot_be_shifted():

@@ -111,23 +111,35 @@ def tempered(items: Items, generator: torch.Generator) -> Items:
 def shifted(items: Items, generator: torch.Generator) -> Items:
     """Add a constant to all scores of an item, or to one class's logits: as if the threshold were another one.
 
-    The constant is uniform on plus or minus twice the outputs' standard deviation, one per item. Precision and recall
-    change against each other, which recorded items hardly show: their model moves both together.
+    One example of the item is drawn, in half of the items a positive (a member of the class) if there is one, and the
+    constant puts the threshold at its score. So precision and recall change against each other, which recorded items
+    hardly show; and some items have right predictions, even if the model predicts no positive at all.
 
     Raises:
         UsageError: the outputs are neither class logits nor scores.
     """
-    outputs = items.outputs
-    constants = (_per_item(4, outputs, generator) - 2) * outputs.std(correction=0)
-    if outputs.dim() == 3 and items.targets.dim() == 2:
-        classes = torch.randint(outputs.shape[-1], (len(outputs), 1, 1), generator=generator)
-        constants = constants * (torch.arange(outputs.shape[-1]) == classes).to(outputs.device)
-    elif outputs.dim() != 2:
+    outputs, targets = items.outputs, items.targets
+    if outputs.dim() == 2:
+        margins, members = outputs, targets == 1
+    elif outputs.dim() == 3 and targets.dim() == 2:
+        classes = torch.randint(outputs.shape[-1], (len(outputs), 1, 1), generator=generator).to(outputs.device)
+        is_class = torch.arange(outputs.shape[-1], device=outputs.device) == classes
+        rest = outputs.masked_fill(is_class, -torch.inf).amax(-1)
+        margins, members = (
+            outputs.gather(-1, classes.expand_as(outputs[..., :1]))[..., 0] - rest,
+            targets == classes[..., 0],
+        )
+    else:
         raise UsageError(
             f"outputs {list(outputs.shape)} are neither class logits nor scores of two classes, so they cannot be "
             "shifted; choose mixture=perturbed"
         )
-    return Items(outputs + constants, items.targets)
+    wants_member = (torch.rand(len(outputs), 1, generator=generator) < 0.5).to(outputs.device)
+    chances = torch.rand(targets.shape, generator=generator).to(outputs.device) + (members & wants_member)
+    constants = -margins.gather(-1, chances.argmax(-1, keepdim=True))
+    if outputs.dim() == 3:
+        constants = constants[..., None] * is_class
+    return Items(outputs + constants, targets)
 
 
 def blended(items: Items, generator: torch.Generator) -> Items:
@@ -170,12 +182,16 @@ SOURCES: dict[str, Source] = {
 def synthetic(items: Items, generator: torch.Generator, sources: Collection[str] = ()) -> Items:
     """Return the items for validation on synthetic items: relabelled if possible, else shuffled, or blended.
 
+    They are shifted if the fit uses `shifted`: relabelled items of a model that predicts no positive are all alike.
+
     Args:
         items: recorded items.
         generator: decides the result.
         sources: the sources of the fit. Items that cannot be relabelled are blended if the fit uses `blended` but not
             `shuffled`, as for targets that contain the prediction, which must stay together with their outputs.
     """
+    if "shifted" in sources:
+        return shifted(items, generator)
     try:
         return relabelled(items, generator)
     except UsageError:

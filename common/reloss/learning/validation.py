@@ -52,9 +52,10 @@ class Validation:
     def score(self, figures: dict[str, float]) -> float:
         """Return the figure that decides which weights are the best; higher is better.
 
-        It is measured on recorded items if the fit learns from them, else on synthetic ones.
+        It is measured on recorded items if the fit learns from them and their metric varies, else on synthetic ones.
         """
-        suffix = "" if "recorded" in self.options.shares() else "_synthetic"
+        metric = self.recorded.metric
+        suffix = "" if "recorded" in self.options.shares() and (metric != metric[0]).any() else "_synthetic"
         if self.options.objective == "value":
             return -figures[f"squared_error{suffix}"]
         return figures[f"spearman{suffix}"]

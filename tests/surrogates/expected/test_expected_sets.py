@@ -10,7 +10,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torch.testing import assert_close
 
+from reloss.learning import PredictionBank, fit_surrogate
+from reloss.learning.items import Items, shifted
 from reloss.metrics import get_metric
+from reloss.ranking import spearman
 from reloss.surrogates.expected import sets
 from reloss.surrogates.expected.sets import (
     FEATURES,
@@ -230,3 +233,24 @@ def test_ordinary_loss_and_checks_are_those_of_sets():
 def test_every_expected_metric_is_a_metric():
     assert [*OF_SCORES, *OF_CLASSES] == sorted(ExpectedSets.EXPECTED, key=[*OF_SCORES, *OF_CLASSES].index)
     assert all(get_metric(name).__name__ == name for name in ExpectedSets.EXPECTED)
+
+
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+def test_a_fit_ranks_items_also_of_a_model_that_predicts_no_positive(tmp_path, offset):
+    """With the larger offset, F1 is 0 for every recorded item, and only shifted items show what to learn."""
+    generator = torch.Generator().manual_seed(0)
+    bank = PredictionBank.create(tmp_path / "bank", item_size=64)
+    for step in range(120):
+        targets = (torch.rand(64, generator=generator) < 1 / 8).long()
+        scores = 4 * step / 120 * targets + torch.randn(64, generator=generator) - 1 - offset
+        bank.append(scores, targets, step)
+    bank.finish()
+    torch.manual_seed(0)
+    result = fit_surrogate(ExpectedSets(), bank, "binary_f1", mixture="thresholds", steps=60, items=64)
+    items = shifted(Items(*bank.items(torch.arange(len(bank)))), generator)
+    metric = get_metric("binary_f1")(*items[:2])
+    learned, ordinary = (
+        float(spearman(-loss(*items[:2]), metric)) for loss in (result.surrogate.per_item, ExpectedSets.ordinary_loss)
+    )
+    assert learned > 0.75
+    assert learned > ordinary + 0.1
