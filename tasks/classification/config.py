@@ -1,6 +1,6 @@
 """The typed config of image classification. Imports no torch."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -71,6 +71,8 @@ class Model(Section):
 
 class Train(TrainSection):
     """The recipe: SGD with momentum."""
+
+    DURATIONS: ClassVar[tuple[str, ...]] = ("epochs", "warmup_epochs", "milestones")
 
     epochs: int = Field(ge=1, description="number of epochs")
     batch_size: int = Field(ge=1, description="examples in a batch, over all processes together")

@@ -1,6 +1,6 @@
 """The typed config of reading comprehension. Imports no torch."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,8 @@ class Model(Section):
 
 class Train(TrainSection):
     """The recipe: AdamW, linear warm-up and decay."""
+
+    DURATIONS: ClassVar[tuple[str, ...]] = ("epochs",)
 
     epochs: int = Field(ge=1, description="number of epochs")
     batch_size: int = Field(ge=1, description="windows in a batch, over all processes together")

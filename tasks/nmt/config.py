@@ -42,6 +42,8 @@ class Model(Section):
 class Train(TrainSection):
     """The recipe: Adam."""
 
+    DURATIONS: ClassVar[tuple[str, ...]] = ("updates", "warmup_updates")
+
     updates: int = Field(ge=1, description="number of updates")
     max_tokens: int = Field(
         ge=1, description="tokens in a batch, shared by all processes; longer sentences are not trained on"

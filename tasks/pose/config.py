@@ -34,6 +34,8 @@ class Model(Section):
 class Train(TrainSection):
     """The recipe; everything else is the mmpose config's own."""
 
+    DURATIONS: ClassVar[tuple[str, ...]] = ("epochs",)
+
     epochs: int = Field(ge=1, description="number of epochs; the config's milestones move in proportion")
     batch_size: int = Field(ge=1, description="persons in a batch, over all processes together")
     validate_every: int = Field(10, ge=1, description="epochs between two validations")

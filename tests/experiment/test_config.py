@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reloss.experiment.config import to_yaml
-from reloss.experiment.settings import canonical_settings, dotted_keys, override
+from reloss.experiment.settings import baseline_settings, canonical_settings, dotted_keys, override
 from reloss.experiment.task import find_experiment
 from reloss.learning.options import RELEASED, LearnOptions
 from reloss.runtime.errors import UsageError
@@ -182,3 +182,19 @@ def test_protocol_differs_by_what_makes_scores_incomparable(digits, setting):
 )
 def test_protocol_is_shared_over_what_is_tuned_for_each_loss(digits, setting):
     assert override(digits, [setting]).protocol() == digits.protocol()
+
+
+def test_length_shortens_every_duration_of_fine_tuning(digits):
+    settings = ["train.init=baseline", "train.length=0.25", "train.epochs=40", "train.milestones=[20, 30, 1]"]
+    config = override(digits, settings)
+    recipe = config.train.shortened()
+    assert (recipe.epochs, recipe.milestones, recipe.warmup_epochs) == (10, (5, 8, 1), 0)
+    assert config.train.epochs == 40
+    assert config.protocol() == override(digits, settings[2:]).protocol()
+    assert baseline_settings(config, settings) == tuple(settings[2:])
+    assert override(digits, ["train.init=baseline", "train.epochs=3"]).train.shortened().epochs == 3
+
+
+def test_only_fine_tuning_is_shortened(digits):
+    with pytest.raises(UsageError, match="length shortens fine-tuning; it needs init=baseline"):
+        override(digits, ["train.length=0.5"])

@@ -253,3 +253,13 @@ def test_prerequisites_of_other_experiments_run_first_and_once(run_digits, tmp_p
     with pytest.raises(UsageError, match="no record to evaluate"):
         run_digits("ce", seed=4, stage="evaluate")
     assert not record.exists()  # a single stage runs nothing else
+
+
+def test_a_short_fine_tuning_starts_from_the_whole_baseline(run_digits, tmp_path):
+    settings = ("train.epochs=2", *SMALL[1:])
+    record = run_digits("reloss", settings=(*settings, "train.init=baseline", "train.length=0.5"))
+    baseline = tmp_path / "runs" / DIGITS / "ce@train.epochs=2" / "seed0"
+    epochs = [len((folder / "metrics.jsonl").read_text().splitlines()) for folder in (baseline, record)]
+    assert epochs == [2, 1]
+    before, after = summary(baseline)["scores"]["accuracy"], summary(record)["scores"]["accuracy"]
+    assert after > before - 0.1  # from scratch, one epoch reaches half of that

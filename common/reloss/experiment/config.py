@@ -53,7 +53,28 @@ class TrainSection(Section):
     init: Literal["scratch", "baseline"] = Field(
         "scratch", description="initial weights; baseline: fine-tune the finished baseline of the same seed"
     )
+    length: float = Field(
+        1.0, gt=0, le=1, description="length of a fine-tuning run, relative to the training of the baseline"
+    )
     precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision; no: float32")
+
+    DURATIONS: ClassVar[tuple[str, ...]] = ()
+    """Fields that count epochs or updates; `length` scales them."""
+
+    @model_validator(mode="after")
+    def _shortens_fine_tuning_only(self) -> Self:
+        if self.length < 1 and self.init != "baseline":
+            raise ValueError("length shortens fine-tuning; it needs init=baseline")
+        return self
+
+    def shortened(self) -> Self:
+        """Return the recipe as it is trained: `length` is applied to every field that counts epochs or updates."""
+        return self.model_copy(update={name: self._shorten(getattr(self, name)) for name in self.DURATIONS})
+
+    def _shorten(self, duration: Any) -> Any:
+        if isinstance(duration, tuple):
+            return tuple(map(self._shorten, duration))
+        return max(round(duration * self.length), 1) if duration else duration
 
 
 class SurrogateSection(Section):
@@ -118,9 +139,9 @@ class Experiment(Section):
     FIXED: ClassVar[frozenset[str]] = frozenset({"name", "scope", "scope_note", "score", "ordinary_loss", "losses"})
     """What defines an experiment: `--set` cannot change it."""
 
-    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.ordinary_weight")
-    """Keys that may be tuned for each loss: they do not change the protocol. Even so, compared runs share `train.init`;
-    see `reloss.report.groups.baseline_group`."""
+    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.length", "train.ordinary_weight")
+    """Keys that may be tuned for each loss: they do not change the protocol. Even so, compared runs share `train.init`
+    and `train.length`; see `reloss.report.groups.baseline_group`."""
 
     SURROGATE_KEYS: ClassVar[tuple[str, ...]] = ("surrogate.", "learn.")
     """Beginnings of keys that only losses with learned weights use."""

@@ -194,7 +194,7 @@ def _open_run(context: Context, checks: preflight.Preflight, records_bank: bool 
             if folder is not None:
                 record.tracker.log_surrogate(context.config.name, folder, used=True)
             yield Run(
-                context.config,
+                context.config.model_copy(update={"train": context.config.train.shortened()}),
                 context.run.loss,
                 context.run.seed,
                 context.workspace.data,

@@ -13,7 +13,8 @@ from reloss.experiment.settings import as_text, flat, override, renamed
 from reloss.experiment.status import Status
 from reloss.runtime.errors import UsageError
 
-LEARNING_RATE, INITIALISATION = "train.lr=", "train.init="
+LEARNING_RATE = "train.lr="
+INITIALISATION = ("train.init=", "train.length=")
 
 Key = tuple[str, tuple[str, ...]]
 """A loss and its settings, sorted, with their values written in one way."""
@@ -59,7 +60,7 @@ def baseline_group(
 ) -> Sequence[RunRecord]:
     """Return the group of the ordinary `loss` that `run` is compared with, empty if there is none.
 
-    It has the same protocol and the same initialisation, because fine-tuning adds to an earlier training. Among several
+    It has the same protocol, initialisation and length, because fine-tuning adds to an earlier training. Among several
     groups, which differ in what may be tuned, it is the one with the best mean `score` on the validation split; if none
     has that score, the one with the fewest settings.
     """
