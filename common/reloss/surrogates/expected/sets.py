@@ -58,17 +58,17 @@ def sets_of(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_expected_counts(scores: Tensor, positive: Tensor) -> LogCounts:
     """Return the logarithms of the expected counts: scores [..., B], positive [..., B] -> [...] each."""
-    log_p, log_rest = F.logsigmoid(scores), F.logsigmoid(-scores)
+    return _log_counts(*_log_p_and_classes(scores, positive))
 
-    def log_sum(values: Tensor, members: Tensor) -> Tensor:
-        return values.masked_fill(~members, LOG_OF_NOTHING).logsumexp(-1)
 
-    return LogCounts(
-        tp=log_sum(log_p, positive),
-        fp=log_sum(log_p, ~positive),
-        fn=log_sum(log_rest, positive),
-        tn=log_sum(log_rest, ~positive),
-    )
+def _log_p_and_classes(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p and log(1 - p) [..., 2, B], and which examples are positive and negative [..., 2, B]."""
+    return F.logsigmoid(torch.stack((scores, -scores), -2)), torch.stack((positive, ~positive), -2)
+
+
+def _log_counts(log_p: Tensor, classes: Tensor) -> LogCounts:
+    by_prediction_and_class = log_p[..., :, None, :].masked_fill(~classes[..., None, :, :], LOG_OF_NOTHING)
+    return LogCounts(*by_prediction_and_class.logsumexp(-1).flatten(-2).unbind(-1))
 
 
 def count_features(scores: Tensor, positive: Tensor) -> Tensor:
@@ -79,29 +79,16 @@ def count_features(scores: Tensor, positive: Tensor) -> Tensor:
     scores. A mean or a ratio over an empty class is perfect (0), except that without positives precision and F1 are
     log(0.001), and likewise the negative predictive value without negatives.
     """
-    counts = log_expected_counts(scores, positive)
-    size = positive.sum(-1), (~positive).sum(-1)
-    no_positive, no_negative = (number == 0 for number in size)
-
-    def log_share(part: Tensor, rest: Tensor) -> Tensor:
-        """Return log(part / (part + rest)) from the logarithms of both."""
-        return F.logsigmoid(part - rest)
-
-    errors = torch.logaddexp(counts.fp, counts.fn)
-    return torch.stack(
-        (
-            log_share(counts.tp, counts.fp).masked_fill(no_positive, LOG_WORST),
-            log_share(counts.tp, counts.fn).masked_fill(no_positive, 0),
-            log_share(counts.tp + math.log(2), errors).masked_fill(no_positive, LOG_WORST),
-            log_share(counts.tn, counts.fp).masked_fill(no_negative, 0),
-            log_share(counts.tn, counts.fn).masked_fill(no_negative, LOG_WORST),
-            F.logsigmoid(scores).mul(positive).sum(-1) / size[0].clamp(min=1),
-            F.logsigmoid(-scores).mul(~positive).sum(-1) / size[1].clamp(min=1),
-            size[0] / scores.shape[-1],
-            size[1] / scores.shape[-1],
-        ),
-        -1,
-    )
+    log_p, classes = _log_p_and_classes(scores, positive)
+    sizes = classes.sum(-1)  # [..., 2]
+    tp, fp, fn, tn = _log_counts(log_p, classes)
+    parts = torch.stack((tp, tp, tp + math.log(2), tn, tn), -1)
+    others = torch.stack((fp, fn, torch.logaddexp(fp, fn), fp, fn), -1)
+    ratios = F.logsigmoid(parts - others)  # log(part / (part + other))
+    is_undefined = (sizes == 0)[..., [0, 0, 0, 1, 1]]
+    ratios = torch.where(is_undefined, ratios.new_tensor([LOG_WORST, 0, LOG_WORST, 0, LOG_WORST]), ratios)
+    likelihoods = (log_p * classes).sum(-1) / sizes.clamp(min=1)
+    return torch.cat((ratios, likelihoods, sizes / scores.shape[-1]), -1)
 
 
 def rank_features(scores: Tensor, positive: Tensor) -> Tensor:
