@@ -193,7 +193,7 @@ from reloss_tasks.mrc.models import encoder_path
 print(AutoModel.from_pretrained(encoder_path("minilm")).config.num_hidden_layers)' | grep -x 6
 }
 
-demo_needs_nothing() { reloss $IMAGE demo --seeds 1 | tee /dev/stderr | grep -E '^reloss +[0-9.]+'; }
+demo_needs_nothing() { reloss $IMAGE demo --seeds 1 | tee /dev/stderr | grep -E '^learned \+ cross-entropy +[0-9.]+'; }
 
 train() { reloss --user 12345:12345 --volume "$1:/runs" "${@:2}" $IMAGE run "${DIGITS[@]}"; }
 

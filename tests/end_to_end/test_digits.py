@@ -179,27 +179,6 @@ def test_sigterm_while_learning_is_said(start, finish, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo(finish, tmp_path):
-    said = finish("demo", "--out", tmp_path, "--seeds", "2")
-    for name in ("training_curves", "loss_curve", "loss_against_metric"):
-        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
-    page = (tmp_path / "report.html").read_text()
-    assert str(tmp_path / "report.html") in said
-    for title in ("Training: accuracy on the validation split", "ce against accuracy", "The learned loss as a curve"):
-        assert title in page
-    text = (tmp_path / "table.md").read_text()
-    for loss in ("ce", "reloss"):
-        records = [tmp_path / "runs" / DIGITS / loss / f"seed{seed}" for seed in range(2)]
-        first, second = (100 * summary(record)["scores"]["accuracy"] for record in records)
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {DIGITS} | {loss} |")]
-        shown = f"{(first + second) / 2:.2f} ± {abs(first - second) / 2**0.5:.2f}"
-        assert f"| {shown} |" in row
-        assert shown in said
-        assert all(str(record.relative_to(tmp_path / "runs")) in row for record in records)
-        assert min(first, second) > 90
-
-
-@pytest.mark.slow
 def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path):
     settings = ("train.epochs=8", *SETTINGS[1:])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
