@@ -11,6 +11,7 @@ from reloss.experiment.task import tasks
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.options import MIXTURES
 from reloss.surrogates import ClassificationReLoss
+from reloss_tasks.classification.experiments import KEEL_SETS
 
 
 def test_list_names_every_experiment(cli):
@@ -22,7 +23,7 @@ def test_list_names_every_experiment(cli):
         "name": DIGITS,
         "task": "classification",
         "data": "digits",
-        "losses": ["ce", "label_smoothing", "approx", "reloss"],
+        "losses": ["ce", "label_smoothing", "approx", "reloss", "expected"],
         "scope": "extra",
         "scope_note": "a smoke test",
     }
@@ -185,7 +186,7 @@ def test_the_help_of_learn_names_every_option_of_the_fit(cli, monkeypatch):
         value = getattr(defaults, name)
         assert f"{name}={'null' if value is None else value}" in said
         assert " ".join(field.description.split()) in said
-    assert "penalty=example (item, example, one_sided, off)" in said
+    assert "penalty=auto (auto, item, example, one_sided, off)" in said
     assert f"({', '.join(MIXTURES)})" in said
 
 
@@ -233,7 +234,8 @@ def test_doctor(cli, tmp_path):
     images, persons = {"digits", "cifar10", "cifar100", "imagenet"}, {"coco", "lsp"}
     texts = {"multi30k", "iwslt14_de_en", "wmt14_en_de", "wmt16_en_ro"}
     questions = {"squad", "squad2", "cmrc2018", "drcd", "dureader_robust"}
-    assert found["data"].keys() == images | persons | texts | questions
+    tables = set(KEEL_SETS.values())
+    assert found["data"].keys() == images | {"noisy_digits"} | tables | persons | texts | questions
     assert found["data"]["digits"].startswith("digits: 1078 train")
     assert found["data"]["imagenet"].startswith("missing: ")
     assert len(found["devices"]["gpus"]) == torch.cuda.device_count()

@@ -276,7 +276,7 @@ def _of_f1(name: str, note: str, data: Data, model: str) -> ClassificationExperi
         scope_note=note,
         score="binary_f1",
         metric="binary_f1",
-        losses=("ce", "weighted_ce", "soft_f1", "expected", "reloss"),
+        losses=("ce", "weighted_ce", "soft_f1", "approx", "expected", "reloss"),
         data=data,
         model=Model(name=model),
         train=Train(epochs=30, batch_size=128, lr=0.1, weight_decay=1e-4, ordinary_weight=1.0),

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,16 @@ def _tables(records: Records) -> dict[str, Any]:
     }
 
 
+def _first_line(make: Callable[[], Experiment]) -> str:
+    """Return the first line of an experiment's docstring; several experiments can share one function."""
+    return (inspect.getdoc(getattr(make, "func", make)) or "").partition("\n")[0]
+
+
 def _sections(records: Records, collector: Collector) -> list[Section]:
     """Return the sections of the experiments with records."""
     recorded = {run.experiment for run in records.runs} | {surrogate.experiment for surrogate in records.surrogates}
     return [
-        experiment_section(task.name, make(), (inspect.getdoc(make) or "").partition("\n")[0], collector)
+        experiment_section(task.name, make(), _first_line(make), collector)
         for task in tasks().values()
         for name, make in task.experiments.items()
         if name in recorded
