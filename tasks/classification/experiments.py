@@ -88,7 +88,7 @@ def rare_digit_mlp() -> ClassificationExperiment:
         negatives_per_positive=21,
         workers=0,
     )
-    return _of_f1("rare_digit_mlp", "a rare class", data, "mlp_64")
+    return _of_f1("rare_digit_mlp", "a rare class", data, "mlp_64", lr=0.3)
 
 
 def cifar10_cnn() -> ClassificationExperiment:
@@ -268,7 +268,7 @@ def keel(name: str) -> ClassificationExperiment:
     return _of_f1(f"keel_{name}", "a rare class in real data", data, "mlp_64_64")
 
 
-def _of_f1(name: str, note: str, data: Data, model: str) -> ClassificationExperiment:
+def _of_f1(name: str, note: str, data: Data, model: str, lr: float = 0.1) -> ClassificationExperiment:
     """Return an experiment on a rare class, trained for 30 epochs, whose losses compete for F1."""
     return ClassificationExperiment(
         name=f"classification/{name}",
@@ -279,7 +279,7 @@ def _of_f1(name: str, note: str, data: Data, model: str) -> ClassificationExperi
         losses=("ce", "weighted_ce", "soft_f1", "approx", "expected", "reloss"),
         data=data,
         model=Model(name=model),
-        train=Train(epochs=30, batch_size=128, lr=0.1, weight_decay=1e-4, ordinary_weight=1.0),
+        train=Train(epochs=30, batch_size=128, lr=lr, weight_decay=1e-4, ordinary_weight=1.0),
         recording=Recording(item_size=128),
         surrogate=SurrogateSection(features="expected"),
         learn=LearnOptions(items=128, steps=200, mixture="thresholds"),

@@ -26,12 +26,14 @@ class Table:
     """Markdown, CSV, LaTeX (booktabs) or JSON."""
     tuned: str = ""
     """A score such as accuracy: compare each loss at its best learning rate on the validation split."""
+    pool: str = ""
+    """With --tuned, a pattern of experiments such as 'keel_*': one table over all of them."""
 
     def __call__(self) -> None:
         from reloss.report.tables import read_table
         from reloss.runtime.progress import say
 
-        table = read_table(self.name, self.runs, self.tuned, damaged=[])
+        table = read_table(self.name, self.runs, self.tuned, self.pool, damaged=[])
         print(table.render(self.format))
         for message in table.skipped:
             say(f"skipped: {message}")

@@ -67,27 +67,43 @@ def tuned_rows(task: Task, runs: Sequence[RunRecord], score: str) -> list[TunedR
     Raises:
         UsageError: no finished record has `score` and `validation_<score>`.
     """
-    needed = {score, f"validation_{score}"}
-    usable = [run for run in runs if run.status == Status.FAILED or needed <= run.scores.keys()]
-    rows = []
+    rows, usable = [], usable_runs(runs, score)
     for make in task.experiments.values():
         config = make()
         rows += _experiment_rows(config, [run for run in usable if run.experiment == config.name], score)
     if not rows:
-        raise UsageError(f"no finished record of {task.name} has the scores {' and '.join(sorted(needed))}")
+        raise UsageError(f"no finished record of {task.name} has the scores {score} and validation_{score}")
     return rows
 
 
-def _experiment_rows(config: Experiment, runs: Sequence[RunRecord], score: str) -> list[TunedRow]:
+def usable_runs(runs: Sequence[RunRecord], score: str) -> list[RunRecord]:
+    """Return the runs that have `score` on both splits, and those that failed."""
+    needed = {score, f"validation_{score}"}
+    return [run for run in runs if run.status == Status.FAILED or needed <= run.scores.keys()]
+
+
+def best_groups(config: Experiment, runs: Sequence[RunRecord], score: str) -> dict[Key, Sequence[RunRecord]]:
+    """Return the runs of every loss with settings, at the learning rate with the best `score` on validation."""
+    return {
+        key: rates[_best_rate(rates, score)]
+        for key, rates in _tried(config, runs).items()
+        if any(map(_finished, rates.values()))
+    }
+
+
+def _tried(config: Experiment, runs: Sequence[RunRecord]) -> dict[Key, dict[float, list[RunRecord]]]:
+    """Return the runs by learning rate, for every loss with its other settings."""
     tried: dict[Key, dict[float, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for (loss, settings), group in group_runs(config, runs).items():
         others = [setting for setting in settings if not setting.startswith(LEARNING_RATE)]
         tried[loss, tuple(others)][learning_rate(config, settings)] += group
-    measured = {key: rates for key, rates in tried.items() if any(map(_finished, rates.values()))}
-    best = {key: _best_rate(rates, score) for key, rates in measured.items()}
-    chosen = {key: rates[best[key]] for key, rates in measured.items()}
+    return tried
+
+
+def _experiment_rows(config: Experiment, runs: Sequence[RunRecord], score: str) -> list[TunedRow]:
+    tried, chosen = _tried(config, runs), best_groups(config, runs, score)
     order = sorted(chosen, key=lambda key: (config.losses.index(key[0]), len(key[1]), key[1]))
-    return [_row(config, key, tried[key], best[key], chosen, score) for key in order]
+    return [_row(config, key, tried[key], _best_rate(tried[key], score), chosen, score) for key in order]
 
 
 def _row(
