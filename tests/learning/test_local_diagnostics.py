@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reloss.learning.items import Items
-from reloss.learning.local_diagnostics import CHANGES, EXCHANGED, ITEMS, LocalChanges
+from reloss.learning.local_diagnostics import CHANGES, EXCHANGED, ITEMS, LocalChanges, preferred_positives
 from reloss.learning.measure import Measure
 from reloss.metrics import MASKED
 
@@ -75,3 +75,22 @@ def test_a_metric_that_no_change_alters():
 
 def test_few_items():
     assert changes(of=items(count=1, size=1)).diagnose(total)["local_spearman"] == pytest.approx(-1)
+
+
+def rare_scores(shift=0.0):
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(16, 64, generator=generator) < 0.1).float()
+    return Items(torch.randn(16, 64, generator=generator) + 3 * targets - 1.5 + shift, targets)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])
+def test_cross_entropy_prefers_a_third_of_the_positives_whatever_the_shift(shift):
+    def cross_entropy(outputs, targets):
+        return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(-1)
+
+    assert preferred_positives(cross_entropy, rare_scores(shift)) == pytest.approx(0.32, abs=0.1)
+
+
+def test_a_loss_under_which_predicting_no_positives_is_cheapest():
+    assert preferred_positives(lambda outputs, targets: outputs.sigmoid().mean(-1), rare_scores()) == 0
+    assert preferred_positives(lambda outputs, targets: -outputs.sigmoid().mean(-1), rare_scores()) > 5

@@ -2,7 +2,9 @@ import pytest
 import torch
 from fits import fit, held_out
 
+from reloss.learning import PredictionBank, fit_surrogate
 from reloss.metrics import accuracy
+from reloss.surrogates import SetReLoss
 
 
 def test_a_metric_that_is_constant_only_on_held_out_recorded_items_is_warned_of(improving_bank, capsys):
@@ -35,3 +37,21 @@ def test_few_held_out_items_are_warned_of(improving_bank, capsys, steps, count):
     assert fit(improving_bank(steps=steps), steps=2).validation_items == count
     has_warning = f"warning: only {count} held-out items are ranked" in capsys.readouterr().err
     assert has_warning == (count < 20)
+
+
+def test_vanishing_positives_are_reported(tmp_path, capsys):
+    """A loss fitted to precision alone is smallest where hardly anything is positive."""
+    generator = torch.Generator().manual_seed(0)
+    bank = PredictionBank.create(tmp_path, item_size=64)
+    for step in range(60):
+        targets = (torch.rand(64, generator=generator) < 0.2).float()
+        bank.append(torch.randn(64, generator=generator) + step / 20 * targets, targets, step)
+    bank.finish()
+
+    def few_positives(outputs, targets):
+        return -(outputs > 0).float().mean(-1)
+
+    fit_surrogate(SetReLoss("identity"), bank, few_positives, steps=60, items=32, mixture="recorded", penalty="off")
+    assert "predicted positives can vanish in training" in capsys.readouterr().err
+    fit_surrogate(SetReLoss(), bank, "binary_f1", steps=20, items=32)
+    assert "vanish" not in capsys.readouterr().err

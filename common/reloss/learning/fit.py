@@ -300,6 +300,8 @@ class Fit:
             say(f"keeping the weights of step {self.best['step']} of {self.step}")
         if best["spearman"] <= 0:
             say(self.validation.bad_ranking_warning(self.surrogate, self.measure))
+        if warning := self.validation.vanishing_positives_warning(self.surrogate):
+            say(warning)
         return FitResult(
             surrogate=self.surrogate,
             history=self.history,

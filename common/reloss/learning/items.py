@@ -77,7 +77,7 @@ def relabelled(items: Items, generator: torch.Generator) -> Items:
     items = items.examples(torch.randperm(n * b, generator=generator).view(n, b).to(device))
     start = torch.randint(b + 1, (n, 1), generator=generator)  # of the suffix
     outputs, targets = items.outputs, items.targets
-    if _are_scores(items):
+    if are_scores(items):
         positives = targets.sum(-1, keepdim=True)
         best = (outputs.argsort(-1, descending=True).argsort(-1) < positives).to(targets.dtype)
         place = torch.arange(b).expand(n, b)
@@ -199,7 +199,8 @@ def synthetic(items: Items, generator: torch.Generator, sources: Collection[str]
         return (blended if blends else shuffled)(items, generator)
 
 
-def _are_scores(items: Items) -> bool:
+def are_scores(items: Items) -> bool:
+    """Return whether the outputs are scores [N, B] of two classes, with targets in {0, 1}."""
     return (
         items.outputs.shape == items.targets.shape
         and items.outputs.dim() == 2

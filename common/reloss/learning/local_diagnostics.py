@@ -26,6 +26,7 @@ ITEMS = 8  # items that are changed
 CHANGES = 32  # changes of each item
 NOISE = 0.1  # size of a change, relative to the outputs' standard deviation
 EXCHANGED = 0.1  # share of the examples that another item replaces
+THRESHOLDS = 33  # shifts of the scores among which a loss chooses
 
 
 class LocalChanges:
@@ -115,3 +116,21 @@ def _slopes(loss: LossPerItem, items: Items, noise: Tensor) -> Tensor:
 def _varies(metric: Tensor) -> Tensor:
     """Return for which items the metric differs between changes: [N, CHANGES] -> [N]."""
     return metric.amax(-1) > metric.amin(-1)
+
+
+def preferred_positives(loss: LossPerItem, items: Items) -> float:
+    """Return the number of predicted positives per true positive, at the threshold that a loss prefers.
+
+    All scores are shifted by the same constant, as a model's bias does it, so that the threshold stands at one of
+    THRESHOLDS quantiles of the scores. The shift with the smallest mean loss is where training drifts.
+
+    Args:
+        loss: (outputs [N, B], targets [N, B]) -> [N].
+        items: items of scores, with targets in {0, 1} and at least one positive.
+    """
+    scores = items.outputs.flatten().sort().values
+    thresholds = scores[torch.linspace(0, len(scores) - 1, THRESHOLDS, device=scores.device).long()]
+    with torch.no_grad():
+        losses = torch.stack([loss(items.outputs - threshold, items.targets).mean() for threshold in thresholds])
+    preferred = thresholds[losses.argmin()]
+    return float((items.outputs > preferred).sum() / (items.targets > 0).sum())

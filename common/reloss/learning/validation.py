@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from reloss.learning.items import are_scores
+from reloss.learning.local_diagnostics import preferred_positives
 from reloss.learning.measure import Measure
 from reloss.learning.objective import check_finite
 from reloss.learning.options import LearnOptions
@@ -15,6 +17,7 @@ from reloss.learning.sampling import ScoredItems
 from reloss.ranking import spearman
 from reloss.surrogates import SurrogateLoss
 
+VANISHING = 0.05  # predicted positives per true positive, at the threshold that a loss prefers
 FEW = 20  # with fewer held-out items, a rank correlation is not reliable
 
 
@@ -73,6 +76,19 @@ class Validation:
         return (
             f"warning: only {len(self)} held-out items are ranked, so their correlation is not reliable; record "
             "longer, or with a smaller item_size"
+        )
+
+    def vanishing_positives_warning(self, surrogate: SurrogateLoss) -> str | None:
+        """Return the warning that the loss prefers to predict almost no positives, or None; for scores alone."""
+        items = self.recorded.items
+        if not are_scores(items) or not (items.targets > 0).any():
+            return None
+        ratio = preferred_positives(surrogate.per_item, items)
+        if ratio >= VANISHING:
+            return None
+        return (
+            f"warning: the loss is smallest where {ratio:.2f} positives are predicted per true positive, so predicted "
+            "positives can vanish in training; add the ordinary loss to it, as train.ordinary_weight=1 does"
         )
 
     def bad_ranking_warning(self, surrogate: SurrogateLoss, measure: Measure) -> str:
