@@ -7,6 +7,7 @@ Records are added with `reloss pack RUNS results/records/GROUP`; see results/REA
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reloss.report.correlation_table import correlation_rows, correlation_table
 from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
+from tools.predictors import predictors_table
 from tools.verdict import short_table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,19 +26,20 @@ RECORDS = RESULTS / "records"
 """Packed records, in a folder per group: main, ablation, rare and tiny."""
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
 LARGE = ("imagenet", "coco")  # batches of these overfill the 64 MB of shared memory that Docker gives
-RARE = tuple(f"classification/{name}_cnn" for name in ("digits8", "cifar10cat", "cifar10car"))  # shown on rare.md
+WHY_IT_WINS = ROOT / "docs" / "why-it-wins.md"
+RARE = ("digits8_cnn", "cifar10cat_cnn", "cifar10car_cnn", "rare_digit_mlp", "keel_*")  # shown on rare.md
 
 
 def rendered_pages() -> dict[Path, str]:
     """Return the text of every rendered page, by its path."""
     pages = {}
     records, recorded_rows = read_records(RECORDS / "main"), []
-    configs = [make() for task in tasks().values() for name, make in task.experiments.items() if name not in RARE]
+    configs = [make() for task in tasks().values() for name, make in task.experiments.items() if not _is_rare(name)]
     for name, task in tasks().items():
-        rows = [row for row in task_rows(task, records.runs) if row.experiment not in RARE]
+        rows = [row for row in task_rows(task, records.runs) if not _is_rare(row.experiment)]
         pages[RESULTS / f"{name}.md"] = f"# {name}: results\n\n{task_table(rows).markdown()}\n"
         recorded_rows += [row for row in rows if row.records]
-    ranked = [row for row in correlation_rows(records) if row.experiment not in RARE]
+    ranked = [row for row in correlation_rows(records) if not _is_rare(row.experiment)]
     pages[RESULTS / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
     tables = {
         README: f"{verdict(recorded_rows)}\n\n{short_table(configs, records.runs).markdown()}",
@@ -45,11 +48,29 @@ def rendered_pages() -> dict[Path, str]:
     }
     for page, text in tables.items():
         pages[page] = put_between(page.read_text(encoding="utf-8"), "results", text)
+    pages[WHY_IT_WINS] = _why_it_wins(WHY_IT_WINS.read_text(encoding="utf-8"))
     commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
     commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, shown_tasks in commands.items():
         pages[page] = put_between(page.read_text(encoding="utf-8"), "docker", _docker_lines(shown_tasks))
     return pages
+
+
+def _is_rare(experiment: str) -> bool:
+    return any(fnmatch(experiment, f"classification/{pattern}") for pattern in RARE)
+
+
+def _why_it_wins(page: str) -> str:
+    """Return the page with its tables of rare classes."""
+    task, runs = tasks()["classification"], read_records(RECORDS / "keel").runs
+    pooled = "\n\n".join(_pooled("keel", score, "keel_*") for score in ("binary_f1", "mcc"))
+    page = put_between(page, "keel", pooled)
+    page = put_between(page, "digit", _pooled("rare", "binary_f1", "rare_digit_mlp"))
+    return put_between(page, "predictors", predictors_table(task, runs, "binary_f1", (), "keel_*").markdown())
+
+
+def _pooled(group: str, score: str, pattern: str) -> str:
+    return read_table("classification", RECORDS / group, score, pattern).markdown()
 
 
 def _tuned(group: str, score: str) -> str:

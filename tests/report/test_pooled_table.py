@@ -61,6 +61,13 @@ def test_a_loss_that_lacks_a_set_is_not_shown(runs):
     assert ("soft_f1", ()) in read_rows(runs, "keel_yeast[56]")
 
 
+def test_a_single_set_is_compared_by_seed(runs):
+    row = read_rows(runs, "keel_yeast4")["ce", ()]
+    assert (row.units, row.difference.n, row.won) == ("seeds", 2, 2)
+    assert row.scores == pytest.approx({"seed 0": 35, "seed 1": 45})
+    assert row.difference.mean == pytest.approx(10)
+
+
 def test_the_command(runs, cli):
     code, out, _ = cli("table", "classification", "--tuned", "binary_f1", "--pool", "keel_*", "--runs", runs)
     assert code == 0

@@ -1,7 +1,8 @@
 """One table over many data sets: the learned loss next to each rival, every loss at its best learning rate.
 
 A gain on one small data set can be luck. So the unit here is the data set: a loss has one score per set, the mean over
-its seeds or folds, and two losses are compared by the paired differences of these scores.
+its seeds or folds, and two losses are compared by the paired differences of these scores. On a single data set, the
+unit is the seed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ LEARNED = "reloss"
 TUNED_THRESHOLD = {"binary_f1": "tuned_f1", "mcc": "tuned_mcc"}
 """Scores at a threshold that is tuned on the validation split, by the score at the usual threshold."""
 
-HEADERS = ("loss", "settings", "mean, %", "learned minus this", "sets won", "sets")
+HEADERS = ("loss", "settings", "mean, %", "learned minus this", "won", "n")
 NOTE = (
-    "{score}, mean over the sets of the mean over n seeds; each loss at the learning rate with the best mean on the "
-    "validation split of the set. Learned minus this: paired by set, with the 95 % t interval over the sets. The "
-    "learned loss is {learned}, the best one on the validation splits. Sets won: sets on which the learned loss wins."
+    "{score}: mean ± standard deviation over n {units}; each loss at the learning rate with the best mean on the "
+    "validation split of its set. Learned minus this: paired difference, with its 95 % t interval over the {units}. "
+    "The learned loss is {learned}, the best one on the validation splits. Won: {units} on which it is better."
 )
 
 
@@ -38,14 +39,16 @@ class PooledRow:
     Attributes:
         loss: name of the loss, and whether its threshold is tuned.
         settings: changes of the experiments' configs other than the learning rate.
-        scores: mean test score of each experiment.
-        mean: mean and standard deviation over the experiments.
+        units: `sets` or `seeds`; each has one score.
+        scores: mean test score of each experiment; of a single experiment, the score of each seed.
+        mean: mean and standard deviation of the scores.
         difference: the learned loss minus this one; None for the learned loss.
-        won: number of experiments on which the learned loss scores higher.
+        won: number of units on which the learned loss scores higher.
     """
 
     loss: str
     settings: tuple[str, ...]
+    units: str
     scores: dict[str, float]
     mean: Sample
     difference: Difference | None
@@ -74,8 +77,8 @@ def pooled_rows(task: Task, runs: Sequence[RunRecord], score: str, pattern: str)
         raise UsageError(f"no finished record of {LEARNED} has the score {score} in experiments {task.name}/{pattern}")
     validation = _scores(task, runs, score, pattern, [LEARNED], "validation_")
     best = max(learned, key=lambda key: (len(scores[key]), mean(validation[key].values())))
-    sets = scores[best].keys()
-    rows = [_row(key, values, scores[best], key == best) for key, values in scores.items() if values.keys() >= sets]
+    units = scores[best].keys()
+    rows = [_row(key, values, scores[best], key == best) for key, values in scores.items() if values.keys() >= units]
     return sorted(rows, key=lambda row: -row.mean.mean)
 
 
@@ -86,29 +89,30 @@ def _losses(task: Task) -> dict[str, None]:
 def _scores(
     task: Task, runs: Sequence[RunRecord], score: str, pattern: str, losses: Sequence[str], split: str = ""
 ) -> dict[Key, dict[str, float]]:
-    """Return the mean score by experiment, for each loss with settings; on the test split, or with `split` before it.
+    """Return the scores by unit, for each loss with settings; on the test split, or with `split` before it.
 
     The learning rate is always the best one for `score` on the validation split.
     """
-    scores: dict[Key, dict[str, float]] = {}
-    usable = usable_runs(runs, score)
-    for name, make in task.experiments.items():
-        of_experiment = [run for run in usable if run.experiment == name]
-        if not fnmatch(name, f"{task.name}/{pattern}") or not of_experiment:
-            continue
-        for key, group in best_groups(make(), of_experiment, score).items():
+    by_seed: dict[Key, dict[str, dict[int, float]]] = {}
+    matching = [name for name in task.experiments if fnmatch(name, f"{task.name}/{pattern}")]
+    for name in matching:
+        of_experiment = [run for run in usable_runs(runs, score) if run.experiment == name]
+        for key, group in best_groups(task.experiments[name](), of_experiment, score).items():
             if key[0] in losses:
-                scores.setdefault(key, {})[name] = mean(scores_by_seed(group, split + score).values())
-    return scores
+                by_seed.setdefault(key, {})[name] = scores_by_seed(group, split + score)
+    if len(matching) == 1:
+        return {key: {f"seed {seed}": value for seed, value in of[matching[0]].items()} for key, of in by_seed.items()}
+    return {key: {name: mean(of[name].values()) for name in of} for key, of in by_seed.items()}
 
 
 def _row(key: Key, scores: dict[str, float], learned: Mapping[str, float], is_learned: bool) -> PooledRow:
-    sets = sorted(learned)
-    mine, theirs = ({number: values[name] for number, name in enumerate(sets)} for values in (scores, learned))
+    units = sorted(learned)
+    mine, theirs = ({number: values[unit] for number, unit in enumerate(units)} for values in (scores, learned))
     return PooledRow(
         loss=key[0],
         settings=key[1],
-        scores={name: scores[name] for name in sets},
+        units="seeds" if units[0].startswith("seed ") else "sets",
+        scores={unit: scores[unit] for unit in units},
         mean=describe(list(mine.values())),
         difference=None if is_learned else paired_difference(theirs, mine),
         won=sum(theirs[number] > mine[number] for number in mine),
@@ -120,7 +124,12 @@ def pooled_table(rows: Sequence[PooledRow], score: str) -> Table:
     learned = next(row for row in rows if row.difference is None)
     name = f"{learned.loss} with {' '.join(learned.settings)}" if learned.settings else learned.loss
     objects = [asdict(row) for row in rows]
-    return Table(HEADERS, [_cells(row) for row in rows], NOTE.format(score=score, learned=name), objects=objects)
+    return Table(
+        HEADERS,
+        [_cells(row) for row in rows],
+        NOTE.format(score=score, learned=name, units=learned.units),
+        objects=objects,
+    )
 
 
 def _cells(row: PooledRow) -> list[Cell]:
