@@ -14,10 +14,10 @@ demo: setup
 	$(BIN)/reloss demo
 
 test: setup
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --dist worksteal
 
 test-slow: setup
-	$(PYTEST) -m slow -n 2
+	$(PYTEST) -m slow -n 2 --dist worksteal
 
 # Runs sweeps on a real Slurm with two nodes on this machine. Needs root, installs Debian's Slurm; about 5 minutes.
 test-slurm: setup

@@ -89,7 +89,7 @@ def test_a_checkpoint_cannot_execute_code(run_digits, tmp_path, file):
 
 def test_a_bank_and_a_fit_cannot_execute_code(run_digits, tmp_path):
     run_digits()
-    (shard,) = (tmp_path / "runs").rglob("shards/*.safetensors")
+    (shard,) = (tmp_path / "runs").rglob("bank/shards/*.safetensors")
     content = shard.read_bytes()
     torch.save(Bomb(tmp_path / "executed"), shard)
     with pytest.raises(RelossError, match=r"bank shard .* cannot be read"):

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from reloss import ClassificationReLoss
 from reloss.learning import LearnOptions, PredictionBank, fit_surrogate
+from reloss.learning.local_diagnostics import CHANGES, ITEMS
 from reloss.learning.metric_cache import CHECKED
 from reloss.metrics import PerItem, accuracy
 from reloss.runtime.distributed import Share
@@ -100,8 +101,9 @@ def test_only_one_process_computes_a_slow_metric(improving_bank, tmp_path):
 
     first, second = in_two_processes(fit_by_item, tmp_path)
     assert first["weights"] == second["weights"]
-    # Recorded items, synthetic held-out items, the pool, and the values that the second process checks.
-    assert len(calls.read_text()) == 120 + 24 + 50 + CHECKED
+    # Recorded items, synthetic held-out items, the pool, small changes of the last items, and the values that the
+    # second process checks.
+    assert len(calls.read_text()) == 120 + 24 + 50 + ITEMS * CHANGES + CHECKED
 
 
 def test_two_processes_resume_the_fit_of_one(improving_bank, tmp_path):

@@ -41,7 +41,7 @@ def test_too_few_validation_examples_make_no_bank(run_digits, tmp_path):
 
 @pytest.mark.parametrize("share", [0.7, 0.8])
 def test_a_saturated_bank_is_not_learned_from(run_digits, tmp_path, capsys, monkeypatch, share):
-    monkeypatch.setattr(recording, "_best_share", lambda bank, metric: share)
+    monkeypatch.setattr(recording, "_best_share", lambda bank, metric: 0.1 if "held_out" in bank.path.name else share)
     record = run_digits("reloss", settings=SETTINGS)
     folder = json.loads((record / "summary.json").read_text())["surrogate"]["folder"]
     card = json.loads((tmp_path / "runs" / DIGITS / folder / "surrogate.json").read_text())
@@ -49,6 +49,14 @@ def test_a_saturated_bank_is_not_learned_from(run_digits, tmp_path, capsys, monk
     assert card["bank"] == PredictionBank.open(tmp_path / "runs" / DIGITS / name).fingerprint()
     message = "80% of the recorded training predictions have the best accuracy, so they cannot be ranked"
     assert (message in capsys.readouterr().err) == (share > recording.SATURATED)
+
+
+def test_the_first_bank_is_kept_where_both_are_saturated(run_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_best_share", lambda bank, metric: 1.0)
+    record = run_digits("reloss", settings=SETTINGS)
+    folder = json.loads((record / "summary.json").read_text())["surrogate"]["folder"]
+    card = json.loads((tmp_path / "runs" / DIGITS / folder / "surrogate.json").read_text())
+    assert card["bank"] == PredictionBank.open(tmp_path / "runs" / DIGITS / "bank").fingerprint()
 
 
 def test_the_share_of_the_best_value(run_digits, tmp_path, monkeypatch):

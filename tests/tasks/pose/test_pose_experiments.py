@@ -34,7 +34,7 @@ def test_every_config_builds_a_network_with_its_heatmap_size(persons, name, join
         heatmaps = model.head(model.extract_feat(torch.zeros(1, 3, 4 * size[0], 4 * size[1])))
     assert heatmaps.shape == (1, joints, *size)
     assert mm_config.model.head.loss.type == "KeypointMSELoss"
-    assert TASK.new_surrogate(config).size == size
+    assert TASK.new_surrogate(override(config, ["surrogate.features=likelihood"])).size == size
 
 
 @pytest.mark.parametrize("name", ["coco_res50_256x192", "coco_hrnet_w32_256x192", "coco_hrnet_w48_dark_384x288"])
