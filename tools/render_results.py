@@ -14,11 +14,12 @@ from typing import Any
 from reloss.experiment.records import read_records
 from reloss.experiment.task import Task, tasks
 from reloss.report.correlation_table import correlation_rows, correlation_table
+from reloss.report.pooled_table import pooled_rows
 from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
 from tools.predictors import predictors_table
-from tools.verdict import short_table, verdict
+from tools.verdict import pooled_verdict, short_table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
@@ -42,7 +43,7 @@ def rendered_pages() -> dict[Path, str]:
     ranked = [row for row in correlation_rows(records) if not _is_rare(row.experiment)]
     pages[RESULTS / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
     tables = {
-        README: f"{verdict(recorded_rows)}\n\n{short_table(configs, records.runs).markdown()}",
+        README: "\n\n".join([verdict(recorded_rows), _rare_verdict(), short_table(configs, records.runs).markdown()]),
         RESULTS / "rare.md": f"{_tuned('rare', 'average_precision')}\n\n{_tuned('rare', 'binary_f1')}",
         RESULTS / "ablation.md": f"{_tuned('ablation', 'accuracy')}\n\n{_ablation()}",
     }
@@ -67,6 +68,11 @@ def _why_it_wins(page: str) -> str:
     page = put_between(page, "keel", pooled)
     page = put_between(page, "digit", _pooled("rare", "binary_f1", "rare_digit_mlp"))
     return put_between(page, "predictors", predictors_table(task, runs, "binary_f1", (), "keel_*").markdown())
+
+
+def _rare_verdict() -> str:
+    runs = read_records(RECORDS / "keel").runs
+    return pooled_verdict(pooled_rows(tasks()["classification"], runs, "binary_f1", "keel_*"))
 
 
 def _pooled(group: str, score: str, pattern: str) -> str:

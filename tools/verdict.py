@@ -1,6 +1,6 @@
-"""The README's verdict: how often the learned loss beats the ordinary one, and a short table.
+"""The README's verdict: how often the learned loss beats the ordinary one, rare classes in a sentence, a short table.
 
-Both are computed from the committed records. The sentence counts every comparison in the tables of the tasks. The short
+All are computed from the committed records. The sentence counts every comparison in the tables of the tasks. The short
 table shows, for each experiment and initialisation, both losses with the settings that the validation split prefers.
 """
 
@@ -12,11 +12,13 @@ from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
 from reloss.experiment.settings import override
 from reloss.report.groups import baseline_group, group_runs, scores_by_seed
+from reloss.report.pooled_table import PooledRow
 from reloss.report.statistics import describe, paired_difference
 from reloss.report.table import Cell, Table
 from reloss.report.task_table import TaskRow, outdated
 
 LEARNED = "reloss"
+RIVALS = {"ce": "cross-entropy", "ce, threshold tuned": "with a tuned threshold", "soft_f1": "soft F1 added"}
 NOTE = (
     "Mean ± standard deviation, and the paired difference with its 95 % interval. Each loss is shown with its best "
     "settings on the validation split; without validation scores, with the fewest settings."
@@ -69,3 +71,14 @@ def _name(config: Experiment, run: RunRecord) -> str:
     fine_tuned = ["fine-tuned"] if recipe.init == "baseline" else []
     added = [f"plus {recipe.ordinary_weight:g} x ordinary"] if recipe.ordinary_weight else []
     return ", ".join([config.name, *fine_tuned, *added])
+
+
+def pooled_verdict(rows: Sequence[PooledRow]) -> str:
+    """Return one sentence on rare classes: the learned loss next to its rivals, over many data sets."""
+    learned = next(row for row in rows if row.difference is None)
+    rivals = [row for row in rows if row.difference is not None and row.loss in RIVALS]
+    compared = "; ".join(f"{RIVALS[row.loss]} {row.mean.mean:.1f} %, difference {row.difference}" for row in rivals)
+    return (
+        f"On {learned.mean.n} real data sets with rare classes, the loss learned for F1 and added to cross-entropy has "
+        f"a mean F1 of {learned.mean.mean:.1f} % ({compared})."
+    )

@@ -51,7 +51,7 @@ def test_a_saturated_bank_is_not_learned_from(run_digits, tmp_path, capsys, monk
     assert (message in capsys.readouterr().err) == (share > recording.SATURATED)
 
 
-def test_the_first_bank_is_kept_where_both_are_saturated(run_digits, tmp_path, monkeypatch):
+def test_the_first_bank_is_kept_where_the_other_does_not_vary(run_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "_best_share", lambda bank, metric: 1.0)
     record = run_digits("reloss", settings=SETTINGS)
     folder = json.loads((record / "summary.json").read_text())["surrogate"]["folder"]
