@@ -248,7 +248,7 @@ def test_features_and_penalty_of_a_config_without_features():
 
 def test_every_committed_record_is_whole():
     folders = sorted((Path(__file__).parents[2] / "results" / "records").iterdir())
-    assert [len(read_records(folder).runs) for folder in folders] == [246, 1260, 92, 390, 2]
+    assert [len(read_records(folder).runs) for folder in folders] == [246, 1260, 92, 540, 2]
     for records_of_folder in map(read_records, folders):
         for run in records_of_folder.runs:
             assert run.config()["name"] == run.experiment
