@@ -266,3 +266,20 @@ def test_a_reader_that_has_enough_is_no_failure():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize("setting", ["output=identity", "input=probability"])
+def test_learn_refuses_options_that_expected_features_lack(cli, improving_bank, tmp_path, setting):
+    words = (
+        "--kind",
+        "classification",
+        "--metric",
+        "accuracy",
+        "--bank",
+        improving_bank().path,
+        "--out",
+        tmp_path / "out",
+    )
+    code, _, err = cli("learn", *words, "--set", "features=expected", setting)
+    assert code == 2
+    assert f"surrogate.{setting.partition('=')[0]} is an option of surrogate.features=likelihood" in err

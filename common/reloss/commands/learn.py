@@ -62,7 +62,10 @@ def parse_settings(settings: Sequence[str]) -> tuple[SurrogateSection, LearnOpti
     keys = SurrogateSection.model_fields.keys()
     network = [setting for setting in settings if setting.partition("=")[0] in keys]
     options = override(LearnOptions(), [setting for setting in settings if setting not in network])
-    return override(SurrogateSection(), network).with_fidelity(options.fidelity), options
+    try:
+        return override(SurrogateSection(), network).with_fidelity(options.fidelity), options
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
 
 
 def describe_settings() -> str:

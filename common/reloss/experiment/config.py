@@ -106,8 +106,8 @@ class SurrogateSection(Section):
         preset = {"features": features, **PRESETS[features]}
         section.__dict__.update({name: value for name, value in preset.items() if name not in self.model_fields_set})
         if features == "expected":
-            for name, value in PRESETS[features].items():
-                if getattr(section, name) != value:
+            for name, field in type(self).model_fields.items():
+                if name != "features" and getattr(section, name) != field.default:
                     raise ValueError(f"surrogate.{name} is an option of surrogate.features=likelihood, not of expected")
         return section
 

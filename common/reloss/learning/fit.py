@@ -225,7 +225,7 @@ class Fit:
         self.surrogate.scale *= float((1 - metric).mean() / losses.mean())
 
     def run(self, checkpoint: Path | None = None, on_validation: OnValidation | None = None) -> None:
-        """Take all steps, from the checkpoint if there is one, or until no validation is better any more."""
+        """Take the steps that remain after the checkpoint, if there is one. `patience` can end the fit earlier."""
         if warning := self.validation.few_items_warning():
             say(warning)
         notify = on_validation or (lambda entry: None)

@@ -111,8 +111,8 @@ def tempered(items: Items, generator: torch.Generator) -> Items:
 def shifted(items: Items, generator: torch.Generator) -> Items:
     """Add a constant to all scores of an item, or to one class's logits: as if the threshold were another one.
 
-    One example of the item is drawn, in half of the items a positive (a member of the class) if there is one, and the
-    constant puts the threshold at its score. So precision and recall change against each other, which recorded items
+    The constant puts the threshold at the score of a random example. In half of the items this example is a positive,
+    or a member of the class, if there is one. So precision and recall change against each other, which recorded items
     hardly show; and some items have right predictions, even if the model predicts no positive at all.
 
     Raises:
@@ -182,7 +182,8 @@ SOURCES: dict[str, Source] = {
 def synthetic(items: Items, generator: torch.Generator, sources: Collection[str] = ()) -> Items:
     """Return the items for validation on synthetic items: relabelled if possible, else shuffled, or blended.
 
-    They are shifted if the fit uses `shifted`: relabelled items of a model that predicts no positive are all alike.
+    If the fit uses `shifted`, they are shifted instead: a model that predicts no positive gives relabelled items that
+    all have the same metric.
 
     Args:
         items: recorded items.

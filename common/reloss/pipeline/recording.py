@@ -108,16 +108,17 @@ def record_held_out(context: Context) -> None:
 
 
 def bank_to_fit(context: Context, bank: PredictionBank) -> PredictionBank:
-    """Return the bank to learn from: that of validation examples where the metric is saturated in the other one.
+    """Return the bank to learn from: the one of validation examples if the metric is saturated in the other.
 
-    Unless all of its items have the same metric; then only a fit with shifted items, which vary, can learn from it.
+    If all validation items have the same metric too, only a fit with shifted items, which vary, learns from them.
     """
     held_out = _open_existing(context.workspace.held_out_bank(context.config.name))
     if held_out is None or held_out.meta["origin"] != bank.meta["origin"]:
         return bank
     share = _best_share(bank, context.config.metric)
-    varies = "shifted" in context.config.learn.shares() or _best_share(held_out, context.config.metric) < 1
-    if share <= SATURATED or not varies:
+    if share <= SATURATED:
+        return bank
+    if "shifted" not in context.config.learn.shares() and _best_share(held_out, context.config.metric) == 1:
         return bank
     say(
         f"{share:.0%} of the recorded training predictions have the best {context.config.metric}, so they cannot be "

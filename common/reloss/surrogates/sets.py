@@ -94,11 +94,8 @@ class SetReLoss(SurrogateLoss):
         return torch.stack((scores, (targets[items] == classes[:, None]).to(scores.dtype)), -1)
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return which sets each item has: [N, 1] for scores, [N, C] for logits, true for each class that occurs."""
-        if outputs.dim() == 2:
-            return torch.ones(len(outputs), 1, dtype=torch.bool, device=outputs.device)
-        absent = torch.zeros(len(outputs), outputs.shape[-1], dtype=torch.bool, device=outputs.device)
-        return absent.scatter(1, targets.long(), True)
+        """Return which sets each item has; see `existing_sets`."""
+        return existing_sets(outputs, targets)
 
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each of M sets: features [M, B, 2] -> [M]."""
@@ -139,6 +136,19 @@ class SetReLoss(SurrogateLoss):
         else:
             losses = F.cross_entropy(outputs.movedim(-1, 1), targets.long(), reduction="none")
         return losses.mean(-1)
+
+
+def existing_sets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return which sets each item has: [N, 1] for scores, [N, C] for logits, true for each class that occurs.
+
+    Args:
+        outputs: [N, B] scores, or [N, B, C] logits.
+        targets: [N, B] labels, or classes.
+    """
+    if outputs.dim() == 2:
+        return torch.ones(len(outputs), 1, dtype=torch.bool, device=outputs.device)
+    absent = torch.zeros(len(outputs), outputs.shape[-1], dtype=torch.bool, device=outputs.device)
+    return absent.scatter(1, targets.long(), True)
 
 
 def log_odds(outputs: Tensor) -> Tensor:

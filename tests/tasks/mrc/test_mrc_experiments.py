@@ -37,3 +37,9 @@ def test_expected_features_see_the_spans_that_decoding_does():
 def test_windows_that_do_not_advance_are_refused():
     with pytest.raises(UsageError, match="must be at least max_question"):
         override(TASK.experiments["mrc/squad_minilm"](), ["data.stride=180"])
+
+
+def test_structure_is_no_option_of_expected_features():
+    config = TASK.experiments["mrc/squad_minilm"]()
+    with pytest.raises(UsageError, match=r"surrogate\.structure is an option of surrogate\.features=likelihood"):
+        override(config, ["surrogate.features=expected", "surrogate.structure=points"])

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from reloss.surrogates.checks import check_logits_or_scores
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
-from reloss.surrogates.sets import SetReLoss, log_odds
+from reloss.surrogates.sets import SetReLoss, existing_sets, log_odds
 
 LARGEST = 1e6  # absolute value of a score; larger ones, and infinite ones, are clamped
 LOG_OF_NOTHING = -1e9  # logarithm of an empty count; far below that of every other count
@@ -76,8 +76,8 @@ def count_features(scores: Tensor, positive: Tensor) -> Tensor:
 
     Logarithms of precision, recall, F1, specificity and negative predictive value of the expected counts; mean
     log-likelihoods of positives and of negatives; shares of positives and of negatives, which do not depend on the
-    scores. A mean or a ratio over an empty class is perfect (0), except that without positives precision and F1 are
-    log(0.001), and likewise the negative predictive value without negatives.
+    scores. A mean or a ratio over an empty class is perfect (0). There are three exceptions: without positives,
+    precision and F1 are log(0.001); without negatives, the negative predictive value is log(0.001).
     """
     log_p, classes = _log_p_and_classes(scores, positive)
     sizes = classes.sum(-1)  # [..., 2]
@@ -260,11 +260,8 @@ class ExpectedSets(ExpectedLoss):
         return torch.cat((count_features(scores, positive), rank_features(scores, positive)), -1)
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return which sets of an item count: [N, 1] for scores, [N, C] for logits, true for each class that occurs."""
-        if outputs.dim() == 2:
-            return torch.ones(len(outputs), 1, dtype=torch.bool, device=outputs.device)
-        absent = torch.zeros(len(outputs), outputs.shape[-1], dtype=torch.bool, device=outputs.device)
-        return absent.scatter(1, targets.long(), True)
+        """Return which sets of an item count: those that exist; see `reloss.surrogates.sets.existing_sets`."""
+        return existing_sets(outputs, targets)
 
     def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:
         """Return the mean over the sets that count, times the scale: losses [N, G], weights [N, G] -> [N]."""
