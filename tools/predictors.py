@@ -7,7 +7,6 @@ test split, each at its best learning rate, next to the figures in the card of i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from statistics import mean
 
 import torch
@@ -16,8 +15,8 @@ from reloss.experiment.records import RunRecord
 from reloss.experiment.task import Task
 from reloss.ranking import spearman
 from reloss.report.groups import scores_by_seed
+from reloss.report.pooled_table import best_groups_by_set
 from reloss.report.table import Cell, Number, Table
-from reloss.report.tuned_table import best_groups, usable_runs
 
 FIGURES = {
     "spearman": "Spearman, held-out items",
@@ -67,12 +66,9 @@ def _comparisons(
     task: Task, runs: Sequence[RunRecord], score: str, settings: tuple[str, ...], pattern: str
 ) -> Iterator[tuple[dict[str, float], float]]:
     """Yield the figures of the fit and the gain on each data set."""
-    for name, make in task.experiments.items():
-        of_experiment = [run for run in usable_runs(runs, score) if run.experiment == name]
-        if not fnmatch(name, f"{task.name}/{pattern}") or not of_experiment:
-            continue
-        groups = best_groups(make(), of_experiment, score)
-        learned, ordinary = groups.get(("reloss", settings)), groups.get((make().ordinary_loss, ()))
-        if learned and ordinary:
+    groups = best_groups_by_set(task, runs, score, pattern)
+    for name, learned in groups.get(("reloss", settings), {}).items():
+        ordinary = groups.get((task.experiments[name]().ordinary_loss, ()), {}).get(name)
+        if ordinary:
             scores = [mean(scores_by_seed(group, score).values()) for group in (learned, ordinary)]
             yield dict(learned[0].fit), scores[0] - scores[1]

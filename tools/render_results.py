@@ -6,15 +6,15 @@ stand. The `docker run` lines are rendered too, from the list of experiments.
 Records are added with `reloss pack RUNS results/records/GROUP`; see results/README.md.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from reloss.experiment.records import read_records
+from reloss.experiment.records import RunRecord, read_records
 from reloss.experiment.task import Task, tasks
 from reloss.report.correlation_table import correlation_rows, correlation_table
-from reloss.report.pooled_table import pooled_rows
+from reloss.report.pooled_table import PooledRow, pooled_rows, pooled_table
 from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
@@ -24,7 +24,7 @@ from tools.verdict import pooled_verdict, short_table, verdict
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
 RECORDS = RESULTS / "records"
-"""Packed records, in a folder per group: main, ablation, rare and tiny."""
+"""Packed records, in a folder per group: main, ablation, rare, keel and tiny."""
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
 LARGE = ("imagenet", "coco")  # batches of these overfill the 64 MB of shared memory that Docker gives
 WHY_IT_WINS = ROOT / "docs" / "why-it-wins.md"
@@ -42,14 +42,17 @@ def rendered_pages() -> dict[Path, str]:
         recorded_rows += [row for row in rows if row.records]
     ranked = [row for row in correlation_rows(records) if not _is_rare(row.experiment)]
     pages[RESULTS / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
+    keel = read_records(RECORDS / "keel").runs
+    pooled = {score: pooled_rows(tasks()["classification"], keel, score, "keel_*") for score in ("binary_f1", "mcc")}
+    rare_verdict = pooled_verdict(pooled["binary_f1"])
     tables = {
-        README: "\n\n".join([verdict(recorded_rows), _rare_verdict(), short_table(configs, records.runs).markdown()]),
+        README: "\n\n".join([verdict(recorded_rows), rare_verdict, short_table(configs, records.runs).markdown()]),
         RESULTS / "rare.md": f"{_tuned('rare', 'average_precision')}\n\n{_tuned('rare', 'binary_f1')}",
         RESULTS / "ablation.md": f"{_tuned('ablation', 'accuracy')}\n\n{_ablation()}",
     }
     for page, text in tables.items():
         pages[page] = put_between(page.read_text(encoding="utf-8"), "results", text)
-    pages[WHY_IT_WINS] = _why_it_wins(WHY_IT_WINS.read_text(encoding="utf-8"))
+    pages[WHY_IT_WINS] = _why_it_wins(keel, pooled)
     commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
     commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, shown_tasks in commands.items():
@@ -61,22 +64,18 @@ def _is_rare(experiment: str) -> bool:
     return any(fnmatch(experiment, f"classification/{pattern}") for pattern in RARE)
 
 
-def _why_it_wins(page: str) -> str:
-    """Return the page with its tables of rare classes."""
-    task, runs = tasks()["classification"], read_records(RECORDS / "keel").runs
-    pooled = "\n\n".join(_pooled("keel", score, "keel_*") for score in ("binary_f1", "mcc"))
-    page = put_between(page, "keel", pooled)
-    page = put_between(page, "digit", _pooled("rare", "binary_f1", "rare_digit_mlp"))
-    return put_between(page, "predictors", predictors_table(task, runs, "binary_f1", (), "keel_*").markdown())
-
-
-def _rare_verdict() -> str:
-    runs = read_records(RECORDS / "keel").runs
-    return pooled_verdict(pooled_rows(tasks()["classification"], runs, "binary_f1", "keel_*"))
-
-
-def _pooled(group: str, score: str, pattern: str) -> str:
-    return read_table("classification", RECORDS / group, score, pattern).markdown()
+def _why_it_wins(keel: Sequence[RunRecord], pooled: Mapping[str, Sequence[PooledRow]]) -> str:
+    """Return docs/why-it-wins.md with its tables of rare classes."""
+    task = tasks()["classification"]
+    tables = {
+        "keel": "\n\n".join(pooled_table(rows, score).markdown() for score, rows in pooled.items()),
+        "digit": read_table("classification", RECORDS / "rare", "binary_f1", "rare_digit_mlp").markdown(),
+        "predictors": predictors_table(task, keel, "binary_f1", (), "keel_*").markdown(),
+    }
+    page = WHY_IT_WINS.read_text(encoding="utf-8")
+    for name, text in tables.items():
+        page = put_between(page, name, text)
+    return page
 
 
 def _tuned(group: str, score: str) -> str:

@@ -7,9 +7,9 @@ unit is the seed.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from statistics import mean
 
 from reloss.experiment.records import RunRecord
@@ -67,42 +67,46 @@ def pooled_rows(task: Task, runs: Sequence[RunRecord], score: str, pattern: str)
     Raises:
         UsageError: no finished record matches, or the learned loss was not run.
     """
-    scores = _scores(task, runs, score, pattern, list(_losses(task)))
-    if score in TUNED_THRESHOLD:
-        ordinary = {make().ordinary_loss for make in task.experiments.values()}
-        tuned = _scores(task, runs, TUNED_THRESHOLD[score], pattern, sorted(ordinary))
-        scores |= {(f"{loss}, threshold tuned", settings): values for (loss, settings), values in tuned.items()}
-    learned = [key for key in scores if key[0] == LEARNED]
+    groups = best_groups_by_set(task, runs, score, pattern)
+    by_seed = len({name for by_set in groups.values() for name in by_set}) == 1
+    scores = {key: _by_unit(by_set, score, by_seed) for key, by_set in groups.items()}
+    learned = [key for key in groups if key[0] == LEARNED]
     if not learned:
         raise UsageError(f"no finished record of {LEARNED} has the score {score} in experiments {task.name}/{pattern}")
-    validation = _scores(task, runs, score, pattern, [LEARNED], "validation_")
-    best = max(learned, key=lambda key: (len(scores[key]), mean(validation[key].values())))
+    validation = {key: _by_unit(groups[key], f"validation_{score}", by_seed) for key in learned}
+    best = max(learned, key=lambda key: (len(validation[key]), mean(validation[key].values())))
+    if tuned := TUNED_THRESHOLD.get(score):
+        ordinary = {make().ordinary_loss for make in task.experiments.values()}
+        for (loss, settings), by_set in best_groups_by_set(task, runs, tuned, pattern).items():
+            if loss in ordinary:
+                scores[f"{loss}, threshold tuned", settings] = _by_unit(by_set, tuned, by_seed)
     units = scores[best].keys()
     rows = [_row(key, values, scores[best], key == best) for key, values in scores.items() if values.keys() >= units]
     return sorted(rows, key=lambda row: -row.mean.mean)
 
 
-def _losses(task: Task) -> dict[str, None]:
-    return dict.fromkeys(loss for make in task.experiments.values() for loss in make().losses)
+def best_groups_by_set(
+    task: Task, runs: Sequence[RunRecord], score: str, pattern: str
+) -> dict[Key, dict[str, Sequence[RunRecord]]]:
+    """Return the runs of every loss with settings, by experiment, at the learning rate with the best `score`.
 
-
-def _scores(
-    task: Task, runs: Sequence[RunRecord], score: str, pattern: str, losses: Sequence[str], split: str = ""
-) -> dict[Key, dict[str, float]]:
-    """Return the scores by unit, for each loss with settings; on the test split, or with `split` before it.
-
-    The learning rate is always the best one for `score` on the validation split.
+    The rate is chosen on the validation split. Only experiments whose names match `pattern` count.
     """
-    by_seed: dict[Key, dict[str, dict[int, float]]] = {}
-    matching = [name for name in task.experiments if fnmatch(name, f"{task.name}/{pattern}")]
-    for name in matching:
-        of_experiment = [run for run in usable_runs(runs, score) if run.experiment == name]
+    groups: dict[Key, dict[str, Sequence[RunRecord]]] = {}
+    usable = usable_runs(runs, score)
+    for name in fnmatch.filter(task.experiments, f"{task.name}/{pattern}"):
+        of_experiment = [run for run in usable if run.experiment == name]
         for key, group in best_groups(task.experiments[name](), of_experiment, score).items():
-            if key[0] in losses:
-                by_seed.setdefault(key, {})[name] = scores_by_seed(group, split + score)
-    if len(matching) == 1:
-        return {key: {f"seed {seed}": value for seed, value in of[matching[0]].items()} for key, of in by_seed.items()}
-    return {key: {name: mean(of[name].values()) for name in of} for key, of in by_seed.items()}
+            groups.setdefault(key, {})[name] = group
+    return groups
+
+
+def _by_unit(by_set: Mapping[str, Sequence[RunRecord]], score: str, by_seed: bool) -> dict[str, float]:
+    """Return the mean score of each set or, of the only set, the score of each seed."""
+    scores = {name: scores_by_seed(group, score) for name, group in by_set.items()}
+    if by_seed:
+        return {f"seed {seed}": value for values in scores.values() for seed, value in values.items()}
+    return {name: mean(values.values()) for name, values in scores.items()}
 
 
 def _row(key: Key, scores: dict[str, float], learned: Mapping[str, float], is_learned: bool) -> PooledRow:
