@@ -146,8 +146,8 @@ def fill(disk: Path, leave: int) -> Path:
     ("settings", "leave"),
     [
         (("train.epochs=1",), 4096),  # the record's first files
-        (("train.epochs=30",), 400_000),  # a checkpoint
-        (("train.epochs=30", "recording.item_size=16"), 60_000),  # a checkpoint or a shard of the bank
+        (("train.epochs=6",), 400_000),  # a checkpoint
+        (("train.epochs=6", "recording.item_size=16"), 60_000),  # a checkpoint or a shard of the bank
     ],
 )
 def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(run_digits, tmp_path, settings, leave, capsys):

@@ -185,7 +185,7 @@ def test_strides_batches_and_half_precision(method: Method) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
-@pytest.mark.parametrize(("method", "n"), [("bitonic", 20), ("odd_even", 7), ("pairwise", 20), ("laplace", 20)])
+@pytest.mark.parametrize(("method", "n"), [("bitonic", 6), ("odd_even", 4), ("pairwise", 20), ("laplace", 20)])
 def test_compiled_ranks_equal_eager_ranks(method: Method, n: int) -> None:
     def rank(x: Tensor) -> Tensor:
         return soft_rank(x, method, standardize=True)

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect results; `not installed` if one is missing."""
-    versions = {"python": platform.python_version()}
-    for package in dict.fromkeys([*LIBRARIES, *(name for task in tasks().values() for name in task.libraries)]):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    packages = dict.fromkeys([*LIBRARIES, *(name for task in tasks().values() for name in task.libraries)])
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def devices() -> dict[str, Any]:

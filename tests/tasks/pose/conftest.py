@@ -1,6 +1,5 @@
-import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,6 @@ FILES = {
 }
 COUNTS = (12, 4)
 NARROW = f"model.config={Path(__file__).parent / 'narrow_resnet18.py'}"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _collect_little_garbage() -> Iterator[None]:
-    """Exempt what is imported from garbage collection: mmengine collects for each data set, 0.8 s each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 _base_ = ["../../../tasks/pose/configs/lsp_resnet18_128x96.py"]
 
-model = dict(
-    backbone=dict(base_channels=8, stem_channels=8, init_cfg=None),
-    head=dict(in_channels=64, deconv_out_channels=(8, 8)),
-)
+model = {
+    "backbone": {"base_channels": 8, "stem_channels": 8, "init_cfg": None},
+    "head": {"in_channels": 64, "deconv_out_channels": (8, 8)},
+}

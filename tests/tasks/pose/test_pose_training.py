@@ -247,8 +247,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_lsp, tmp_path):
 
 
 def test_standard_output_is_only_the_record(persons, narrow, tmp_path, cli):
-    words = ("--data", persons, "--runs", tmp_path, "--track", "off", "--set", "train.epochs=1", "data.held_out=4", narrow)
-    code, out, err = cli("run", "pose/lsp_resnet18", *words, "recording.item_size=2", "train.batch_size=4")
+    words = ("--data", persons, "--runs", tmp_path, "--track", "off", "--set", narrow, "train.epochs=1")
+    settings = ("data.held_out=4", "recording.item_size=2", "train.batch_size=4")
+    code, out, err = cli("run", "pose/lsp_resnet18", *words, *settings)
     assert code == 0, err
     assert out.splitlines() == [str(next((tmp_path / "pose" / "lsp_resnet18").glob("mse@*/seed0")))]
     assert "epoch 1/1: loss" in err
