@@ -166,8 +166,15 @@ def test_bfloat16_trains_on_a_cpu(run_lsp):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_process_measures(persons, tmp_path, finish):
-    settings = ("train.epochs=2", "train.batch_size=4", "train.validate_every=1", "data.held_out=4")
+def test_two_processes_measure_what_one_process_measures(persons, narrow, tmp_path, finish):
+    settings = (
+        narrow,
+        "train.precision=no",
+        "train.epochs=2",
+        "train.batch_size=4",
+        "train.validate_every=1",
+        "data.held_out=4",
+    )
     learn = ("recording.item_size=2", "learn.steps=4", "learn.items=2", "learn.validation_fraction=0.5")
     homes = [tmp_path / name / "pose" / "lsp_resnet18" for name in ("one", "two")]
     for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
