@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.task import Run
@@ -55,14 +54,18 @@ def _losses_for_positives(config: ClassificationExperiment, negatives_per_positi
         "weighted_ce": lambda outputs, targets: F.binary_cross_entropy_with_logits(
             outputs, targets.float(), pos_weight=weight.to(outputs.device)
         ),
-        "focal": lambda outputs, targets: sigmoid_focal_loss(
-            outputs, targets.float(), alpha=recipe.focal_alpha, gamma=recipe.focal_gamma, reduction="mean"
-        ),
+        "focal": lambda outputs, targets: _focal(outputs, targets, recipe.focal_alpha, recipe.focal_gamma),
         "soft_f1": lambda outputs, targets: (
             soft_f1(outputs, targets) + F.binary_cross_entropy_with_logits(outputs, targets.float())
         ),
         "smooth_ap": lambda outputs, targets: smooth_ap(outputs, targets, recipe.ap_temperature),
     }
+
+
+def _focal(outputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss  # importing it takes seconds
+
+    return sigmoid_focal_loss(outputs, targets.float(), alpha=alpha, gamma=gamma, reduction="mean")
 
 
 def smooth_ap(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,10 +33,12 @@ def _build(name: str, classes: int, shape: Sequence[int]) -> nn.Module:
         return SMALL[name](classes)
     if name in CIFAR_DEPTHS:
         return CifarResNet(CIFAR_DEPTHS[name], classes)
-    known = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models  # importing it takes seconds, which networks of our own do not need
+
+    known = models.list_models(module=models)
     if name not in known:
         raise unknown("model", name, [*SMALL, *WIDTHS, *CIFAR_DEPTHS, *known])
-    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return models.get_model(name, weights=None, num_classes=classes)
 
 
 def digits_cnn(classes: int) -> nn.Module:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from reloss.experiment.config import Recording, Scope, SurrogateSection
 from reloss.learning.options import LearnOptions
+from reloss.surrogates.options import Features
 from reloss_tasks.pose.config import Data, Model, PoseExperiment, Train
 
 TOPDOWN = "mmpose::body_2d_keypoint/topdown_heatmap/coco"
@@ -66,16 +67,12 @@ def lsp_resnet18() -> PoseExperiment:
 
     reloss run pose/lsp_resnet18 --loss reloss --seed 0 --data DATA
     """
-    return PoseExperiment(
-        name="pose/lsp_resnet18",
-        scope=Scope.REDUCED,
-        scope_note="800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper uses COCO",
-        score="PCK",
-        data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
-        model=Model(config="lsp_resnet18_128x96.py", pretrained=False),
+    return _lsp(
+        "lsp_resnet18",
+        "800 persons of LSP, ResNet-18 and 128x96 from scratch; the paper uses COCO",
+        pretrained=False,
         train=Train(epochs=40, batch_size=16, lr=1e-3, validate_every=4, precision="bf16"),
-        recording=Recording(item_size=32, examples=100, max_bytes=256 << 20),
-        learn=LEARN.model_copy(update={"items": 32, "steps": 150}),
+        steps=150,
     )
 
 
@@ -90,17 +87,37 @@ def lsp_lite0() -> PoseExperiment:
 
     reloss run pose/lsp_lite0 --loss reloss --seed 0 --data DATA
     """
+    return _lsp(
+        "lsp_lite0",
+        "800 persons of LSP, EfficientNet-Lite0 and 128x96; the paper uses COCO",
+        pretrained=True,
+        train=Train(epochs=20, batch_size=16, lr=1e-3, validate_every=4),
+        steps=300,
+        features="expected",
+    )
+
+
+def _lsp(
+    name: str,
+    scope_note: str,
+    *,
+    pretrained: bool,
+    train: Train,
+    steps: int,
+    features: Features = "likelihood",
+) -> PoseExperiment:
+    """Return what the experiments on Leeds Sports Pose share; the mmpose config is NAME_128x96.py."""
     return PoseExperiment(
-        name="pose/lsp_lite0",
+        name=f"pose/{name}",
         scope=Scope.REDUCED,
-        scope_note="800 persons of LSP, EfficientNet-Lite0 and 128x96; the paper uses COCO",
+        scope_note=scope_note,
         score="PCK",
         data=Data(name="lsp", held_out=100, boxes="annotated", workers=0),
-        model=Model(config="lsp_lite0_128x96.py", pretrained=True),
-        train=Train(epochs=20, batch_size=16, lr=1e-3, validate_every=4),
+        model=Model(config=f"{name}_128x96.py", pretrained=pretrained),
+        train=train,
         recording=Recording(item_size=32, examples=100, max_bytes=256 << 20),
-        surrogate=SurrogateSection(features="expected"),
-        learn=LEARN.model_copy(update={"items": 32, "steps": 300}),
+        surrogate=SurrogateSection(features=features),
+        learn=LEARN.model_copy(update={"items": 32, "steps": steps}),
     )
 
 

@@ -74,11 +74,12 @@ def log_masses(log_p: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_expected_oks(log_p: Tensor, targets: Tensor) -> Tensor:
-    """Return the logarithm of the expected OKS of each joint: log_p [..., K, H, W], targets alike -> [..., K].
+    """Return the logarithm of the expected OKS of each joint: log_p and targets [..., K, H, W] -> [..., K].
 
-    The OKS of a joint is exp(-d^2 / (2 area (2 sigma)^2)) at the distance d from its target. Area and, for 17 joints,
-    sigmas are those of `heatmap_oks`: 0.53 of the person's box, which is the heatmap without a margin of factor 1.25.
-    Other joints have no known sigmas; all get the mean of COCO's joints of the body, 0.08. Positions are whole pixels.
+    The OKS of a joint is exp(-d^2 / (2 area (2 sigma)^2)) at the distance d from its target, in whole pixels. The area
+    is that of `heatmap_oks`: 0.53 of the person's box, and the heatmap is that box enlarged by 1.25. With 17 joints,
+    the sigmas are COCO's. Other sets of joints have no published sigmas: each joint gets 0.08, the mean of COCO's
+    joints of the body.
     """
     joints, height, width = targets.shape[-3:]
     area = 0.53 * height * width / 1.25**2
