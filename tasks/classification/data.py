@@ -24,6 +24,7 @@ from reloss.runtime.files import hash_of_files
 from reloss.runtime.progress import progress
 from reloss_tasks.classification import tabular
 from reloss_tasks.classification.config import Data
+from reloss_tasks.classification.folders import ClassFolders
 
 # Mean and standard deviation of each channel of the training images. CIFAR: computed from the data; ImageNet: as in
 # torchvision's references.
@@ -201,8 +202,10 @@ def check(config: Data, root: Path) -> str:
     """Return one line that describes the data.
 
     Raises:
-        RelossError: the data are missing.
+        RelossError: the data are missing, or an image is empty.
     """
+    if config.format == "folder":
+        _image_files(config, root)
     splits = load(config, root)
     counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "validation", "test"))
     if config.format == "tabular":
@@ -252,8 +255,7 @@ def fingerprint(config: Data, root: Path) -> str:
         digest = hashlib.sha256(b"".join(part.tobytes() for part in _digits_arrays())).hexdigest()
     elif config.format == "folder":
         folder = _folder(config, root)
-        splits = [_open(config, root, train=train, transform=None).samples for train in (True, False)]
-        digest = hash_of_files(folder, [Path(path) for samples in splits for path, _ in samples])
+        digest = hash_of_files(folder, _image_files(config, root))
     else:
         kind = _as_downloaded(config)
         paths = [root / kind.base_folder / name for name in _downloaded_files(kind)]
@@ -272,14 +274,15 @@ def _folder(config: Data, root: Path) -> Path:
     )
 
 
+def _image_files(config: Data, root: Path) -> list[Path]:
+    """Return the files of the images in class folders, training images first; none of them is empty."""
+    splits = (_open_folder(config, root, train=train, transform=None) for train in (True, False))
+    return [path for split in splits for path in split.files()]
+
+
 def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform | None) -> datasets.VisionDataset:
     if config.format == "folder":
-        folder = _folder(config, root)
-        split = "train" if train else "test" if (folder / "test").is_dir() else "val"
-        try:
-            return datasets.ImageFolder(str(folder / split), transform=transform)
-        except FileNotFoundError as error:
-            raise RelossError(f"no images of {config.name} in {folder / split}: {error}") from None
+        return _open_folder(config, root, train=train, transform=transform)
     try:
         return _as_downloaded(config)(root, train=train, transform=transform)
     except RuntimeError:
@@ -287,6 +290,15 @@ def _open(config: Data, root: Path, *, train: bool, transform: v2.Transform | No
             f"no {config.name} in {root}: run `reloss data fetch {config.name} --data {root}`; if {root / config.name} "
             "has class folders, use --set data.format=folder"
         ) from None
+
+
+def _open_folder(config: Data, root: Path, *, train: bool, transform: v2.Transform | None) -> ClassFolders:
+    folder = _folder(config, root)
+    split = "train" if train else "test" if (folder / "test").is_dir() else "val"
+    try:
+        return ClassFolders(folder / split, transform)
+    except FileNotFoundError as error:
+        raise RelossError(f"no images of {config.name} in {folder / split}: {error}") from None
 
 
 def _as_downloaded(config: Data) -> type[datasets.CIFAR10]:

@@ -34,6 +34,11 @@ class Data(DataSection):
     max_question: int = Field(64, ge=1, description="number of tokens at which a question is cut off")
     max_answer: int = Field(30, ge=1, description="longest answer in tokens")
 
+    @property
+    def rules(self) -> Literal["squad1", "squad2", "cmrc2018"]:
+        """The official script whose rules score the answers, a key of `scoring.COMPARE`."""
+        return "cmrc2018" if self.language == "zh" else "squad2" if self.unanswerable else "squad1"
+
     @model_validator(mode="after")
     def _windows_advance(self) -> Self:
         least = self.max_question + self.stride + 8

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from reloss.runtime.errors import RelossError
 from reloss.runtime.files import read_json
 from reloss_tasks.mrc import download
 from reloss_tasks.mrc.config import Data
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def load(config: Data, root: Path) -> Splits:
     Training skips questions whose answers do not occur in their passage.
 
     Raises:
-        RelossError: a file is missing or not in SQuAD's JSON, or there are too few questions.
+        RelossError: a file is missing or not in SQuAD's JSON, there are too few questions, or two that are scored have
+            the same id.
     """
     questions = read(_path(config, root, config.train_file))
     if config.test_file is not None:
@@ -70,6 +75,8 @@ def load(config: Data, root: Path) -> Splits:
     ):
         if len(split) < count:
             raise RelossError(f"{config.name} has {len(split)} questions for data.{key}, fewer than {count}")
+    for split in (held_out, test):
+        _check_ids(config, split)
     test = _draw(test, config.test_questions)
     return Splits(_draw(train, config.train_questions), held_out or test, test)
 
@@ -80,22 +87,67 @@ def read(path: Path) -> list[Question]:
     Raises:
         RelossError: the file is missing or has another format.
     """
+    content = read_json(path)
     try:
         return [
             _question(entry, paragraph["context"], number)
-            for number, article in enumerate(read_json(path)["data"])
+            for number, article in enumerate(content["data"])
             for paragraph in article["paragraphs"]
             for entry in paragraph["qas"]
         ]
+    except RelossError as error:
+        raise RelossError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise RelossError(f"{path} is not in SQuAD's JSON: {type(error).__name__} {error}") from error
 
 
 def _question(entry: dict[str, Any], context: str, article: int) -> Question:
-    answers = () if entry.get("is_impossible") else tuple(answer["text"] for answer in entry["answers"])
-    places = [_find(context, answer["text"], answer.get("answer_start", -1)) for answer in entry["answers"]]
+    """Return a question from its entry in the file.
+
+    Raises:
+        RelossError: a field has the wrong type, or a text is not Unicode; the message names the question.
+    """
+    name = str(entry["id"])
+    _check_text(name, "id", name)
+    impossible = entry.get("is_impossible", False)
+    if not isinstance(impossible, bool):
+        raise RelossError(f"question {name}: is_impossible is {impossible!r}; write true or false, without quotes")
+    golds = [(answer["text"], answer.get("answer_start", -1)) for answer in entry["answers"]]
+    for field, text in (
+        ("context", context),
+        ("question", entry["question"]),
+        *(("answers", text) for text, _ in golds),
+    ):
+        _check_text(name, field, text)
+    for _, start in golds:
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise RelossError(f"question {name}: answer_start is {start!r}; write a whole number, without quotes")
+    answers = () if impossible else tuple(text for text, _ in golds)
+    places = [_find(context, text, start) for text, start in golds]
     spans = dict.fromkeys(place for place in places if place is not None) if answers else {}
-    return Question(str(entry["id"]), entry["question"], context, answers, tuple(spans), article)
+    return Question(name, entry["question"], context, answers, tuple(spans), article)
+
+
+def _check_text(name: str, field: str, text: Any) -> None:
+    """Raise RelossError unless the text of a question's field is a string of Unicode characters."""
+    if not isinstance(text, str):
+        raise RelossError(f"question {name}: {field} holds {text!r:.40}, which is not a text; put it in quotes")
+    if surrogate := SURROGATE.search(text):
+        raise RelossError(
+            f"question {name}: {field} holds half a character (\\u{ord(surrogate.group()):04x}, an unpaired surrogate) "
+            f"at position {surrogate.start()}; remove or repair it"
+        )
+
+
+def _check_ids(config: Data, questions: Sequence[Question]) -> None:
+    """Raise RelossError if two questions have the same id: answers are scored, and written, by id."""
+    counts = Counter(question.id for question in questions)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise RelossError(
+            f"{config.name}: {len(repeated)} ids of test or validation questions occur more than once, such as "
+            f"{repeated[0]}; give every question its own id"
+        )
 
 
 def _find(context: str, text: str, start: int) -> tuple[int, int] | None:

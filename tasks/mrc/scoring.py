@@ -1,11 +1,15 @@
 """The official evaluations: SQuAD v1.1 and v2.0 compare normalised words, CMRC 2018 characters. Pure Python.
 
+They differ in small ways, which the rules `squad1`, `squad2` and `cmrc2018` keep: their scores equal those of the
+official scripts.
+
 Exact match asks whether an answer equals a gold answer; F1 measures how much both texts share. Sources of the
 definitions: Rajpurkar et al. (2016, section 6.1; 2018, section 3), Cui et al. (2019, section 4.1).
 """
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -13,12 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from reloss_tasks.mrc.data import Question
+from reloss_tasks.mrc.words import split_words
 
 EXAMPLES = 20  # right and wrong answers in the record's examples.json, each
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 CHINESE_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
-CHINESE_PARTS = re.compile(r"[\u4e00-\u9fa5]|[^\W\u4e00-\u9fa5]+|[^\w\s]")
+CHINESE = re.compile(r"([\u4e00-\u9fa5])")
 SENTENCE = re.compile(r".*?[.!?。！？](?=\s|[^\x00-\x7f]|$)|.+", re.DOTALL)
 
 
@@ -34,19 +39,28 @@ def normalize(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def score(answer: str, question: Question, language: str = "en") -> Score:
+def score(answer: str, question: Question, rules: str = "squad1") -> Score:
     """Return the best scores of an answer over the gold answers. An empty answer means no answer.
 
-    If a question is unanswerable, the empty answer scores 1 and any other 0.
+    If a question is unanswerable, an answer that normalises to nothing scores 1 and any other 0. In SQuAD 2.0, gold
+    answers that normalise to nothing do not count; a question without others is unanswerable.
+
+    Args:
+        answer: the answer.
+        question: holds the gold answers.
+        rules: a key of `COMPARE`, the official script to follow.
     """
-    compare = COMPARE[language]
-    golds = question.answers or ("",)
+    compare = COMPARE[rules]
+    golds = [gold for gold in question.answers if rules != "squad2" or normalize(gold)]
+    if not golds:
+        is_empty = compare(answer, "").exact_match
+        return Score(is_empty, is_empty)
     pairs = [compare(answer, gold) for gold in golds]
     return Score(max(f1 for f1, _ in pairs), max(exact for _, exact in pairs))
 
 
 def compare_words(answer: str, gold: str) -> Score:
-    """Return F1 of the bags of normalised words, and whether the texts are equal; empty texts as in SQuAD v2.0."""
+    """Return F1 of the bags of normalised words, and whether the normalised texts are equal."""
     answer, gold = normalize(answer), normalize(gold)
     common = sum((Counter(answer.split()) & Counter(gold.split())).values())
     return Score(_f1(common, len(answer.split()), len(gold.split())), float(answer == gold))
@@ -55,8 +69,7 @@ def compare_words(answer: str, gold: str) -> Score:
 def compare_characters(answer: str, gold: str) -> Score:
     """Return F1 of the longest common run of parts, and whether the texts are equal, both without punctuation.
 
-    A part is a Chinese character, a run of other letters and digits, or any other symbol. CMRC 2018's script splits
-    text that is not Chinese with NLTK instead.
+    A part is a Chinese character, or a word of the text between Chinese characters (see `split_words`).
     """
     answer_parts, gold_parts = _chinese_parts(answer), _chinese_parts(gold)
     common = _longest_common_run(answer_parts, gold_parts)
@@ -64,14 +77,16 @@ def compare_characters(answer: str, gold: str) -> Score:
     return Score(f1, float(_without_punctuation(answer) == _without_punctuation(gold)))
 
 
-COMPARE: dict[str, Callable[[str, str], Score]] = {"en": compare_words, "zh": compare_characters}
+COMPARE: dict[str, Callable[[str, str], Score]] = {
+    "squad1": compare_words,
+    "squad2": compare_words,
+    "cmrc2018": compare_characters,
+}
 
 
 def _f1(common: int, answer: int, gold: int) -> float:
-    """Return F1 from the numbers of common parts, of the answer's and of the gold answer's; 1 if both are empty."""
-    if answer == 0 or gold == 0:
-        return float(answer == gold)
-    return 2 * common / (answer + gold)
+    """Return F1 from the numbers of common parts, of the answer's and of the gold answer's; 0 if none are common."""
+    return 2 * common / (answer + gold) if common else 0.0
 
 
 def _without_punctuation(text: str) -> str:
@@ -79,7 +94,8 @@ def _without_punctuation(text: str) -> str:
 
 
 def _chinese_parts(text: str) -> list[str]:
-    return CHINESE_PARTS.findall(_without_punctuation(text))
+    pieces = CHINESE.split(_without_punctuation(text))  # every other piece is a Chinese character
+    return [part for n, piece in enumerate(pieces) for part in ([piece] if n % 2 else split_words(piece))]
 
 
 def _longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
@@ -91,15 +107,15 @@ def _longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
     return longest
 
 
-def mean_scores(answers: dict[str, str], questions: Sequence[Question], language: str = "en") -> dict[str, float]:
+def mean_scores(answers: dict[str, str], questions: Sequence[Question], rules: str = "squad1") -> dict[str, float]:
     """Return mean F1 and exact match. If some questions are unanswerable, also the means for each kind of question.
 
     Args:
         answers: answers by the ids of the questions; a missing one counts as no answer.
         questions: at least one question.
-        language: a key of `COMPARE`.
+        rules: a key of `COMPARE`.
     """
-    scores = [score(answers.get(question.id, ""), question, language) for question in questions]
+    scores = [score(answers.get(question.id, ""), question, rules) for question in questions]
     means = _means(scores)
     if not all(question.answers for question in questions):
         for kind, answerable in (("has_answer", True), ("no_answer", False)):
@@ -113,7 +129,7 @@ def _means(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def best_threshold(
-    answers: dict[str, str], leads: dict[str, float], questions: Sequence[Question], language: str = "en"
+    answers: dict[str, str], leads: dict[str, float], questions: Sequence[Question], rules: str = "squad1"
 ) -> dict[str, float]:
     """Return the best F1 that any threshold on the lead of no answer reaches, and that threshold.
 
@@ -123,12 +139,13 @@ def best_threshold(
         answers: text of the best span for every question, by id.
         leads: score of no answer minus score of the best span, by id.
         questions: at least one question.
-        language: a key of `COMPARE`.
+        rules: a key of `COMPARE`.
     """
     total = sum(float(not question.answers) for question in questions)  # F1 if no question is answered
-    best, threshold = total, float("-inf")
+    best, threshold = total, math.nextafter(min(leads.values()), -math.inf)
     for question in sorted(questions, key=lambda question: leads[question.id]):
-        total += score(answers[question.id], question, language).f1 - float(not question.answers)
+        answer = answers[question.id]
+        total += score(answer, question, rules).f1 if question.answers else -float(answer != "")
         if total > best:
             best, threshold = total, leads[question.id]
     return {"best_f1": best / len(questions), "best_f1_threshold": threshold}
@@ -140,12 +157,12 @@ def first_sentence(context: str) -> str:
     return match.group().strip() if match else ""
 
 
-def examples(answers: dict[str, str], questions: Sequence[Question], language: str) -> dict[str, list[dict[str, Any]]]:
+def examples(answers: dict[str, str], questions: Sequence[Question], rules: str) -> dict[str, list[dict[str, Any]]]:
     """Return the first wrong and the first right answers, with questions, gold answers and scores."""
     kinds: dict[str, list[dict[str, Any]]] = {"wrong": [], "right": []}
     for question in questions:
         answer = answers[question.id]
-        result = score(answer, question, language)
+        result = score(answer, question, rules)
         rows = kinds["right" if result.exact_match else "wrong"]
         if len(rows) < EXAMPLES:
             rows.append(

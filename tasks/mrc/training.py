@@ -60,11 +60,11 @@ def evaluate(run: Run[ReadingExperiment]) -> dict[str, float]:
 
         scores, answers = answer(splits.test)
         openings = {question.id: first_sentence(question.context) for question in splits.test}
-        scores["first_sentence_f1"] = mean_scores(openings, splits.test, config.data.language)["f1"]
+        scores["first_sentence_f1"] = mean_scores(openings, splits.test, config.data.rules)["f1"]
         if splits.validation is not splits.test:
             scores |= {f"validation_{name}": value for name, value in answer(splits.validation)[0].items()}
     run.record.save_json("predictions", answers)
-    run.record.save_examples(examples(answers, splits.test, config.data.language))
+    run.record.save_examples(examples(answers, splits.test, config.data.rules))
     return scores
 
 
@@ -81,11 +81,11 @@ def _score(
     ids = [question.id for question in questions]
     answers = dict(zip(ids, texts, strict=True))
     if not config.data.unanswerable:
-        return mean_scores(answers, questions, config.data.language), answers
+        return mean_scores(answers, questions, config.data.rules), answers
     leads = dict(zip(ids, null_leads.tolist(), strict=True))
-    best = best_threshold(answers, leads, questions, config.data.language)
+    best = best_threshold(answers, leads, questions, config.data.rules)
     answers = {name: "" if leads[name] > config.data.null_threshold else text for name, text in answers.items()}
-    return {**mean_scores(answers, questions, config.data.language), **best}, answers
+    return {**mean_scores(answers, questions, config.data.rules), **best}, answers
 
 
 def collate(windows: Windows, rows: Sequence[int]) -> dict[str, Tensor]:

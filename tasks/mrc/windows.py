@@ -206,10 +206,11 @@ def read_answers(
 
 
 def _slice(text: str, begin: int, end: int) -> str:
-    """Return text[begin:end] with the combining marks that follow, without surrounding space.
+    """Return text[begin:end] with the marks that follow, without surrounding space.
 
-    A tokenizer that strips accents leaves an accent that is a separate character outside the token.
+    A tokenizer that strips accents leaves a mark that is a separate character, such as an accent or the vowel signs of
+    Hindi, outside the token.
     """
-    while end < len(text) and unicodedata.combining(text[end]):
+    while end < len(text) and unicodedata.category(text[end]).startswith("M"):
         end += 1
     return text[begin:end].strip()

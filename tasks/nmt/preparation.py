@@ -20,7 +20,10 @@ from reloss_tasks.nmt.data import fingerprint, hash_of_texts
 from reloss_tasks.nmt.fairseq_commands import run_command
 from reloss_tasks.nmt.texts import SPLITS, check_parallel, read_lines, read_sentences, text_files
 
+FORMAT = 2  # version of the prepared files
 SUBWORDS = "subwords.model"
+# fairseq's own symbols. A subword of the same spelling would be read as one, such as the end of the sentence.
+SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 # Most subwords in a sentence. The models take 1,024, and a translation by a NAT may be 128 subwords longer.
 LONGEST = 800
 
@@ -41,7 +44,7 @@ def prepare(config: Data, folder: Path, runs: Path, distilled: Path | None = Non
         RelossError: texts are missing or not parallel, a sentence is too long, or the subwords cannot be learned.
     """
     files, original = text_files(config, folder), None
-    inputs = [config.model_dump(exclude={"workers", "teacher"}), fingerprint(config, folder)]
+    inputs = [FORMAT, config.model_dump(exclude={"workers", "teacher"}), fingerprint(config, folder)]
     if distilled is not None:
         original = prepare(config.model_copy(update={"distilled": False}), folder, runs)
         files["train", config.target] = distilled
@@ -77,7 +80,11 @@ def _fill(config: Data, files: Mapping[tuple[str, str], Path], target: Path, ori
 
 
 def _learn_subwords(config: Data, texts: Sequence[Path], target: Path) -> None:
-    """Learn a byte-pair encoding on both languages together."""
+    """Learn a byte-pair encoding on both languages together.
+
+    The subwords spell a text exactly as it is. sentencepiece's default would replace characters such as ½ and ™, which
+    no translation could then contain, although the references do.
+    """
     import sentencepiece
 
     try:
@@ -86,6 +93,7 @@ def _learn_subwords(config: Data, texts: Sequence[Path], target: Path) -> None:
             model_prefix=str((target / SUBWORDS).with_suffix("")),
             vocab_size=config.subwords,
             model_type="bpe",
+            normalization_rule_name="identity",
             character_coverage=1.0,
             num_threads=1,
             minloglevel=2,
@@ -103,12 +111,18 @@ def _split_into_subwords(files: Mapping[tuple[str, str], Path], texts: Path, pie
     splitter = sentencepiece.SentencePieceProcessor(model_file=str(model))
     counts: dict[str, dict[Path, int]] = {split: {} for split in SPLITS}
     for (split, lang), path in files.items():
-        sentences = splitter.encode(read_lines(texts / f"{split}.{lang}"), out_type=str)
+        lines = read_lines(texts / f"{split}.{lang}")
+        sentences = [spell_symbols(subwords) for subwords in splitter.encode(lines, out_type=str)]
         _check_lengths(sentences, path)
         counts[split][path] = len(sentences)
         write_text(pieces / f"{split}.{lang}", "".join(" ".join(subwords) + "\n" for subwords in sentences))
     for sizes in counts.values():
         check_parallel(sizes)
+
+
+def spell_symbols(subwords: Sequence[str]) -> list[str]:
+    """Return the subwords of a sentence, with each that looks like one of fairseq's symbols split into characters."""
+    return [part for subword in subwords for part in (subword if subword in SYMBOLS else (subword,))]
 
 
 def _check_lengths(sentences: Sequence[Sequence[str]], path: Path) -> None:

@@ -25,13 +25,15 @@ def read_lines(path: Path) -> list[str]:
 def read_sentences(path: Path) -> Iterator[str]:
     """Yield the sentences of a text, their words separated by single spaces. Only a line feed ends a line.
 
+    A byte order mark, which some editors write at the start of a file, is dropped.
+
     Raises:
         RelossError: a line is not UTF-8.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield " ".join(line.decode("utf-8").split())
+                yield " ".join(line.decode("utf-8-sig" if number == 1 else "utf-8").split())
             except UnicodeDecodeError as error:
                 raise RelossError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from error
 

@@ -1,6 +1,7 @@
 """The losses of pose estimation: mmpose's own, and a surrogate for heatmaps as a keypoint loss of mmpose.
 
-In any heatmap config of mmpose, `loss=dict(type='PoseReLoss', surrogate=...)` trains with a surrogate.
+In any heatmap config of mmpose, `loss=dict(type='PoseReLoss', surrogate=...)` trains with a surrogate. Importing this
+module also lets mmpose's tools load the checkpoints that they write (see `checkpoints`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates import SurrogateLoss, load
 from reloss.surrogates.pose import JointLoss
+from reloss_tasks.pose import checkpoints  # noqa: F401
 from reloss_tasks.pose.config import PoseExperiment
 
 
@@ -72,6 +74,7 @@ class KeypointReLoss(nn.Module):
     Args:
         surrogate: a fitted surrogate, its folder, or its name (see `reloss.surrogates.load`).
         use_target_weight: whether joints are weighted by their visibility, as in mmpose.
+        skip_empty_channel: whether joints whose target heatmap is 0 everywhere do not count.
         ordinary_weight: weight of mmpose's mean squared error, which is added.
         loss_weight: factor of the whole loss.
 
@@ -83,6 +86,7 @@ class KeypointReLoss(nn.Module):
         self,
         surrogate: SurrogateLoss | str | Path,
         use_target_weight: bool = True,
+        skip_empty_channel: bool = False,
         ordinary_weight: float = 0.0,
         loss_weight: float = 1.0,
     ) -> None:
@@ -93,8 +97,9 @@ class KeypointReLoss(nn.Module):
                 f"{type(loaded).__name__} is no surrogate for heatmaps; choose one that was fitted to them"
             )
         self._surrogate = (loaded.freeze(),)  # in a tuple, so that PyTorch does not register its parameters
-        self.ordinary = KeypointMSELoss(use_target_weight=use_target_weight)
+        self.ordinary = KeypointMSELoss(use_target_weight, skip_empty_channel)
         self.use_target_weight = use_target_weight
+        self.skip_empty_channel = skip_empty_channel
         self.ordinary_weight = ordinary_weight
         self.loss_weight = loss_weight
 
@@ -103,20 +108,53 @@ class KeypointReLoss(nn.Module):
         """The frozen surrogate."""
         return self._surrogate[0]
 
-    def forward(self, output: Tensor, target: Tensor, target_weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, output: Tensor, target: Tensor, target_weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of heatmaps.
 
         Args:
             output: [B, K, H, W] heatmaps.
             target: [B, K, H, W] target heatmaps.
-            target_weights: [B, K] weights of the joints, all 1 by default.
+            target_weights: [B, K] weights of the joints, or [B, K, H, W] of the pixels; all 1 by default.
+            mask: [B, K, H, W] or [B, 1, H, W], 1 for pixels that count and 0 for others; all 1 by default.
 
         Raises:
             ValueError: the shapes do not agree, or the surrogate is for heatmaps of another size.
         """
-        ones = output.new_ones(output.shape[:2])
-        weights = target_weights if self.use_target_weight and target_weights is not None else ones
-        loss = self.surrogate.to(output.device)(output, target, weights)
+        _check_weights(target, target_weights, mask)
+        target_weights = target_weights if self.use_target_weight else None
+        joints, pixels = _weights(target, target_weights, mask)
+        if self.skip_empty_channel:
+            joints = joints * (target != 0).flatten(2).any(-1)
+        # A pixel's weight is the factor of its squared error. Without any, a pixel counts as right.
+        seen = output if pixels is None else target + pixels.sqrt() * (output - target)
+        loss = self.surrogate.to(output.device)(seen, target, joints.to(output.dtype))
         if self.ordinary_weight:
-            loss = loss + self.ordinary_weight * self.ordinary(output.float(), target, weights)
+            loss = loss + self.ordinary_weight * self.ordinary(output.float(), target, target_weights, mask)
         return self.loss_weight * loss
+
+
+def _check_weights(target: Tensor, target_weights: Tensor | None, mask: Tensor | None) -> None:
+    """Raise ValueError unless weights and mask, if there are any, have shapes that fit the target [B, K, H, W]."""
+    shape = target.shape
+    if target_weights is not None and target_weights.shape not in (shape, shape[:2]):
+        raise ValueError(f"target_weights must be {list(shape[:2])} or {list(shape)}, not {list(target_weights.shape)}")
+    if mask is not None and mask.shape not in (shape, (shape[0], 1, *shape[2:])):
+        raise ValueError(f"mask must be [{shape[0]}, 1, *{list(shape[2:])}] or {list(shape)}, not {list(mask.shape)}")
+
+
+def _weights(target: Tensor, target_weights: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the weights of the joints [B, K] and, unless all are 1, of the pixels [B, K, H, W].
+
+    A joint without a pixel that counts has the weight 0.
+    """
+    joints = target.new_ones(target.shape[:2])
+    pixels = None if mask is None else mask.to(target.dtype).expand_as(target)
+    if target_weights is not None and target_weights.dim() == 4:
+        pixels = target_weights if pixels is None else pixels * target_weights
+    elif target_weights is not None:
+        joints = target_weights
+    if pixels is not None:
+        joints = joints * (pixels != 0).flatten(2).any(-1)
+    return joints, pixels

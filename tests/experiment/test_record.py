@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from reloss.experiment.config import to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
-from reloss.experiment.record import Record, read_summary
+from reloss.experiment.record import Record, read_summary, read_weights, weights_file
 from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment
 from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
@@ -289,3 +289,16 @@ def test_a_config_that_is_cut_short_is_reported_as_such(tmp_path):
     with pytest.raises(RelossError, match=r"config\.yaml is cut short; remove it") as error:
         open_record(tmp_path, DIGITS)
     assert error.value.exit_code == 1
+
+
+def test_tied_weights_are_saved_under_each_name(tmp_path):
+    """As in BART, whose encoder, decoder and output share the embedding."""
+    shared = torch.nn.Embedding(3, 2)
+    model = torch.nn.ModuleDict({"encoder": shared, "decoder": shared, "part": torch.nn.Linear(2, 3, bias=False)})
+    model["part"].weight = shared.weight
+    record = open_record(tmp_path)
+    record.save_weights(model.state_dict())
+    weights = read_weights(weights_file(tmp_path))
+    assert len(weights) == 3
+    assert all(torch.equal(value, shared.weight) for value in weights.values())
+    model.load_state_dict(weights)

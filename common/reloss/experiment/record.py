@@ -183,11 +183,13 @@ class Record:
         )
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
-        """Write the final weights of the model as safetensors."""
+        """Write the final weights of the model as safetensors. Tied weights are written once under each name."""
         if not self._writes:
             return
         with atomic(self.weights) as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+            # A copy of each: safetensors refuses tensors that share memory.
+            copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+            save_file(copies, temporary)
 
     def save_predictions(self, epoch: int, outputs: Tensor, targets: Tensor) -> None:
         """Save predictions of E validation examples after an epoch: outputs [E, ...] in float16, targets [E, ...]."""

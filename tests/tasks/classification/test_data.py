@@ -216,3 +216,40 @@ def test_a_damaged_batch_of_cifar_is_downloaded_again(requests, tmp_path):
     data.fetch(CIFAR10, tmp_path)
     assert len(requests) == 2
     assert batch.read_bytes() == content
+
+
+def test_hidden_files_and_folders_are_no_classes_and_no_images(images, tmp_path):
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    before = data.fingerprint(folder(), tmp_path)
+    for hidden in (".ipynb_checkpoints", ".cache", "c/.ipynb_checkpoints"):
+        (tmp_path / "train" / hidden).mkdir()
+        shutil.copy(images / "train" / "a" / "0.png", tmp_path / "train" / hidden / "0-checkpoint.png")
+    shutil.copy(images / "train" / "a" / "0.png", tmp_path / "train" / "b" / "._0.png")
+    splits = data.load(folder(), tmp_path)
+    assert splits.classes == 6
+    assert targets(splits.train) == sorted(5 * list(range(6)))
+    assert data.fingerprint(folder(), tmp_path) == before
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "test" / ".cache").mkdir(parents=True)
+    with pytest.raises(RelossError, match=r"no images of cifar10 in .*test: there is no class folder in"):
+        data.load(folder(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"no image", "cannot identify image file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "broken PNG|cannot identify"),
+    ],
+)
+def test_an_unreadable_image_is_named(images, tmp_path, content, reason):
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train" / "d" / "3.png").write_bytes(content)
+    with pytest.raises(
+        RelossError, match=rf"the image .*/train/d/3\.png cannot be read \(.*({reason}).*; remove it, or"
+    ):
+        data.check(folder(), tmp_path)
+    if not content:  # before a record is made
+        with pytest.raises(RelossError, match=r"3\.png cannot be read \(it is empty\)"):
+            data.fingerprint(folder(), tmp_path)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from reloss.runtime.errors import RelossError, UsageError
@@ -125,3 +127,43 @@ def test_dureader_is_unpacked(tmp_path, monkeypatch):
     fetch(EXPERIMENTS["mrc/dureader_roberta_wwm"]().data, tmp_path)
     assert sorted(path.name for path in (tmp_path / "dureader_robust").iterdir()) == ["dev.json", "train.json"]
     assert read_json(tmp_path / "dureader_robust" / "dev.json") == {"data": []}
+
+
+def test_questions_that_are_scored_have_different_ids(questions, tmp_path):
+    for split in ("train", "dev"):
+        content = read_json(questions / "squad" / f"{split}-v1.1.json")
+        first, second = content["data"][1]["paragraphs"][0]["qas"][:2]
+        second["id"] = first["id"]
+        write_json(tmp_path / "squad" / f"{split}-v1.1.json", content)
+    config = SQUAD.model_copy(update={"test_questions": None, "held_out": 0})
+    with pytest.raises(RelossError, match=r"1 ids of test or validation questions .* such as test1-0-0; give every"):
+        load(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_impossible": "false"}, r"question 7: is_impossible is 'false'; write true or false"),
+        ({"is_impossible": 1}, r"question 7: is_impossible is 1; write true or false"),
+        (
+            {"question": "wh\ud800y?"},
+            r"question 7: question holds half a character \(\\ud800, .*\) at position 2; remove",
+        ),
+        ({"id": "\udc00"}, r"id holds half a character"),
+        ({"answers": [{"text": "\udfff"}]}, r"question 7: answers holds half a character \(\\udfff"),
+        ({"answers": [{"text": 5}]}, r"question 7: answers holds 5, which is not a text"),
+        ({"answers": [{"text": "a", "answer_start": "0"}]}, r"question 7: answer_start is '0'; write a whole number"),
+        ({"answers": {}}, None),
+        ({"question": None}, r"question 7: question holds None, which is not a text"),
+        ({"answers": ["a"]}, r"is not in SQuAD's JSON: TypeError"),
+    ],
+)
+def test_wrong_fields_are_named_with_file_and_question(tmp_path, changes, message):
+    entry = {"id": 7, "question": "why?", "answers": [{"text": "a", "answer_start": 0}], **changes}
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": [entry]}]}]}))
+    if message is None:
+        assert read(path)[0].answers == ()
+        return
+    with pytest.raises(RelossError, match=rf"questions\.json.*{message}"):
+        read(path)

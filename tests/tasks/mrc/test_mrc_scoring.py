@@ -88,7 +88,7 @@ def test_by_hand(answer, golds, f1, exact):
 )
 def test_chinese_by_hand(answer, gold, f1, exact):
     assert compare_characters(answer, gold) == pytest.approx((f1, exact))
-    assert score(answer, question("纽约", gold), "zh") == pytest.approx((f1, exact))
+    assert score(answer, question("纽约", gold), "cmrc2018") == pytest.approx((f1, exact))
 
 
 @given(st.text("ab北京", max_size=8), st.text("ab北京", max_size=8))

@@ -10,6 +10,7 @@ from reloss.metrics import MASKED
 from reloss_tasks.mrc import windows as features
 from reloss_tasks.mrc.config import Data
 from reloss_tasks.mrc.data import Question
+from reloss_tasks.mrc.models import character_tokenizer
 from reloss_tasks.mrc.windows import make_windows, read_answers
 
 KINDS = ("pieces", "bytes", "characters")
@@ -202,3 +203,13 @@ def test_windows_are_cached_and_a_damaged_cache_is_replaced(tokenizers, tmp_path
     assert len(list(path.parent.iterdir())) == 6
     path.write_bytes(b"damaged")
     assert torch.equal(make_windows(questions, tokenizers["pieces"], config()).targets, first.targets)
+
+
+@pytest.mark.parametrize("word", ["हिंदू", "দুঃখ", "தமிழ்", "ไทย้", "cafe\u0301"])
+def test_marks_of_a_word_are_read_back_even_if_the_tokenizer_strips_them(word):
+    context = f"{word} x"
+    question = ask(context, (0, len(word)))
+    tokenizer = character_tokenizer([context])
+    windows = make_windows([question], tokenizer, config())
+    (text,), _ = read_answers(perfect(windows), windows, [question], 30)
+    assert text == word

@@ -2,6 +2,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fairseq.data import Dictionary
+from fairseq.data.data_utils import load_indexed_dataset
+from small import merged
 
 from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.settings import override
@@ -12,8 +15,9 @@ from reloss_tasks.nmt import arguments
 from reloss_tasks.nmt.arguments import TrainPaths
 from reloss_tasks.nmt.data import check, fingerprint
 from reloss_tasks.nmt.fairseq_commands import parse
-from reloss_tasks.nmt.preparation import prepare
+from reloss_tasks.nmt.preparation import prepare, spell_symbols
 from reloss_tasks.nmt.teacher import prepare_with_teacher
+from reloss_tasks.nmt.texts import read_sentences
 
 TASK = tasks()["nmt"]
 EVERY = [(name, loss) for name, make in TASK.experiments.items() for loss in make().losses]
@@ -186,3 +190,24 @@ def test_the_recipe_of_fairseqs_example_of_a_nat():
     config = TASK.experiments["nmt/wmt14_en_de_nat"]()
     assert (config.model.dropout, config.train.lr, config.train.weight_decay) == (0.3, 5e-4, 0.01)
     assert (config.train.max_tokens * config.train.accumulate, config.train.updates) == (64_000, 300_000)
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    (tmp_path / "train.de").write_bytes("\ufeffein \ufeff Hund\n\ufeffzwei\n".encode())
+    assert list(read_sentences(tmp_path / "train.de")) == ["ein \ufeff Hund", "\ufeffzwei"]
+
+
+def test_a_text_stays_as_it_is_and_symbols_of_fairseq_are_spelled(changed_toy, tmp_path, tiny_settings):
+    text = "º ½ ™ ﬁ zwei <s> hund </s>x<s>y<pad>z<unk>"
+    folder = changed_toy("train.en", 1, text.encode())
+    test = folder / "multi30k" / "test.en"
+    test.write_text(f"{text}\n" + test.read_text().partition("\n")[2], encoding="utf-8")
+    data = override(TASK.experiments["nmt/multi30k_de_en_nat"](), merged(tiny_settings, ["data.subwords=80"])).data
+    prepared = prepare(data, folder, tmp_path)
+    dictionary = Dictionary.load(str(prepared / "dict.en.txt"))
+    tokens = load_indexed_dataset(str(prepared / "test.de-en.en"), dictionary)[0]
+    assert not {dictionary.bos(), dictionary.pad(), dictionary.unk()} & set(tokens.tolist())
+    assert tokens.tolist().index(dictionary.eos()) == len(tokens) - 1
+    assert dictionary.string(tokens, "sentencepiece") == text
+    assert (prepared / "texts" / "test.en").read_text(encoding="utf-8").startswith(f"{text}\n")
+    assert spell_symbols(["▁a", "<s>", "</s>", "▁<s>", "<pad>"]) == ["▁a", *"<s>", *"</s>", "▁<s>", *"<pad>"]

@@ -1,5 +1,13 @@
+import subprocess
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+
+import mmpose
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmpose.models.losses import KeypointMSELoss
 from mmpose.registry import MODELS
 from torch.testing import assert_close
@@ -117,3 +125,83 @@ def test_the_location_loss_is_small_for_right_heatmaps_and_finite_for_any():
     assert value.isfinite()
     assert extreme.grad.isfinite().all()
     assert extreme.grad[0, 1].abs().max() == 0
+
+
+def test_mask_and_weights_of_pixels_are_factors_of_the_squared_errors(surrogate):
+    output, target, weights = batch()
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(4, 1, 12, 8, generator=generator) < 0.7).float()
+    pixels = torch.rand(4, 14, 12, 8, generator=generator) * weights[..., None, None]
+    loss = KeypointReLoss(surrogate)
+    assert_close(loss(output, target, weights, mask), surrogate(output * mask, target * mask, weights))
+    assert_close(loss(output, target, None, mask), loss(output, target, mask.expand_as(target)))
+    root = (mask * pixels).sqrt()
+    assert_close(loss(output, target, pixels, mask), surrogate(root * output, root * target, weights))
+    for name in ("target_weights", "mask"):
+        with pytest.raises(ValueError, match=rf"{name} must be .*, not \[4, 14, 12\]"):
+            loss(output, target, **{name: torch.ones(4, 14, 12)})
+
+
+def test_masked_pixels_and_joints_receive_no_gradient(surrogate):
+    output, target, weights = batch()
+    mask = torch.ones(4, 1, 12, 8)
+    mask[0, 0, :6] = mask[1] = 0
+    KeypointReLoss(surrogate, ordinary_weight=1.0)(output, target, weights, mask).backward()
+    assert output.grad[0, :, :6].abs().max() == 0
+    assert output.grad[1].abs().max() == 0
+    assert output.grad.isfinite().all()
+
+
+def test_options_are_those_of_the_loss_that_it_replaces(surrogate):
+    output, target, weights = batch()
+    target = torch.cat([target[:, :7], 0 * target[:, 7:]], 1)
+    mask = torch.ones(4, 1, 12, 8)
+    mask[2, 0, 3:] = 0
+    for options in ({}, {"skip_empty_channel": True}):
+        replaced = KeypointMSELoss(use_target_weight=True, **options)
+        plain, mixed = (KeypointReLoss(surrogate, ordinary_weight=w, **options) for w in (0.0, 1.0))
+        for call in ((weights,), (None, mask), (weights[..., None, None] * mask, mask)):
+            assert_close(mixed(output, target, *call) - plain(output, target, *call), replaced(output, target, *call))
+    loss = KeypointReLoss(surrogate, skip_empty_channel=True)(output, target)
+    assert_close(loss, KeypointReLoss(surrogate)(output, target, torch.arange(14).lt(7).float().expand(4, 14)))
+
+
+def test_mmengines_log_is_loaded_from_a_checkpoint_but_no_other_attribute(tmp_path):
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    meta = {"sigmas": np.array([0.1], dtype=np.float32), "best": np.float64(0.5), "flips": np.arange(3)}
+    torch.save({"log": history, "meta": meta}, tmp_path / "good.pth")
+    loaded = torch.load(tmp_path / "good.pth")
+    assert loaded["log"].statistics("mean", 2) == 2.0
+    assert loaded["meta"]["flips"].tolist() == [0, 1, 2]
+    torch.save({"method": history.__class__.update}, tmp_path / "bad.pth")
+    with pytest.raises(UnpicklingError, match="does not need the attribute update"):
+        torch.load(tmp_path / "bad.pth")
+
+
+@pytest.mark.slow
+def test_the_tools_of_mmpose_train_resume_and_test(tmp_path, persons, narrow):
+    PoseReLoss(size=(32, 24)).save_pretrained(tmp_path / "learned")
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"""
+_base_ = ["{narrow.partition("=")[2]}"]
+model = dict(head=dict(loss=dict(_delete_=True, type="PoseReLoss", surrogate="{tmp_path / "learned"}")))
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(data_root="{persons / "lsp"}"))
+train_dataloader, val_dataloader, test_dataloader = dict(**loader), dict(**loader), dict(**loader)
+train_cfg = dict(max_epochs=1, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
+"""
+    )
+    tools = Path(mmpose.__file__).parent / ".mim" / "tools"
+
+    def tool(name: str, *arguments: object) -> str:
+        command = [sys.executable, tools / f"{name}.py", config, *arguments, "--work-dir", tmp_path / "work"]
+        run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr[-2000:]
+        return run.stdout + run.stderr
+
+    tool("train")
+    output = tool("train", "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+    assert "resumed epoch: 1" in output
+    assert "Epoch(train) [2]" in output
+    assert "pck/PCK" in tool("test", tmp_path / "work" / "epoch_2.pth")
