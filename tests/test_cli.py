@@ -1,15 +1,19 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from small import DIGITS
 
+from reloss.cli import main
 from reloss.experiment.task import tasks
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.options import MIXTURES
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.signals import Terminated
 from reloss.surrogates import ClassificationReLoss
 from reloss_tasks.classification.experiments import KEEL_SETS
 
@@ -50,13 +54,23 @@ def test_what_show_prints_is_the_whole_config(cli, name):
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["lisst"], ["list", "show", "run", "learn", "table", "sweep", "data", "doctor", "demo"]),
+        (["lisst"], ["unknown command 'lisst'; did you mean list?"]),
+        (["rnu"], ["unknown command 'rnu'; did you mean run?"]),
+        (["swep", DIGITS], ["unknown command 'swep'; did you mean sweep?"]),
+        (["x"], ["unknown command 'x'; valid: dashboard, data, demo, diagnose, doctor, forget, learn, list, pack,"]),
         ([], ["list", "show"]),
         (["show"], ["EXPERIMENT"]),
         (["show", "classification/digit_cnn"], ["'classification/digit_cnn'", "classification/digits_cnn"]),
         (["run", "classification/cifar10_resnet21"], ["classification/cifar10_resnet20"]),
         (["run", DIGITS, "--loss", "reolss"], ["unknown loss of classification/digits_cnn 'reolss'", "reloss?"]),
-        (["run", DIGITS, "--set", "train.epoch=3"], ["unknown config key 'train.epoch'", "train.epochs"]),
+        (["run", DIGITS, "--set", "train.epoch=3"], ["unknown config key 'train.epoch'; did you mean train.epochs?"]),
+        (["run", DIGITS, "--set", "learn.steps=!!int x"], ["learn.steps", "valid integer", "'!!int x'"]),
+        (["run", DIGITS, "--set", "data.name=x"], ["--set: data.name must be one of", "imagenet, not x"]),
+        (
+            ["run", DIGITS, "--set", "model.name=a\nb"],
+            ["model.name holds a character that cannot be printed"],
+        ),
+        (["run", DIGITS, "--runs", "a\udc80"], ["'a\\udc80' is not UTF-8"]),
         (["run", DIGITS, "--set", "train.epochs=many"], ["train.epochs", "valid integer", "'many'"]),
         (["run", DIGITS, "--set", "train.precision=fp61"], ["'no', 'fp16' or 'bf16'"]),
         (["run", DIGITS, "--stage", "trian"], ["train"]),
@@ -68,6 +82,10 @@ def test_what_show_prints_is_the_whole_config(cli, name):
         (["table", "nmt", "--format", "html"], ["md"]),
         (["report"], ["--out"]),
         (["sweep", DIGITS, "--seeds", "a-b"], ["0-4 or 0,2,5-7", "'a-b'"]),
+        (["sweep", DIGITS, "--seeds", "0-999999999"], ["names more than 1000 seeds"]),
+        (["sweep", DIGITS, "--losses", ","], ["--losses takes a list such as ce,reloss, not ','"]),
+        (["status", "classification", "--runs", "nosuch"], ["no folder of records at nosuch; name it with --runs"]),
+        (["forget", DIGITS, "--states", "faild"], ["unknown state 'faild'; did you mean failed?"]),
         (["data", "check", "cifar01"], ["unknown data set or experiment 'cifar01'", "cifar10"]),
         (["data", "fecth", "cifar10"], ["fetch"]),
         (["demo", "--seeds", "0"], ["--seeds must be at least 1"]),
@@ -111,6 +129,43 @@ def test_an_unexpected_exception_is_one_line(cli, monkeypatch, debug):
     assert err.splitlines()[-1] == "reloss: ZeroDivisionError: by zero (RELOSS_DEBUG=1 shows where)"
     assert ("Traceback" in err) == debug
     assert (len(err.splitlines()) == 1) == (not debug)
+
+
+class SomethingElse(Exception):
+    """An error that nobody expected."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("no such thing"), 2),
+        (RelossError("no data"), 1),
+        (SomethingElse(), 1),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 141),
+        (Terminated(), 143),
+    ],
+)
+def test_the_exit_code_tells_how_a_command_ended(error, code, monkeypatch):
+    """The table in docs/usage.md."""
+
+    def examine(data):
+        raise error
+
+    monkeypatch.setattr("reloss.commands.doctor.examine", examine)
+    monkeypatch.setattr("os.dup2", lambda *descriptors: None)
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(fileno=lambda: 1, flush=lambda: None))
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == code
+
+
+@pytest.mark.parametrize("words", [["status", DIGITS], ["sync"], ["table", "pose"], ["pack"], ["report", "--out", "x"]])
+def test_an_error_of_the_operating_system_names_the_path(cli, words):
+    runs = "a" * 300
+    code, _, err = cli(*words, *([runs, "packed"] if words == ["pack"] else ["--runs", runs]))
+    assert code == 1
+    assert err == f"reloss: {runs}: File name too long; make it usable, or name another path\n"
 
 
 def test_ctrl_c_reports_how_to_resume(cli, monkeypatch):
@@ -160,7 +215,7 @@ def test_learn_outside_any_task(cli, improving_bank, tmp_path):
         (
             ["--kind", "clasification"],
             2,
-            "unknown kind of surrogate 'clasification'; did you mean classification or translation?",
+            "unknown kind of surrogate 'clasification'; did you mean classification?",
         ),
         (["--set", "step=3"], 2, "unknown config key 'step'; did you mean steps"),
         (["--bank", "nowhere"], 1, "no prediction bank at nowhere: record one with `reloss run"),

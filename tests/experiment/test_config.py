@@ -36,6 +36,8 @@ def digits():
         ("model.name=my model #1", "model", "name", "my model #1"),
         ("model.name=123", "model", "name", "123"),
         ("train.epochs=010", "train", "epochs", 10),
+        ("train.milestones=[010, '2']", "train", "milestones", (10, 2)),
+        ("learn.mixture={shifted: 010}", "learn", "mixture", {"shifted": 10.0}),
         ("learn.output=identity", "surrogate", "output", "identity"),
     ],
 )
@@ -82,6 +84,13 @@ def test_any_number_survives_override(digits, epochs, rate):
         ("train.precision=fp8", "train.precision: Input should be 'no', 'fp16' or 'bf16', not 'fp8'"),
         ("learn.fidelity=relased", "learn.fidelity: Input should be 'released' or 'corrected'"),
         ("train.milestones=[1", "the value is not YAML"),
+        ("train.milestones=" + "[" * 400, "the value is not YAML"),
+        ("train.milestones=[1:30]", "train.milestones.0: .*valid integer.*not '1:30'"),
+        ("train.milestones=[true]", "train.milestones.0: .*valid integer"),
+        ("train.milestones=[!!int x]", "train.milestones.0: .*valid integer.*not 'x'"),
+        ("train.epochs=!!int x", "train.epochs: .*valid integer.*not '!!int x'"),
+        ("model.name=a\x00", "the value of model.name holds a character that cannot be printed: 'a.x00'"),
+        ("data.image_size=null", "^--set: images of digits need data.image_size$"),
         ("train=3", "unknown config key 'train'"),
         ("name=other", "unknown config key 'name'"),
         ("losses=[ce]", "unknown config key 'losses'"),
@@ -119,6 +128,11 @@ def test_the_written_defaults_are_the_corrected_ones():
         "mixture": "half",
         "calibrate": True,
     }
+
+
+def test_a_setting_that_is_dropped_is_checked_all_the_same(digits):
+    with pytest.raises(UsageError, match=r"learn.steps: .*not 'x'"):
+        canonical_settings(digits, ["learn.steps=x"], "ce")
 
 
 def test_settings_are_compared_by_resolved_value(digits):

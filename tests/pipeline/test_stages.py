@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from small import DIGITS, SMALL
+from small import DIGITS, SMALL, SMALL_CE
 
 from reloss.experiment.config import Experiment, RequiredRun
 from reloss.experiment.record import Record, weights_file
@@ -96,10 +96,22 @@ def test_a_stage_without_its_input_names_the_remedy(run_digits, loss, stage, mes
         run_digits(loss, stage=stage)
 
 
-def test_a_bank_of_other_data_is_refused(run_digits):
-    run_digits()
-    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
-        run_digits("reloss", settings=(*SMALL, "data.per_class=5"))
+def test_a_bank_belongs_to_the_protocol_that_recorded_it(run_digits, tmp_path):
+    """A trial run does not leave a bank that the full experiment learns from, nor the other way round."""
+    home = tmp_path / "runs" / DIGITS
+    trial, full = ("data.per_class=20", "recording.item_size=32", *SMALL), SMALL
+    records = {settings: run_digits("reloss", settings=settings) for settings in (trial, full)}
+    banks = {path.parent.name: PredictionBank.open(path.parent) for path in home.glob("bank*/bank.json")}
+    separate = next(name for name in banks if name not in ("bank", "bank_held_out") and "held" not in name)
+    assert banks.keys() == {"bank", "bank_held_out", separate, f"{separate}_held_out"}
+    for name, settings in (("bank", trial), (separate, full)):
+        _, config = RunSpec.resolve(DIGITS, "reloss", 0, settings).load()
+        assert banks[name].meta["origin"]["protocol"] == config.protocol()
+        card = json.loads((home / summary(records[settings])["surrogate"]["folder"] / "surrogate.json").read_text())
+        assert card["bank"] == banks[name].fingerprint()
+    before = state(tmp_path)
+    run_digits("reloss", settings=(*trial, "data.workers=1"), stage="learn")  # no part of the protocol
+    assert state(tmp_path) == before
 
 
 def fails(task, run):
@@ -124,8 +136,7 @@ def test_a_bank_that_another_run_started_is_not_touched(run_digits, tmp_path, mo
         with pytest.raises(RelossError, match="not today"):
             run_digits(settings=(*SMALL, "data.per_class=5"))
     before = state(tmp_path / "runs" / DIGITS / "bank")
-    with pytest.raises(UsageError, match="recorded with other data, model or recording settings"):
-        run_digits()
+    run_digits()
     assert state(tmp_path / "runs" / DIGITS / "bank") == before
 
 
@@ -141,6 +152,49 @@ def test_resume_never_refuses_to_touch_a_record(run_digits, tmp_path):
     with pytest.raises(UsageError, match="holds a record, and --resume never does not touch it"):
         run_digits(seed=1, resume="never")
     assert state(tmp_path) == before
+
+
+def test_resume_never_refuses_a_finished_run_too(run_digits, tmp_path):
+    run_digits()
+    before = state(tmp_path)
+    for stage in ("all", "train", "baseline", "evaluate"):
+        with pytest.raises(UsageError, match="holds a record, and --resume never does not touch it"):
+            run_digits(resume="never", stage=stage)
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("loss", ["ce", "reloss"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("data.positive_class=99", "has classes 0 to 9"), ("model.name=resnet999", "unknown model 'resnet999'")],
+)
+def test_a_run_that_cannot_succeed_leaves_no_record(run_digits, tmp_path, loss, setting, message):
+    with pytest.raises(UsageError, match=message):
+        run_digits(loss, settings=(*SMALL, setting))
+    assert not list((tmp_path / "runs" / DIGITS).glob("*/seed*"))
+
+
+def test_a_usage_error_keeps_what_was_recorded(run_digits, tmp_path, monkeypatch):
+    def refuse(task, run):
+        run.record.log(1, epoch=1)
+        raise UsageError("no such thing")
+
+    monkeypatch.setattr(type(tasks()["classification"]), "train", refuse)
+    with pytest.raises(UsageError, match="no such thing"):
+        run_digits()
+    record = tmp_path / "runs" / DIGITS / SMALL_CE / "seed0"
+    assert summary(record)["cause"] == "no such thing"
+
+
+def test_a_finished_run_with_other_settings_in_the_same_folder_is_refused(run_digits, tmp_path):
+    """A slash in a setting is an underscore in the name of the folder."""
+    record = run_digits(seed=1)
+    other = record.parent.with_name("ce@model.name=a_b,train.epochs=1") / "seed1"
+    shutil.copytree(record, other)
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("name: digits_cnn", "name: a_b"))
+    assert run_digits(seed=1, settings=("train.epochs=1", "model.name=a_b")) == other
+    with pytest.raises(UsageError, match=f"{other} holds a run with model.name=a_b; choose another --runs"):
+        run_digits(seed=1, settings=("train.epochs=1", "model.name=a/b"))
 
 
 def test_a_missing_bank_is_recorded_again(run_digits, tmp_path):
@@ -193,15 +247,9 @@ def test_evaluating_records_no_bank(run_digits, tmp_path):
     assert (record / "checkpoint" / "last.pt").exists()
 
 
-def test_a_tuned_baseline_records_no_bank_and_another_recipe_is_reported(run_digits, tmp_path, capsys):
-    bank = tmp_path / "runs" / DIGITS / "bank"
+def test_a_tuned_baseline_records_no_bank(run_digits, tmp_path):
     run_digits(settings=("train.epochs=1", "train.lr=0.001"))
-    assert not bank.exists()
-    run_digits()
-    run_digits("reloss", settings=("train.epochs=2", *SMALL[1:]))
-    messages = capsys.readouterr().err
-    assert f"bank is complete: {bank}" in messages
-    assert "it was recorded with another recipe than this run's baseline would be, by ce@" in messages
+    assert not list((tmp_path / "runs" / DIGITS).glob("bank*"))
 
 
 @pytest.mark.parametrize("error", [Terminated(), RuntimeError("connection closed by peer")])

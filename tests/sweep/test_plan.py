@@ -11,7 +11,7 @@ from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import UsageError
 from reloss.sweep.estimate import estimate
 from reloss.sweep.job import Job
-from reloss.sweep.plan import Plan, make_plan, parse_seeds
+from reloss.sweep.plan import Plan, make_plan, parse_losses, parse_seeds
 
 
 def job(experiment, loss, seed, stage="all", settings=()):
@@ -20,13 +20,20 @@ def job(experiment, loss, seed, stage="all", settings=()):
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("0", [0]), ("0-2", [0, 1, 2]), ("0,2,5-7", [0, 2, 5, 6, 7]), ("3,1,1-2", [1, 2, 3]), ("4-4", [4])],
+    [
+        ("0", [0]),
+        ("0-2", [0, 1, 2]),
+        ("0,2,5-7", [0, 2, 5, 6, 7]),
+        ("3,1,1-2", [1, 2, 3]),
+        ("4-4", [4]),
+        (" 0, 2 - 3", [0, 2, 3]),
+    ],
 )
 def test_parse_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "0-b", "2-1", "0.5", "²"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "0-b", "2-1", "0.5", "²", "0-999999999"])
 def test_parse_seeds_refuses(text):
     with pytest.raises(UsageError, match="--seeds"):
         parse_seeds(text)
@@ -35,6 +42,13 @@ def test_parse_seeds_refuses(text):
 def test_parse_seeds_refuses_a_seed_out_of_range():
     with pytest.raises(UsageError, match=f"a seed is a whole number from 0 to {MAX_SEED}"):
         parse_seeds(f"0-{MAX_SEED + 1}")
+
+
+def test_a_list_of_losses_names_one():
+    assert parse_losses("ce, reloss") == ["ce", "reloss"]
+    assert parse_losses("") == []
+    with pytest.raises(UsageError, match="--losses takes a list such as ce,reloss, not ' ,'"):
+        parse_losses(" ,")
 
 
 def test_a_plan_goes_from_the_baseline_over_the_fits_to_the_other_runs():

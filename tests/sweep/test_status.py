@@ -31,6 +31,8 @@ def states(rows):
 
 @pytest.fixture
 def status(cli, tmp_path):
+    (tmp_path / "runs").mkdir(exist_ok=True)
+
     def call(*words):
         code, out, err = cli("status", DIGITS, "--runs", tmp_path / "runs", "--json", *words)
         assert code == 0, err

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from reloss.commands import arguments
 from reloss.commands.arguments import DATA, RUNS, Experiment, Name, Settings, Track, flat, print_json
@@ -203,6 +203,45 @@ class Status:
 
         rows = read_status(self.name, self.losses, self.seeds, flat(self.set), Workspace(self.runs))
         print_json([row.as_json() for row in rows]) if self.json else print(render_status(rows))
+
+
+@dataclass
+class Forget:
+    """Remove the records of runs, by default failed and damaged ones, so that no table counts them.
+
+    Lists what it removes, and removes it with --yes. Banks and surrogates stay.
+
+    Example: reloss forget classification/digits_cnn --states failed --yes
+    """
+
+    name: Name
+    """A task, an experiment, or ablation."""
+    losses: str = ""
+    """Comma-separated losses; by default all losses of the experiment."""
+    seeds: str = ""
+    """Seeds of a sweep, such as 0-4; by default every record that exists."""
+    set: Settings = ()
+    """Settings of a sweep; needs --seeds."""
+    states: str = "failed,damaged"
+    """Comma-separated states as in `reloss status`: failed, damaged, interrupted, killed, finished."""
+    runs: arguments.Runs = RUNS
+    yes: FlagCreatePairsOff[bool] = False
+    """Remove the records; without this option, they are only listed."""
+
+    def __call__(self) -> None:
+        from reloss.commands.forget import find_records, forget
+        from reloss.commands.status import render_status
+        from reloss.experiment.workspace import Workspace
+        from reloss.runtime.progress import say
+
+        workspace = Workspace(self.runs)
+        rows = find_records(self.name, self.losses, self.seeds, flat(self.set), self.states, workspace)
+        print(render_status(rows))
+        if self.yes:
+            forget(rows, workspace)
+            say("removed")
+        elif rows:
+            say("nothing is removed yet; add --yes to remove these records")
 
 
 @dataclass

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from reloss.experiment.status import Status
 from reloss.experiment.workspace import Workspace
 from reloss.report.table import Table
+from reloss.report.tables import existing
 from reloss.runtime.errors import UsageError
-from reloss.runtime.progress import say
 from reloss.sweep.plan import make_plan, parse_losses, parse_seeds
 from reloss.sweep.status import Row, of_plan, of_records
 
@@ -20,16 +20,14 @@ def read_status(name: str, losses: str, seeds: str, settings: Sequence[str], wor
     """Return one row per run: of the sweep that the arguments describe, or of every record if no seeds are given.
 
     Raises:
-        UsageError: an unknown name, loss or setting, or settings without seeds.
+        UsageError: an unknown name, loss or setting, settings without seeds, or there is no folder of records.
     """
-    if not workspace.runs.exists():
-        say(f"note: there is no folder {workspace.runs}; name the folder of the records with --runs")
     if settings and not seeds:
         raise UsageError("--set describes a sweep and needs its --seeds")
     chosen = parse_losses(losses)
-    if seeds:
-        return of_plan(make_plan(name, chosen, parse_seeds(seeds), settings), workspace)
-    return of_records(make_plan(name, chosen, [0]), chosen, workspace)
+    plan = make_plan(name, chosen, parse_seeds(seeds) if seeds else [0], settings)
+    existing(workspace.runs, f"reloss sweep {name}")
+    return of_plan(plan, workspace) if seeds else of_records(plan, chosen, workspace)
 
 
 def render_status(rows: Sequence[Row]) -> str:

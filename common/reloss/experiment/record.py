@@ -12,9 +12,10 @@ receives what the record logs; the local files are the truth.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,15 @@ class Record:
             draw(path)
             entries = read_metrics(self.metrics.path)
             self.tracker.figure(name, path, entries[-1]["step"] if entries else 0)
+
+    def discard(self) -> None:
+        """Finish tracking as failed, and remove the folder, with its empty parents."""
+        if not self._writes:
+            return
+        self.tracker.finish({"status": Status.FAILED}, failed=True)
+        shutil.rmtree(self.path)
+        with suppress(OSError):
+            self.path.parent.rmdir()
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""

@@ -90,7 +90,7 @@ class RunSpec:
 
     def file_name(self, stage: Stage = "all") -> str:
         """Return the name of a stage's log and note, without ending."""
-        return f"{self.experiment.replace('/', '_')}-{self.loss_with_variant}-{stage}-seed{self.seed}"
+        return file_name(self.experiment, self.loss_with_variant, self.seed, stage)
 
     def command(self, stage: Stage = "all", options: Sequence[str] = ()) -> list[str]:
         """Return the words of the `reloss run` command, with more of its options, such as `--runs` and its value."""
@@ -109,6 +109,11 @@ def variant_name(settings: Sequence[str]) -> str:
         return name
     beginning = name.encode()[: MAX_VARIANT_BYTES - 9].decode(errors="ignore")
     return f"{beginning}~{short_hash(name, 8)}"
+
+
+def file_name(experiment: str, loss_with_variant: str, seed: int, stage: Stage = "all") -> str:
+    """Return the name of the log and the note of a run's stage, without ending."""
+    return f"{experiment.replace('/', '_')}-{loss_with_variant}-{stage}-seed{seed}"
 
 
 def select_fit_settings(settings: Sequence[str]) -> tuple[str, ...]:

@@ -44,8 +44,14 @@ def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
     try:
         return type(config).model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors()]
-        raise UsageError(f"--set: {'; '.join(problems)}") from None
+        raise UsageError(f"--set: {'; '.join(map(_problem, error.errors()))}") from None
+
+
+def _problem(details: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value, given one of pydantic's errors."""
+    if details["type"] == "value_error":  # raised by a validator of ours, whose message is complete
+        return str(details["ctx"]["error"])
+    return f"{'.'.join(map(str, details['loc']))}: {details['msg']}, not {details['input']!r}"
 
 
 def canonical_settings(config: Experiment, settings: Sequence[str], loss: str) -> tuple[str, ...]:
@@ -54,8 +60,9 @@ def canonical_settings(config: Experiment, settings: Sequence[str], loss: str) -
     Settings that change nothing are dropped. So are settings that `loss` does not use.
 
     Raises:
-        UsageError: see `override`.
+        UsageError: see `override`; also for a setting that is dropped.
     """
+    override(config, settings)
     unused = config.unused_keys(loss)
     texts = {key: text for key, text in _parsed(config, settings).items() if not key.startswith(unused)}
     values = _resolved(config, texts)
@@ -121,6 +128,8 @@ def _parsed(config: BaseModel, settings: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--set takes key=value, not '{setting}'")
         if key not in keys:
             raise unknown("config key", key, keys)
+        if not text.isprintable():
+            raise UsageError(f"--set: the value of {key} holds a character that cannot be printed: {text!r}")
         if key in texts:
             raise UsageError(f"--set: {key} is given twice, as {texts[key]} and {text}; give it once")
         texts[key] = text
@@ -128,7 +137,7 @@ def _parsed(config: BaseModel, settings: Sequence[str]) -> dict[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
-    """Return a list or a mapping as YAML reads it, None for null, else the text, which the field's type parses.
+    """Return a list or a mapping of texts, None for null, else the text. The field's type parses the texts.
 
     Quotes around a text are dropped.
     """
@@ -139,8 +148,8 @@ def _value(key: str, text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, yaml.BaseLoader)  # which leaves all scalars as texts
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--set {key}={text}: the value is not YAML ({' '.join(str(error).split())})") from error
 
 

@@ -2,7 +2,7 @@
 
     RUNS/<task>/<data>_<model>/              one experiment
         <loss>[@<variant>]/seed<N>/          the record of one run
-        bank/                                the prediction bank, shared by all seeds
+        bank[_<hash>]/                       the prediction bank of one protocol, shared by all seeds
         surrogates/<hash>/                   a fitted surrogate, named by its options; all seeds share it
         diagnostics/                         how well the losses rank the experiment's checkpoints
     RUNS/sweep/                              logs and notes of the jobs of sweeps; slurm/ holds the scheduler's own logs
@@ -47,13 +47,13 @@ class Workspace:
         """Return the name of a record or a surrogate: its folder relative to RUNS, with slashes."""
         return folder.relative_to(self.runs).as_posix()
 
-    def bank(self, experiment: str) -> Path:
-        """Return the folder of an experiment's prediction bank."""
-        return self.experiment(experiment) / "bank"
+    def bank(self, experiment: str, key: str = "") -> Path:
+        """Return the folder of an experiment's prediction bank; see `reloss.experiment.banks.bank_folder` for `key`."""
+        return self.experiment(experiment) / (f"bank_{key}" if key else "bank")
 
-    def held_out_bank(self, experiment: str) -> Path:
-        """Return the folder of the bank of predictions for validation examples."""
-        return self.experiment(experiment) / "bank_held_out"
+    def held_out_bank(self, bank: Path) -> Path:
+        """Return the folder of the bank of predictions for validation examples, which belongs to the folder `bank`."""
+        return bank.with_name(f"{bank.name}_held_out")
 
     def surrogate(self, experiment: str, name: str) -> Path:
         """Return the folder of the fitted surrogate called `name`, the hash of its options."""

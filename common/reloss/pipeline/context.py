@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from reloss.experiment.banks import bank_folder
 from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.run_spec import RunSpec, Stage
 from reloss.experiment.settings import baseline_settings, tuned
@@ -54,10 +55,10 @@ class Context:
         """The folder of the record."""
         return self.workspace.record(self.run)
 
-    @property
+    @cached_property
     def bank(self) -> Path:
         """The folder of the bank."""
-        return self.workspace.bank(self.config.name)
+        return bank_folder(self.config, self.workspace)
 
     @property
     def is_fitted(self) -> bool:

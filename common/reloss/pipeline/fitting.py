@@ -117,7 +117,7 @@ def surrogate_folder(run: RunSpec, workspace: Workspace) -> Path | None:
     """Return the folder in which a run's surrogate is or will be, or None if its bank is not complete.
 
     Raises:
-        RelossError: the bank is damaged, or was recorded with other data, model or recording settings.
+        RelossError: the bank is damaged.
     """
     context = Context(run, *run.load(), workspace)
     bank = complete_bank(context)

@@ -15,7 +15,7 @@ from pathlib import Path
 from reloss.experiment.record import Record
 from reloss.experiment.status import Status
 from reloss.runtime import distributed
-from reloss.runtime.errors import RelossError
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import remove_stale, write_text
 from reloss.runtime.signals import Terminated
 
@@ -28,11 +28,16 @@ def clean_up(folder: Path) -> None:
 
 
 @contextmanager
-def recorded_outcome(record: Record) -> Iterator[None]:
+def recorded_outcome(record: Record, is_new: bool = False) -> Iterator[None]:
     """Write into the record how the block ended, unless it ended well.
 
     SIGTERM and Ctrl-C make the run `interrupted`, everything else `failed`. If another process failed first, its error
-    becomes the cause.
+    becomes the cause. A UsageError before the first metrics, such as an unknown model, removes the record instead: no
+    run of that name can succeed.
+
+    Args:
+        record: the record.
+        is_new: whether this run created the record.
 
     Raises:
         RelossError: another process failed first.
@@ -46,6 +51,9 @@ def recorded_outcome(record: Record) -> Iterator[None]:
         remote_cause = _first_error(record.path)
         if _is_interruption(error) and not remote_cause:
             record.close(Status.INTERRUPTED)
+            raise
+        if is_new and isinstance(error, UsageError) and not record.metrics.lines:
+            record.discard()
             raise
         with suppress(OSError, RelossError):  # such as a full disk, which `error` reports already
             write_text(record.path / "error.log", traceback.format_exc())

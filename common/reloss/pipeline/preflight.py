@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from reloss.experiment.record import read_summary, skipping_damage, weights_file
+from reloss.experiment.settings import current_config, differing, flat
 from reloss.experiment.status import Status
 from reloss.experiment.task import comparable
 from reloss.learning import PredictionBank
 from reloss.pipeline.context import Context
 from reloss.runtime.errors import UsageError
+from reloss.runtime.files import read_object
 from reloss.runtime.progress import say
 
 
@@ -39,8 +41,16 @@ def is_finished(context: Context) -> bool:
 
     Raises:
         RelossError: its record is damaged.
+        UsageError: its folder holds a run with other settings, whose names differ only in slashes and spaces.
     """
-    return read_summary(context.record).get("status") == Status.FINISHED
+    if read_summary(context.record).get("status") != Status.FINISHED:
+        return False
+    recorded = flat(current_config(read_object(context.record / "config.yaml")))
+    today = flat(context.config.model_dump(mode="json"))
+    keys = {setting.partition("=")[0] for setting in context.run.settings}
+    if other := differing(recorded, {name: value for name, value in today.items() if name in keys}):
+        raise UsageError(f"{context.record} holds a run with {', '.join(other)}; choose another --runs")
+    return True
 
 
 def check_training(context: Context) -> Preflight:
@@ -50,7 +60,7 @@ def check_training(context: Context) -> Preflight:
         UsageError: the record may not be touched, the data changed, or there are no weights to fine-tune.
         RelossError: the data are missing, or a record or the bank is damaged.
     """
-    _check_resume(context)
+    check_resume(context)
     facts = _facts(context)
     weights = _initial_weights(context)
     if context.config.train.precision == "bf16" and _emulates_bfloat16():
@@ -74,14 +84,14 @@ def check_evaluation(context: Context) -> Preflight:
         UsageError: there is no record, it may not be touched, or the data changed.
         RelossError: the data are missing, or a record or the bank is damaged.
     """
-    _check_resume(context)
+    check_resume(context)
     if not read_summary(context.record):
         raise UsageError(f"no record to evaluate in {context.record}; run --stage train (or all) first")
     return Preflight(_facts(context))
 
 
-def _check_resume(context: Context) -> None:
-    # A folder with any file counts as a record, even without a summary.
+def check_resume(context: Context) -> None:
+    """Raise UsageError if the record exists, with or without a summary, and the run must not touch it."""
     if context.resume == "never" and any(context.record.glob("*")):
         raise UsageError(
             f"{context.record} holds a record, and --resume never does not touch it: move it away, or change --runs"

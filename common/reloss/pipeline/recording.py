@@ -1,7 +1,7 @@
 """The prediction bank of a run: the baseline fills it, and every fit of the same experiment reads it.
 
-The bank states its origin: data, model and recording settings, and the record that fills it. A run with another origin
-refuses it.
+The bank states its origin: the protocol, the recording settings, and the record that fills it. Runs with another
+protocol use another bank (see `reloss.experiment.banks`).
 
 A model that has learned a small training set by heart predicts it without errors. Then nearly all recorded items have
 the same metric, and there is nothing to rank. So the predictions for validation examples, which every epoch keeps in
@@ -36,14 +36,10 @@ def complete_bank(context: Context) -> PredictionBank | None:
     """Return the experiment's bank if it is complete.
 
     Raises:
-        UsageError: it was recorded with other data, model or recording settings.
         RelossError: it is damaged.
     """
     bank = _open_existing(context.bank)
-    if bank is None or not bank.meta["complete"]:
-        return None
-    _check_origin(context, bank)
-    return bank
+    return bank if bank is not None and bank.meta["complete"] else None
 
 
 def is_resumable(context: Context) -> bool:
@@ -72,7 +68,6 @@ def open_bank(context: Context, from_scratch: bool) -> PredictionBank:
             origin=_origin(context),
         )
     bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
-    _check_origin(context, bank)
     if bank.meta["origin"]["record"] != _origin(context)["record"]:
         raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
     return bank
@@ -87,7 +82,7 @@ def record_held_out(context: Context) -> None:
     predictions, recording = read_predictions(context.record), context.config.recording
     if predictions is None or len(predictions[0][0]) < recording.item_size:
         return
-    path = context.workspace.held_out_bank(context.config.name)
+    path = context.workspace.held_out_bank(context.bank)
     shutil.rmtree(path, ignore_errors=True)
     bank = PredictionBank.create(
         path,
@@ -112,7 +107,7 @@ def bank_to_fit(context: Context, bank: PredictionBank) -> PredictionBank:
 
     If all validation items have the same metric too, only a fit with shifted items, which vary, learns from them.
     """
-    held_out = _open_existing(context.workspace.held_out_bank(context.config.name))
+    held_out = _open_existing(context.workspace.held_out_bank(bank.path))
     if held_out is None or held_out.meta["origin"] != bank.meta["origin"]:
         return bank
     share = _best_share(bank, context.config.metric)
@@ -142,25 +137,13 @@ def _open_existing(path: Path) -> PredictionBank | None:
     return PredictionBank.open(path) if (path / "bank.json").exists() else None
 
 
-def _shared_origin(context: Context) -> dict[str, Any]:
-    """Return the part of a bank's origin that must agree with every run that uses the bank."""
-    config = context.config.model_dump(mode="json")
-    return {"experiment": context.config.name, **{name: config.get(name) for name in ("data", "model", "recording")}}
-
-
 def _origin(context: Context) -> dict[str, Any]:
     """Return the origin of a bank that this run fills."""
+    config = context.config.model_dump(mode="json")
     return {
-        **_shared_origin(context),
+        "experiment": context.config.name,
+        **{name: config[name] for name in ("data", "model", "recording")},
         "protocol": context.config.protocol(),
         "record": str(context.record.relative_to(context.home)),
         "data_fingerprint": context.data_fingerprint,
     }
-
-
-def _check_origin(context: Context, bank: PredictionBank) -> None:
-    expected = _shared_origin(context)
-    if {name: bank.meta["origin"].get(name) for name in expected} != expected:
-        raise UsageError(
-            f"{bank.path} was recorded with other data, model or recording settings; choose another --runs"
-        )

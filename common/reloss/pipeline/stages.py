@@ -65,6 +65,8 @@ def run(
     stages = {"all": train_with_inputs, "baseline": baseline, "learn": learn, "train": train, "evaluate": evaluate}
     distributed.start()
     with terminable():
+        if stage in ("all", "train"):
+            preflight.check_resume(context)
         if stage in ("all", "baseline"):
             run_prerequisites(context)
         return stages[stage](context)
@@ -81,13 +83,12 @@ def run_prerequisites(context: Context) -> None:
 def baseline(context: Context) -> Path:
     """Train with the ordinary loss and record the bank, unless the bank is complete; return the record."""
     recorded = context.of_baseline(context.config.recording.seed)
+    if context.stage == "baseline":
+        preflight.check_resume(recorded)
     bank = recording.complete_bank(context)
     if bank is None:
         return train(recorded)
     say(f"bank is complete: {bank.path}")
-    origin = bank.meta["origin"]
-    if origin.get("protocol") != recorded.config.protocol():
-        say(f"note: it was recorded with another recipe than this run's baseline would be, by {origin['record']}")
     return recorded.record
 
 
@@ -185,10 +186,11 @@ def _open_run(context: Context, checks: preflight.Preflight, records_bank: bool 
     with sole_writer(context.record), sole_writer(context.bank) if records_bank else nullcontext():
         if distributed.is_main():
             clean_up(context.record)
+        is_new = not (context.record / "summary.json").exists()
         record = Record(context.record, context.config, facts=facts, tracker=make_tracker(context.track))
         if from_scratch:
             record.discard_checkpoint()
-        with recorded_outcome(record):
+        with recorded_outcome(record, is_new=is_new):
             with distributed.main_first():
                 bank = recording.open_bank(context, from_scratch) if records_bank else None
             if folder is not None:

@@ -50,9 +50,12 @@ def scores_by_seed(runs: Iterable[RunRecord], score: str) -> dict[int, float]:
 
 
 def learning_rate(config: Experiment, settings: Iterable[str]) -> float:
-    """Return the learning rate of a run with `settings`."""
-    rates = [setting.removeprefix(LEARNING_RATE) for setting in settings if setting.startswith(LEARNING_RATE)]
-    return float(rates[0]) if rates else config.train.lr
+    """Return the learning rate of a run with `settings`.
+
+    Raises:
+        UsageError: the rate in `settings` is no number.
+    """
+    return override(config, [setting for setting in settings if setting.startswith(LEARNING_RATE)]).train.lr
 
 
 def baseline_group(

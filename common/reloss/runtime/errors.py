@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+CLEARLY_WORSE = 0.1  # a name whose similarity is this much below the best one is not suggested
+
 
 class RelossError(Exception):
     """A failure whose message names the cause and the remedy; the command line exits with `exit_code`."""
@@ -17,7 +19,7 @@ class UsageError(RelossError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Return the error for an unknown name; its message suggests similar names, or lists all if none is similar.
+    """Return the error for an unknown name; its message suggests the most similar names, or lists all if none is.
 
     Args:
         kind: what the name stands for, such as "experiment".
@@ -26,5 +28,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """
     known = sorted(known)
     similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if similar:
+        cutoff = difflib.SequenceMatcher(None, similar[0], name).ratio() - CLEARLY_WORSE
+        similar = difflib.get_close_matches(name, similar, n=3, cutoff=max(cutoff, 0))
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"valid: {', '.join(known) or 'none'}"
     return UsageError(f"unknown {kind} '{name}'; {hint}")

@@ -15,6 +15,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from reloss.experiment.banks import bank_folder
 from reloss.experiment.workspace import Workspace
 from reloss.pipeline.fitting import surrogate_folder
 from reloss.runtime.errors import RelossError, UsageError
@@ -168,7 +169,7 @@ def is_running(job: Job, workspace: Workspace) -> bool:
     if job.stage == "all":
         return is_locked(workspace.record(job.run))
     if job.stage == "baseline":
-        return is_locked(workspace.bank(job.run.experiment))
+        return is_locked(bank_folder(job.run.load()[1], workspace))
     if not any(map(is_locked, workspace.surrogates(job.run.experiment))):
         return False  # without reading the bank, which takes a while
     with suppress(RelossError):  # such as a damaged bank

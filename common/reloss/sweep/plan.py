@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from reloss.experiment.banks import bank_folder, bank_state
 from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.record import read_summary
 from reloss.experiment.run_spec import RunSpec, check_seed, select_fit_settings
@@ -19,10 +20,10 @@ from reloss.experiment.status import Status
 from reloss.experiment.task import ablations, find_experiment, tasks
 from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError, unknown
-from reloss.runtime.files import read_object
 from reloss.sweep.job import Job
 
 ABLATION = "ablation"
+MAX_SEEDS = 1000  # of one sweep; the intervals of a table need fewer
 
 Variants = list[tuple[str, tuple[str, ...]]]
 """Losses, each with the settings of its variant."""
@@ -86,20 +87,29 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.partition("-")
+        first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds takes a list such as 0-4 or 0,2,5-7, not '{text}'")
         for bound in (first, last or first):
             check_seed(int(bound))
-        seeds.update(range(int(first), int(last or first) + 1))
-    if not seeds:
-        raise UsageError(f"--seeds {text} names no seed")
+        if int(first) > int(last or first):
+            raise UsageError(f"--seeds {text}: {first} is larger than {last}")
+        seeds.update(range(int(first), min(int(last or first), int(first) + MAX_SEEDS) + 1))
+        if len(seeds) > MAX_SEEDS:
+            raise UsageError(f"--seeds {text} names more than {MAX_SEEDS} seeds, the most of one sweep")
     return sorted(seeds)
 
 
 def parse_losses(text: str) -> list[str]:
-    """Return the losses in a comma-separated list, without spaces around them."""
-    return [loss.strip() for loss in text.split(",") if loss.strip()]
+    """Return the losses in a comma-separated list, without spaces around them; an empty list for an empty text.
+
+    Raises:
+        UsageError: the text names no loss.
+    """
+    losses = [loss.strip() for loss in text.split(",") if loss.strip()]
+    if text and not losses:
+        raise UsageError(f"--losses takes a list such as ce,reloss, not '{text}'")
+    return losses
 
 
 def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
@@ -121,8 +131,9 @@ def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: 
     for experiment, variants in _variants(name, losses).items():
         config = override(find_experiment(experiment)[1], settings)
         specs = [
-            RunSpec.resolve(experiment, loss, seed, _merge(settings, changes))
+            replace(run, seed=seed)
             for loss, changes in variants
+            for run in [RunSpec.resolve(experiment, loss, 0, _merge(settings, changes))]
             for seed in seeds
         ]
         prerequisites += [job for spec in specs for job in _prerequisites(spec)]
@@ -232,8 +243,7 @@ def is_bank_complete(job: Job, workspace: Workspace) -> bool:
     Raises:
         RelossError: the bank is damaged.
     """
-    path = workspace.bank(job.run.experiment) / "bank.json"
-    return bool(read_object(path, {"complete": bool}).get("complete"))
+    return bool(bank_state(bank_folder(job.run.load()[1], workspace)).get("complete"))
 
 
 def is_finished(job: Job, workspace: Workspace) -> bool:
