@@ -168,11 +168,11 @@ def is_running(job: Job, workspace: Workspace) -> bool:
     """Return whether another process is running a job: it holds the lock of the folder that the job writes."""
     if job.stage == "all":
         return is_locked(workspace.record(job.run))
-    if job.stage == "baseline":
-        return is_locked(bank_folder(job.run.load()[1], workspace))
-    if not any(map(is_locked, workspace.surrogates(job.run.experiment))):
+    if job.stage == "learn" and not any(map(is_locked, workspace.surrogates(job.run.experiment))):
         return False  # without reading the bank, which takes a while
     with suppress(RelossError):  # such as a damaged bank
+        if job.stage == "baseline":
+            return is_locked(bank_folder(job.run.load()[1], workspace))
         folder = surrogate_folder(job.run, workspace)
         return folder is not None and is_locked(folder)
     return False
