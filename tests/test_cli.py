@@ -55,6 +55,7 @@ def test_what_show_prints_is_the_whole_config(cli, name):
     ("words", "messages"),
     [
         (["lisst"], ["unknown command 'lisst'; did you mean list?"]),
+        (["LIST"], ["unknown command 'LIST'; did you mean list?"]),
         (["rnu"], ["unknown command 'rnu'; did you mean run?"]),
         (["swep", DIGITS], ["unknown command 'swep'; did you mean sweep?"]),
         (["x"], ["unknown command 'x'; valid: dashboard, data, demo, diagnose, doctor, forget, learn, list, pack,"]),

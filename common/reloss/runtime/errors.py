@@ -27,7 +27,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
         known: the valid names.
     """
     known = sorted(known)
-    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    same_letters = [other for other in known if other.lower() == name.strip().lower()]
+    similar = same_letters or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if similar:
         cutoff = difflib.SequenceMatcher(None, similar[0], name).ratio() - CLEARLY_WORSE
         similar = difflib.get_close_matches(name, similar, n=3, cutoff=max(cutoff, 0))
