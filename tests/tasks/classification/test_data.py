@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from reloss.runtime import download
 from reloss.runtime.errors import RelossError, UsageError
 from reloss_tasks.classification import data
 from reloss_tasks.classification.config import Data
+from reloss_tasks.classification.images import CHANNELS
 
 FOLDER = {"name": "cifar10", "format": "folder", "image_size": 32}
 
@@ -33,7 +35,7 @@ def test_folder(images):
     assert splits.validation is splits.test
     image = splits.test[0][0]
     assert image.shape == (3, 32, 32)
-    mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in data.CHANNELS["cifar10"])
+    mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in CHANNELS["cifar10"])
     pixels = (image * deviation + mean) * 255
     assert torch.allclose(pixels, pixels.round(), atol=1e-3)
     assert 0 <= pixels.round().min() < pixels.round().max() <= 255
@@ -188,7 +190,7 @@ def requests(tmp_path, monkeypatch):
                 member.size = len(value)
                 opened.addfile(member, io.BytesIO(value))
 
-    monkeypatch.setattr(data.download, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     return requests
 
 
