@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -255,6 +256,50 @@ def test_learn_gives_the_same_surrogate_again(cli, improving_bank, tmp_path):
         assert code == 0
         weights.append((tmp_path / name / "surrogate.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+METRIC = "def score(outputs, targets):\n    return (outputs.argmax(-1) == targets).float().mean(-1) * {factor}\n"
+
+
+def test_learn_detects_what_a_finished_fit_no_longer_stands_for(cli, improving_bank, tmp_path, monkeypatch):
+    module, out_folder = tmp_path / "some_metric.py", tmp_path / "surrogate"
+    module.write_text(METRIC.format(factor=1))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would outlive an edit within one second
+    bank = improving_bank(steps=40, item_size=8)
+    words = ("learn", "--bank", bank.path, "--metric", "some_metric:score", "--out", out_folder)
+    words += ("--set", "steps=2", "items=8", "pool=8")
+
+    def learn():
+        sys.modules.pop("some_metric", None)
+        return cli(*words)
+
+    assert learn()[0] == 0
+    weights = out_folder / "surrogate.safetensors"
+    learned = weights.read_bytes()
+    assert "already finished" in learn()[2]
+
+    module.write_text(METRIC.format(factor=2))
+    code, _, err = learn()
+    assert (code, "(different: code of the metric" in err) == (2, True)
+    module.write_text(METRIC.format(factor=1))
+
+    weights.unlink()
+    code, _, err = learn()
+    assert (code, "has lost its surrogate.safetensors; fitting again" in err) == (0, True)
+    assert weights.read_bytes() == learned
+    weights.write_bytes(learned[:-1])
+    code, _, err = learn()
+    assert code == 1
+    assert f"is damaged: its checksum differs from the one in surrogate.json; remove {out_folder}" in err
+
+    shutil.rmtree(bank.path)
+    again = PredictionBank.create(bank.path, item_size=8)
+    for step in range(40):
+        again.append(torch.eye(8), torch.arange(8) % 5, step)
+    again.finish()
+    code, _, err = learn()
+    assert (code, "(different: bank)" in err) == (2, True)
 
 
 def test_learn_needs_enough_items(cli, improving_bank, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import tyro
 from test_layering import LAYERS
 
-from reloss.cli import COMMANDS
+from reloss.commands.subcommands import COMMANDS
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.task import tasks
 

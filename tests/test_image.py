@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reloss.cli import COMMANDS
+from reloss.commands.subcommands import COMMANDS
 from reloss.experiment.task import tasks
 from reloss.sweep.plan import make_plan
 from tools.render_results import put_between

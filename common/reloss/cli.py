@@ -1,42 +1,22 @@
-"""The command `reloss`: parses the arguments, calls the subcommand, and turns errors into exit codes."""
+"""The command `reloss`: parses the arguments, calls the subcommand, and turns errors into exit codes.
+
+Almost everything is imported inside `main`, where Ctrl-C is handled: loading the modules takes up to a second.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from io import TextIOWrapper
 
-import tyro
-
-from reloss.commands import result_commands, run_commands
-from reloss.runtime.errors import RelossError, UsageError, unknown
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command
-    for command in (
-        *(run_commands.List, run_commands.Show, run_commands.Run, run_commands.Learn, result_commands.Table),
-        *(result_commands.Report, result_commands.Pack, result_commands.Diagnose, run_commands.Sweep),
-        *(run_commands.Status, run_commands.Forget, run_commands.Data, result_commands.Sync),
-        *(result_commands.Dashboard, result_commands.Doctor, result_commands.Demo),
-    )
-}
 EXIT_CODES = {"failure": 1, "usage": 2, "interrupted": 130, "broken pipe": 141, "terminated": 143}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. EXIT_CODES lists the codes; 0 is success."""
-    words = sys.argv[1:] if arguments is None else arguments
     try:
-        _check_words(words)
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="reloss",
-            description="Learn losses that rank predictions as a metric does.",
-            args=words,
-        )
-        command()
+        _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
@@ -54,8 +34,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_CODES["terminated"])
 
 
-def _check_words(words: Sequence[str]) -> None:
-    """Raise UsageError if a word is not UTF-8, or the first one is no command."""
+def _run(words: Sequence[str]) -> None:
+    """Parse the words and call the subcommand.
+
+    Raises:
+        UsageError: a word is not UTF-8, or the first one is no command.
+    """
+    import tyro
+
+    from reloss.commands.subcommands import COMMANDS
+    from reloss.runtime.errors import UsageError, unknown
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for the names of files in other encodings
     for word in words:
         try:
             word.encode()
@@ -63,19 +55,32 @@ def _check_words(words: Sequence[str]) -> None:
             raise UsageError(f"{word!r} is not UTF-8; records hold the words of the command as UTF-8") from None
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="reloss",
+        description="Learn losses that rank predictions as a metric does.",
+        args=words,
+    )()
 
 
 def _report(error: Exception) -> int:
     """Print one line about `error`, and the traceback if RELOSS_DEBUG is set; return the exit code."""
+    from reloss.runtime.errors import RelossError
+    from reloss.runtime.text import printable
+
     if os.environ.get("RELOSS_DEBUG"):
+        import traceback
+
         traceback.print_exception(error)
+    text = printable(str(error))
     if isinstance(error, RelossError):
-        print(f"reloss: {error}", file=sys.stderr)
+        print(f"reloss: {text}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        print(f"reloss: {error.filename}: {error.strerror}; make it usable, or name another path", file=sys.stderr)
+        where = printable(str(error.filename))
+        print(f"reloss: {where}: {error.strerror}; make it usable, or name another path", file=sys.stderr)
         return EXIT_CODES["failure"]
-    print(f"reloss: {type(error).__name__}: {error} (RELOSS_DEBUG=1 shows where)", file=sys.stderr)
+    print(f"reloss: {type(error).__name__}: {text} (RELOSS_DEBUG=1 shows where)", file=sys.stderr)
     return EXIT_CODES["failure"]
 
 

@@ -16,14 +16,13 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from reloss.metrics import MASKED, NO_ANSWER, SPAN_PADDING, decode_spans
-from reloss.runtime.files import atomic, short_hash
+from reloss.runtime.files import short_hash
 from reloss.runtime.progress import progress, say
+from reloss.runtime.tensors import load_tensors, save_tensors
 from reloss.surrogates.pretrained import cache_folder
 from reloss_tasks.mrc.config import Data
 from reloss_tasks.mrc.data import Question
@@ -64,8 +63,8 @@ def make_windows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFa
     path = cache_folder() / "windows" / f"{_key(questions, tokenizer, config)}.safetensors"
     if path.exists():
         try:
-            return Windows(**load_file(path))
-        except (OSError, SafetensorError, TypeError) as error:
+            return Windows(**load_tensors(path))
+        except Exception as error:  # a damaged file fails in many ways
             say(f"the cached windows {path} cannot be read ({error}): cutting the passages again")
     starts = range(0, len(questions), CHUNK)
     chunks: list[dict[str, np.ndarray]] = []
@@ -75,8 +74,7 @@ def make_windows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerFa
             chunks.append(_chunk(questions[start : start + CHUNK], start, max(golds, 1), tokenizer, config))
             advance()
     fields = {name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
-    with atomic(path) as temporary:
-        save_file(fields, temporary)
+    save_tensors(path, fields)
     return Windows(**fields)
 
 

@@ -139,7 +139,7 @@ def test_a_damaged_pack_is_not_overwritten(folders):
     path = out / f"{DIGITS}.jsonl"
     path.write_text(path.read_text() + "{")
     before = files(out)
-    with pytest.raises(RelossError, match=r"digits_cnn\.jsonl, line 4 is damaged"):
+    with pytest.raises(RelossError, match=r"digits_cnn\.jsonl, line 4 cannot be read as JSON"):
         pack(runs, out)
     assert files(out) == before
 

@@ -5,12 +5,12 @@ import pytest
 from small import DIGITS
 from small_records import CARD, CONFIG, METRICS, NAMES, SUMMARY, jsonl, live, packed
 
-from reloss.experiment.record_parts import LARGEST, LiveFolder, check_plain
+from reloss.experiment.record_parts import LiveFolder
 from reloss.experiment.records import read_records, read_run, read_runs
 from reloss.experiment.settings import RENAMED_KEYS, current_config
 from reloss.experiment.task import find_experiment
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import write_json, write_text
+from reloss.runtime.files import LARGEST, check_plain, write_json, write_text
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -175,7 +175,7 @@ def test_a_damaged_card_is_named_and_skipped(tmp_path, changes):
 @pytest.mark.parametrize("entries", [{}, [1], None, [{"spearman_checkpoints": "1"}], [{"runs": float("nan")}]])
 def test_a_damaged_diagnosis_is_named_and_skipped(tmp_path, entries):
     live(tmp_path)
-    write_json(tmp_path / DIGITS / "diagnostics" / "diagnostics.json", entries)
+    write_text(tmp_path / DIGITS / "diagnostics" / "diagnostics.json", json.dumps(entries))
     damaged = []
     assert read_records(tmp_path, damaged).rankings == {(DIGITS, "surrogates/one"): {"spearman_checkpoints": 0.1}}
     assert len(damaged) == 1
@@ -208,6 +208,15 @@ def test_a_packed_line_without_a_record_is_named(tmp_path, line):
     assert len(read_runs(tmp_path, damaged)) == 3
     (message,) = damaged
     assert f"{path}, line 1" in message
+
+
+def test_a_packed_line_may_hold_any_line_separator(tmp_path):
+    packed(tmp_path)
+    path = tmp_path / f"{DIGITS}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["summary"]["cause"] = cause = "a\u2028b\x85c"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert [run.cause for run in read_runs(tmp_path)] == [cause, "", ""]
 
 
 def test_a_record_that_is_there_twice_counts_once(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from recordings import ITEM_BYTES, item, record_items
 from torch.testing import assert_close
 
-from reloss.learning import PredictionBank
+from reloss.learning import PredictionBank, shards
 from reloss.learning.bank import compact
 from reloss.learning.shards import ShardFolder
 from reloss.runtime.errors import RelossError
@@ -185,6 +185,7 @@ def test_a_killed_recording_resumes_with_the_same_items(tmp_path, seed):
     assert int(bank.steps().max()) < flushed
     record_items(bank, range(flushed, max(total, flushed)))
     bank.finish()
+    whole.resume(total)
     record_items(whole, range(total, flushed))  # if the child recorded more items than `whole`
     whole.finish()
     assert_same(bank, whole)
@@ -367,6 +368,95 @@ def test_append_refuses_bad_batches(tmp_path):
         bank.append(torch.zeros(2, 3), torch.zeros(2), step=7)
     with pytest.raises(ValueError, match="step 6 comes after step 7; call resume to return to an earlier step"):
         bank.append(torch.zeros(2, 1), torch.zeros(2), step=6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "step", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4).long(), 9, r"an example's targets have shape \[4\], but had \[\] before"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2),
+            9,
+            "stored as torch.float16, but were stored as torch.int64 before",
+        ),
+        (torch.zeros(2, 3).long(), torch.zeros(2).long(), 9, "outputs must be of a floating type, not torch.int64"),
+        (torch.tensor(0.0), torch.tensor(0), 9, "must be batches"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), -1, "step must be a whole number from 0 to 999999999, not -1"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), 0.5, "step must be a whole number"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), 10**9, "step must be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_append_refuses_what_would_make_the_bank_unreadable(tmp_path, outputs, targets, step, message, reopened):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(3))
+    bank.flush()
+    if reopened:
+        bank = PredictionBank.open(tmp_path)
+        bank.resume(3)
+    with pytest.raises(ValueError, match=message):
+        bank.append(outputs, targets, step)
+    record_items(bank, range(3, 5))
+    bank.finish()
+    assert PredictionBank.open(tmp_path).steps().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_complete_bank_records_only_after_resume(three_shards):
+    with pytest.raises(ValueError, match="is complete; call resume to record more"):
+        record_items(three_shards, range(3, 4))
+    three_shards.resume(3)
+    record_items(three_shards, range(3, 4))
+    three_shards.finish()
+    assert len(PredictionBank.open(three_shards.path)) == 4
+
+
+def test_the_fingerprint_follows_the_contents(tmp_path):
+    """Also without the hashes of the contents, which banks of earlier versions lack, there is a fingerprint."""
+    banks = []
+    for name, shift in (("a", 0), ("b", 0), ("c", 1)):
+        bank = PredictionBank.create(tmp_path / name, item_size=4)
+        for index in range(5):
+            outputs, targets = item(index)
+            bank.append(outputs + shift, targets, step=index)
+            bank.flush() if name == "b" else None
+        bank.finish()
+        banks.append(PredictionBank.open(tmp_path / name))
+    same, parts, other = (bank.fingerprint() for bank in banks)
+    assert same == parts != other
+    for bank in banks:
+        bank.meta.pop("contents")
+    assert len({bank.fingerprint() for bank in banks}) == 1
+
+
+def test_every_flush_maps_only_its_own_shard(tmp_path, monkeypatch):
+    mapped = []
+    map_shard = shards._map_shard
+    monkeypatch.setattr(shards, "_map_shard", lambda path: mapped.append(path) or map_shard(path))
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    for index in range(30):
+        record_items(bank, range(index, index + 1))
+        bank.flush()
+    bank.finish()
+    assert len(mapped) <= 2 * 30  # once when it is written, and once by `finish`
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"item_size": 0}, {"max_bytes": -1}, {"level": -1}, {"level": 10**9}, {"items": "3"}, {"contents": ["a"]}],
+)
+def test_a_description_with_impossible_numbers_is_refused(three_shards, change):
+    (three_shards.path / "bank.json").write_text(json.dumps({**three_shards.meta, **change}))
+    with pytest.raises(RelossError, match="bank"):
+        PredictionBank.open(three_shards.path).verify()
+
+
+def test_a_damaged_level_is_named(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    (tmp_path / "level1.json").write_text('"2"')
+    for read in (lambda: PredictionBank.open(tmp_path, writer=1, writers=2), bank.merge):
+        with pytest.raises(RelossError, match=r"level1\.json is damaged \(not a level\)"):
+            read()
 
 
 def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):

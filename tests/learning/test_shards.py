@@ -72,3 +72,35 @@ def test_the_error_names_a_shard_with_a_flipped_bit(improving_bank):
     shard.write_bytes(content)
     with pytest.raises(RelossError, match=f"bank shard {shard} is damaged: its checksum does not match; restore it"):
         PredictionBank.open(bank.path).verify()
+
+
+def test_a_bank_is_verified_while_a_writer_thins_it(tmp_path):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(40))
+    bank.flush()
+    reader = PredictionBank.open(tmp_path)
+    assert len(reader) == 40
+    bank._raise_level()  # replaces the shard that the reader has mapped
+    assert 0 < len(bank) < 40
+    reader.verify()
+    PredictionBank.open(tmp_path).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shard: {"targets": shard["targets"] + 1}, "holds other items than those that were recorded"),
+        (lambda shard: {"outputs": shard["outputs"].float()}, "holds other tensors than items"),
+        (lambda shard: {"keys": shard["keys"].float()}, "holds other tensors than items"),
+        (lambda shard: {"steps": shard["steps"][:, None]}, "holds other tensors than items"),
+    ],
+)
+def test_a_shard_that_was_written_by_other_code_is_refused(tmp_path, change, message):
+    bank = PredictionBank.create(tmp_path, item_size=4)
+    record_items(bank, range(10))
+    bank.finish()
+    (shard,) = (tmp_path / "shards").iterdir()
+    content = load_file(shard)
+    save_file({**content, **change(content)}, shard)  # without a checksum
+    with pytest.raises(RelossError, match=message):
+        PredictionBank.open(tmp_path).verify()

@@ -224,7 +224,7 @@ def test_the_command_writes_one_file(cli, report_runs, tmp_path):
     assert code == 2
     assert "no folder of records" in err
     code, _, err = cli("report", "--runs", report_runs, "--out", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "cannot write" in err
 
 

@@ -52,6 +52,30 @@ def test_json_holds_values():
     assert json.loads(Table(("a",), [["x"]], objects=[{"b": 1}]).json()) == [{"b": 1}]
 
 
+HOSTILE = "=1+1\x1b[2J\r\nsecond\x9b line"
+
+
+@pytest.mark.parametrize("format", ["md", "csv", "tex", "json"])
+def test_no_code_of_a_cell_reaches_a_terminal(format):
+    table = Table(("cause",), [[HOSTILE]], note=HOSTILE, skipped=[HOSTILE])
+    for text in (table.render(format), table.plain()):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    if format == "json":
+        assert json.loads(table.json()) == [{"cause": HOSTILE}]
+
+
+def test_no_text_is_a_formula_in_a_spreadsheet():
+    cells = [HOSTILE, "+1", "-x", "@a", Missing("=2"), "a=1", -0.5, Number(0.5, "+0.50"), Difference(-1, None, None, 1)]
+    (row,) = csv.reader(io.StringIO(Table([str(number) for number in range(9)], [cells]).csv().partition("\n")[2]))
+    assert row[0].startswith("'=1+1\\u001b[2J second")
+    assert row[1:] == ["'+1", "'-x", "'@a", "'=2", "a=1", "-0.500", "+0.50", "-1.00 (one seed)"]
+
+
+def test_json_has_no_nan():
+    table = Table(("a", "b"), [[float("nan"), Sample(1.0, float("inf"), 2)]])
+    assert json.loads(table.json(), parse_constant=pytest.fail) == [{"b": [1.0, None, 2]}]
+
+
 def test_plain_text_is_aligned():
     assert Table(("a", "long header"), [["x", "y"], ["wide cell", ""]]).plain().splitlines() == [
         "a          long header",

@@ -4,6 +4,7 @@ import pytest
 
 from reloss.experiment.records import read_runs
 from reloss.experiment.task import tasks
+from reloss.report.tables import read_table
 from reloss.report.tuned_table import HEADERS, tuned_rows, tuned_table
 from reloss.runtime.files import write_json
 
@@ -66,3 +67,13 @@ def test_unknown_names(runs, cli, words):
     code, _, err = cli("table", *words, "--runs", runs)
     assert code == 2
     assert "acuracy" in err or "classification" in err
+
+
+@pytest.mark.parametrize("rate", ["0", "fast", "-1", "nan"])
+def test_an_impossible_learning_rate_in_a_record_stops_no_table(tmp_path, write_summary, rate):
+    scores = {"accuracy": 0.9, "validation_accuracy": 0.8}
+    write_summary("ce", 0, scores=scores)
+    write_summary("ce", 1, settings=(f"train.lr={rate}",), scores=scores)
+    for table in (read_table("classification", tmp_path), read_table("classification", tmp_path, tuned="accuracy")):
+        assert "90.00" in table.markdown()
+        assert json.loads(table.json(), parse_constant=pytest.fail)

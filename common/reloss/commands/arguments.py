@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from reloss.runtime.text import finite
+
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 Settings = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")]
@@ -27,4 +29,4 @@ def flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(finite(value), indent=2))

@@ -15,9 +15,10 @@ from reloss.metrics import METRICS, get_metric
 from reloss.pipeline import fitting
 from reloss.runtime import distributed
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import read_json
+from reloss.runtime.files import read_object
 from reloss.runtime.progress import say
-from reloss.surrogates import SurrogateLoss, build, find_kind
+from reloss.surrogates import SurrogateLoss, build, find_kind, load
+from reloss.surrogates.storage import CARD_FILE, WEIGHTS_FILE, is_saved
 
 
 def learn(
@@ -35,7 +36,8 @@ def learn(
 
     Raises:
         UsageError: an unknown metric, kind or option, or `out` holds a surrogate of another fit.
-        RelossError: the bank is missing, damaged, or of predictions that this kind does not take.
+        RelossError: the bank is missing, damaged, or of predictions that this kind does not take; or the surrogate in
+            `out` is damaged.
     """
     get_metric(metric)
     find_kind(kind)
@@ -47,10 +49,13 @@ def learn(
         surrogate = build(kind, bank.output_shape(), **section.build_options())
     except ValueError as error:
         raise RelossError(f"--kind {kind} does not fit the bank {bank_folder}: {error}") from error
-    if (out / "surrogate.json").exists():
-        fit = _finished_fit(out, surrogate, bank, options, metric=metric, higher_is_better=higher_is_better)
-        say(f"already finished: {out}")
-        return fit
+    if (out / CARD_FILE).exists():
+        facts = {"metric": metric, "higher_is_better": higher_is_better, **fitting.metric_code(metric)}
+        fit = _recorded_fit(out, surrogate, bank, options, facts)
+        if is_saved(out):
+            say(f"already finished: {out}")
+            return fit
+        say(f"{out} has lost its {WEIGHTS_FILE}; fitting again")
     distributed.start()
     seed_everything(options.seed)
     surrogate = build(kind, bank.output_shape(), **section.build_options())
@@ -74,18 +79,37 @@ def describe_settings() -> str:
     return "\n".join([*network, describe_options()])
 
 
-def _finished_fit(
-    out: Path, surrogate: SurrogateLoss, bank: PredictionBank, options: LearnOptions, **facts: Any
+CARD = {"class": str, "options": dict, "learn": dict, "bank": str, "metric": str, "fit": dict}
+"""The keys of a card that a fit writes, with their types."""
+
+NAMES = {"class": "kind", "learn": "options of the fit", "metric_code": "code of the metric, or version of Python"}
+"""The keys of a card that have another name in messages."""
+
+
+def _recorded_fit(
+    out: Path, surrogate: SurrogateLoss, bank: PredictionBank, options: LearnOptions, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the figures of the fit in `out`, or raise UsageError if it is another fit."""
-    card = read_json(out / "surrogate.json")
+    """Return the figures of the fit in `out`.
+
+    Raises:
+        UsageError: it is another fit.
+        RelossError: its card or its weights are damaged.
+    """
+    card = read_object(out / CARD_FILE, CARD)
+    expected = {"class": type(surrogate).__name__, "learn": options.model_dump(mode="json")}
+    expected |= {"bank": bank.fingerprint(), **facts}
+    different = [NAMES.get(name, name) for name in expected if card.get(name, facts.get(name)) != expected[name]]
     network = {name: value for name, value in surrogate.options().items() if name != "scale"}
-    expected = {
-        **{"class": type(surrogate).__name__, "learn": options.model_dump(mode="json"), "bank": bank.fingerprint()},
-        **facts,
-    }
-    same = isinstance(card, dict) and {name: card.get(name) for name in expected} == expected
-    if not same or not network.items() <= card["options"].items():
-        raise UsageError(f"{out} already holds a surrogate of another fit; choose another --out")
+    if not different and not network.items() <= card["options"].items():
+        different = ["options of the network"]
+    if different:
+        raise UsageError(
+            f"{out} already holds a surrogate of another fit; choose another --out (different: {', '.join(different)})"
+        )
+    if is_saved(out):
+        try:
+            load(out)
+        except RelossError as error:
+            raise RelossError(f"{error}; remove {out} to fit the surrogate again") from error
     fit: dict[str, Any] = card["fit"]
     return fit

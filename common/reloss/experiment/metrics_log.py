@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_text, write_text
+from reloss.runtime.files import check_plain, read_text, write_text
+from reloss.runtime.text import finite
 
 
 class MetricsFile:
@@ -28,12 +29,14 @@ class MetricsFile:
     def append(self, values: dict[str, Any]) -> None:
         """Write one line and flush it to disk, so that a checkpoint written after it can count it.
 
+        Numbers that are not finite, which JSON lacks, are dropped.
+
         Raises:
             RelossError: the file cannot be written.
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(finite(values)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -60,9 +63,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(_parse(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise RelossError(f"{path}, line {number} is damaged; remove the line to continue") from None
+    check_plain(entries, path)
     return entries
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from reloss.learning.diagnostics import Checkpoints
 from reloss.runtime.errors import RelossError
+from reloss.runtime.tensors import load_tensors
 
 
 def read_predictions(record: Path) -> Checkpoints | None:
@@ -29,10 +28,10 @@ def read_predictions(record: Path) -> Checkpoints | None:
     targets: list[Tensor] = []
     for path in sorted((record / "predictions").glob("[0-9]*.safetensors")):
         try:
-            epoch = load_file(path)
+            epoch = load_tensors(path)
             outputs.append(epoch["outputs"].float())
             targets.append(epoch["targets"])
-        except (OSError, SafetensorError, KeyError) as error:
+        except Exception as error:  # a damaged file fails in many ways
             raise RelossError(f"the predictions {path} cannot be read ({error}); remove them") from error
     try:
         return (torch.stack(outputs), torch.stack(targets)) if outputs else None

@@ -20,7 +20,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss.experiment import environment
@@ -33,8 +32,9 @@ from reloss.learning.bank import compact
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import latest_intact, load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import RESTORE, atomic, read_object, read_text, write_json, write_text
+from reloss.runtime.files import damage, read_object, read_text, write_json, write_text
 from reloss.runtime.progress import say
+from reloss.runtime.tensors import load_tensors, save_tensors
 
 FROM_SCRATCH = "to train this run from scratch"
 
@@ -171,11 +171,11 @@ class Record:
         if (last := self.epochs()) < epoch:
             raise self._incomplete(f"no line of epoch {last + 1}, but the checkpoint is from epoch {epoch}")
         entries = read_metrics(self.metrics.path)
-        self.rewind(sum(entry["epoch"] <= epoch for entry in entries))
+        self.rewind(sum(entry.get("epoch", 0) <= epoch for entry in entries))
 
     def epochs(self) -> int:
         """Return the last epoch, counted from 1, up to which every epoch has metrics; 0 if the first has none."""
-        logged = {entry["epoch"] for entry in read_metrics(self.metrics.path)}
+        logged = {entry.get("epoch") for entry in read_metrics(self.metrics.path)}
         return next(epoch for epoch in count() if epoch + 1 not in logged)
 
     def _incomplete(self, problem: str) -> RelossError:
@@ -187,17 +187,16 @@ class Record:
         """Write the final weights of the model as safetensors. Tied weights are written once under each name."""
         if not self._writes:
             return
-        with atomic(self.weights) as temporary:
-            # A copy of each: safetensors refuses tensors that share memory.
-            copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-            save_file(copies, temporary)
+        # A copy of each: safetensors refuses tensors that share memory.
+        copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+        save_tensors(self.weights, copies)
 
     def save_predictions(self, epoch: int, outputs: Tensor, targets: Tensor) -> None:
         """Save predictions of E validation examples after an epoch: outputs [E, ...] in float16, targets [E, ...]."""
         if not self._writes:
             return
-        with atomic(self.path / "predictions" / f"{epoch:04d}.safetensors") as temporary:
-            save_file({"outputs": compact(outputs), "targets": compact(targets)}, temporary)
+        path = self.path / "predictions" / f"{epoch:04d}.safetensors"
+        save_tensors(path, {"outputs": compact(outputs), "targets": compact(targets)})
 
     def save_json(self, name: str, value: Any) -> None:
         """Save `value` as `<name>.json`."""
@@ -222,7 +221,7 @@ class Record:
             path = self.path / f"{name}.png"
             draw(path)
             entries = read_metrics(self.metrics.path)
-            self.tracker.figure(name, path, entries[-1]["step"] if entries else 0)
+            self.tracker.figure(name, path, int(entries[-1].get("step", 0)) if entries else 0)
 
     def discard(self) -> None:
         """Finish tracking as failed, and remove the folder, with its empty parents."""
@@ -282,7 +281,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         RelossError: the file cannot be read.
     """
     try:
-        return load_file(path)
+        return load_tensors(path)
     except Exception as error:
         raise RelossError(f"cannot read the weights {path} ({error}); train the run again") from error
 
@@ -301,7 +300,7 @@ def read_summary(record: Path) -> dict[str, Any]:
     wrong = [name for name in ("surrogate", "diagnostics") if not isinstance(summary.get(name, {}), dict)]
     wrong += [name for name, score in summary.get("scores", {}).items() if not isinstance(score, int | float)]
     if wrong:
-        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong)}); {RESTORE}")
+        raise damage(path, f"wrong: {', '.join(wrong)}")
     return summary
 
 

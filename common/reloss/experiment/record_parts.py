@@ -15,7 +15,6 @@ under the same names, and `reloss.experiment.records` makes the same objects of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import RESTORE, read_json, read_object, read_text
+from reloss.runtime.files import damage, parse_plain, read_json, read_object, read_text
 
 FILES = {
     "summary": "summary.json",
@@ -38,9 +37,6 @@ FILES = {
 }
 SURROGATES = "surrogates.jsonl"
 SHARED = {"config": "configs.json", "environment": "environments.json"}
-
-DEEPEST = 32  # levels of nesting in one part
-LARGEST = 1_000_000  # values in one part; a YAML alias counts as often as it is used
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,8 @@ class LiveFolder:
             if not path.exists():
                 return None
             value = readers.get(path.suffix, read_json)(path)
-        except RecursionError:
-            raise damage(path, "nested too deeply") from None
         except OSError as error:
             raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
-        check_plain(value, path)
         if value is None:
             raise damage(path, "empty")
         return value
@@ -121,7 +114,7 @@ def packed_runs(packed: Path, damaged: list[str] | None = None) -> Iterator[Pack
     if not paths:
         return
     with skipping(damaged):
-        shared = {part: _shared(packed / file) for part, file in SHARED.items()}
+        shared = {part: read_object(packed / file) for part, file in SHARED.items()}
         for path in paths:
             for line in _lines(path, damaged):
                 with skipping(damaged):
@@ -137,29 +130,16 @@ def packed_surrogates(packed: Path, damaged: list[str] | None = None) -> Iterato
 def _lines(path: Path, damaged: list[str] | None) -> Iterator[PackedLine]:
     """Yield the lines of one packed file."""
     with skipping(damaged):
-        for number, text in enumerate(read_text(path).splitlines(), start=1):
+        for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
             with skipping(damaged):
                 yield _parse(text, f"{path}, line {number}")
 
 
 def _parse(text: str, origin: str) -> PackedLine:
-    try:
-        parts = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damage(origin, f"not JSON: {error}") from None
+    parts = parse_plain(text, origin)
     if not isinstance(parts, dict) or not isinstance(parts.get("name"), str):
         raise damage(origin, "without a name")
-    check_plain(parts, origin)
     return PackedLine(parts.pop("name"), parts, origin)
-
-
-def _shared(path: Path) -> dict[str, Any]:
-    try:
-        values = read_object(path)
-    except RecursionError:
-        raise damage(path, "nested too deeply") from None
-    check_plain(values, path)
-    return values
 
 
 def _with_shared(line: PackedLine, shared: Mapping[str, Mapping[str, Any]]) -> PackedLine:
@@ -174,45 +154,6 @@ def _with_shared(line: PackedLine, shared: Mapping[str, Mapping[str, Any]]) -> P
     if "command" in parts:
         parts["environment"] = {**parts.get("environment", {}), "command": parts.pop("command")}
     return PackedLine(line.name, parts, line.origin)
-
-
-def check_plain(value: Any, where: object) -> None:
-    """Check that `value` can be walked, shown and written as JSON, whatever file it comes from.
-
-    Raises:
-        RelossError: `value` holds something other than dictionaries with text keys, lists, text, numbers, booleans and
-            None; is nested deeper than DEEPEST levels; or has more than LARGEST values.
-    """
-    rest, count = [(value, 0)], 0
-    while rest:
-        item, depth = rest.pop()
-        count += 1
-        if depth > DEEPEST or count > LARGEST:
-            raise damage(where, "nested too deeply" if depth > DEEPEST else "too large")
-        if isinstance(item, dict):
-            rest += ((part, depth + 1) for pair in item.items() for part in pair)
-            plain = all(isinstance(key, str) for key in item)
-        elif isinstance(item, list):
-            rest += ((part, depth + 1) for part in item)
-            plain = True
-        else:
-            plain = _is_text(item) if isinstance(item, str) else item is None or isinstance(item, int | float)
-        if not plain:
-            raise damage(where, "values that are not JSON")
-
-
-def _is_text(text: str) -> bool:
-    """Return whether the text can be written as UTF-8: JSON can hold half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def damage(where: object, reason: str) -> RelossError:
-    """Return the error for a damaged record."""
-    return RelossError(f"{where} is damaged ({reason}); {RESTORE}")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 def _is_finite(value: float) -> bool:
     """Return whether a number, or an integer of any length, can be computed with."""
-    return abs(value) <= 1e300
+    return abs(value) <= 1e100
 
 
 def _check_finite(value: float) -> float:

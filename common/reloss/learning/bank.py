@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,19 @@ from torch import Tensor
 
 from reloss.learning.shards import Shard, ShardFolder, concatenate, count, item_name
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_json, read_object, short_hash, write_json
+from reloss.runtime.files import damage, read_json, read_object, short_hash, write_json
 
 if TYPE_CHECKING:
     from reloss.surrogates import SurrogateLoss
 
+MAX_STEP = 10**9 - 1  # names of shards sort by step up to this one
+MAX_LEVEL = 64
 META = {"item_size": int, "max_bytes": int, "seed": int, "level": int, "complete": bool, "origin": dict}
 SHARD_BYTES = 32 << 20
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+Layout = tuple[torch.Size, torch.Size, torch.dtype]
+"""Shapes of one example's outputs and targets, and the type in which targets are stored."""
 
 
 class PredictionBank:
@@ -41,8 +47,9 @@ class PredictionBank:
 
     Attributes:
         path: the folder with `bank.json` and `shards/`, and `metrics/`, the cached values of slow metrics.
-        meta: the content of `bank.json`: item_size, seed, max_bytes, level, complete; `items`, their number once the
-            bank is complete; and `origin`, the recorder's description of itself.
+        meta: the content of `bank.json`: item_size, seed, max_bytes, level, complete; hashes of the `contents` once the
+            bank is merged; the number of `items` once it is complete; and `origin`, the recorder's description of
+            itself.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], writer: int = 0, writers: int = 1) -> None:
@@ -51,7 +58,8 @@ class PredictionBank:
         self._writer, self._writers = writer, writers
         self._level = meta["level"]
         self._last = (-1, 0)  # the step of the last item, and its number within the step
-        self._output_shape: torch.Size | None = None  # of one example
+        self._layout: Layout | None = None  # of one example
+        self._own_items: int | None = None  # number of this writer's items on disk; None if it is to be counted
         self._surrogate: SurrogateLoss | None = None  # checks what is recorded
         self._partial: list[tuple[Tensor, Tensor]] = []  # examples that do not fill an item yet
         self._pending: dict[str, Shard] = {}  # items that do not fill a shard yet
@@ -112,10 +120,13 @@ class PredictionBank:
         meta = read_object(path / "bank.json", META)
         if not meta:
             raise RelossError(f"no prediction bank at {path}: record one with `reloss run EXPERIMENT --stage baseline`")
+        low = [name for name in ("item_size", "max_bytes") if meta[name] < 1]
+        if low or not 0 <= meta["level"] <= MAX_LEVEL:
+            raise damage(path / "bank.json", f"wrong: {', '.join(low or ['level'])}")
         bank = cls(path, meta, writer, writers)
         bank._check_count()
         if writer and bank._level_file(writer).exists():
-            bank._level = read_json(bank._level_file(writer))
+            bank._level = _read_level(bank._level_file(writer))
         return bank
 
     # Recording
@@ -126,13 +137,13 @@ class PredictionBank:
         Outputs, and targets of a floating type, are stored in float16, clamped to its range.
 
         Args:
-            outputs: [b, ...].
+            outputs: [b, ...], of a floating type.
             targets: [b, ...].
-            step: not smaller than the step of the previous batch.
+            step: at least 0, and not smaller than the step of the previous batch.
 
         Raises:
-            ValueError: outputs or targets are no tensors, their batch sizes differ, the shape of the outputs has
-                changed, or the step is smaller than the previous one.
+            ValueError: outputs or targets are no tensors, their batch sizes differ, the outputs are whole numbers, an
+                example's shape or type has changed, the step is smaller than the previous one, or the bank is complete.
             RelossError: the outputs hold NaN, or the surrogate given to `create` cannot learn from the batch.
         """
         self._check_batch(outputs, targets, step)
@@ -149,13 +160,18 @@ class PredictionBank:
         self._write_pending()
 
     def merge(self) -> None:
-        """Turn the items of all writers into one uniform sample. Writer 0 calls this after all writers have flushed."""
+        """Turn the items of all writers into one uniform sample, and store hashes of their contents.
+
+        Writer 0 calls this after all writers have flushed.
+        """
         self.flush()
         self._shards.refresh()
-        levels = {path: read_json(path) for path in self.path.glob("level*.json")}
+        levels = {path: _read_level(path) for path in self.path.glob("level*.json")}
         self._level = max([self._level, *levels.values()])
         self._write_meta(level=self._level)
         self._shards.filter(self._shards.read(), lambda shard: shard["keys"] < 0.5**self._level)
+        self._own_items = None
+        self._write_meta(contents=self._shards.contents())
         for path in levels:
             path.unlink()
 
@@ -169,20 +185,19 @@ class PredictionBank:
         self._partial, self._pending = [], {}
         self._shards.refresh()
         self._last = (step - 1, 0)
+        self.meta |= {"complete": False}
+        self.meta.pop("contents", None)
         if self._writer == 0:
-            self._write_meta(complete=False)
+            self._write_meta()
         self._filter_own(lambda shard: (shard["steps"] < step) & (shard["keys"] < 0.5**self._level))
 
     def _check_batch(self, outputs: Tensor, targets: Tensor, step: int) -> None:
         """Raise the errors of `append`."""
-        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-            raise ValueError(f"outputs and targets must be tensors, not {type(outputs)} and {type(targets)}")
-        if len(outputs) != len(targets):
-            raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
-        shape, expected = outputs.shape[1:], self._output_shape
-        if expected is not None and shape != expected:
-            raise ValueError(f"an example's outputs have shape {list(shape)}, but had {list(expected)} before")
-        self._output_shape = shape
+        if self.meta["complete"]:
+            raise ValueError(f"the bank {self.path} is complete; call resume to record more")
+        self._layout = _layout_of(outputs, targets, self._layout or self._recorded_layout())
+        if not (isinstance(step, Integral) and 0 <= step <= MAX_STEP):
+            raise ValueError(f"step must be a whole number from 0 to {MAX_STEP}, not {step}")
         if step < self._last[0]:
             raise ValueError(f"step {step} comes after step {self._last[0]}; call resume to return to an earlier step")
         if outputs.isnan().any():
@@ -199,6 +214,12 @@ class PredictionBank:
                     f"{list(outputs.shape)} and targets {list(targets.shape)}: {error}"
                 ) from error
 
+    def _recorded_layout(self) -> Layout | None:
+        """Return the layout of the items on disk, or None if there are none."""
+        for shard in self._shards.read().values():
+            return shard["outputs"].shape[2:], shard["targets"].shape[2:], shard["targets"].dtype
+        return None
+
     def _offer(self, outputs: Tensor, targets: Tensor, step: int) -> None:
         """Add an item if its key is below 2^-level; raise the level when this writer's share of the budget is full."""
         number = self._last[1] + 1 if step == self._last[0] else 0
@@ -210,7 +231,9 @@ class PredictionBank:
         item = {"outputs": outputs, "targets": targets, **position}
         self._pending[item_name(step, number, self._writer)] = item
         item_bytes = sum(value.nbytes for value in item.values())
-        items = count(self._shards.of_writer(self._writer, self._writers)) + len(self._pending)
+        if self._own_items is None:
+            self._own_items = count(self._shards.of_writer(self._writer, self._writers))
+        items = self._own_items + len(self._pending)
         full = items * item_bytes > self.meta["max_bytes"] // self._writers
         if full or len(self._pending) * item_bytes >= SHARD_BYTES:
             self._write_pending()
@@ -228,11 +251,15 @@ class PredictionBank:
     def _write_pending(self) -> None:
         if self._pending:
             self._shards.write(self._pending)
+            if self._own_items is not None:
+                self._own_items += len(self._pending)
             self._pending = {}
+            self.meta.pop("contents", None)
 
     def _filter_own(self, condition: Callable[[Shard], Tensor]) -> None:
         """Remove this writer's items for which `condition` is false."""
         self._shards.filter(self._shards.of_writer(self._writer, self._writers), condition)
+        self._own_items = None
 
     def _level_file(self, writer: int) -> Path:
         return self.path / f"level{writer}.json"
@@ -268,19 +295,28 @@ class PredictionBank:
         return tuple(shards[0]["outputs"].shape[2:])
 
     def fingerprint(self) -> str:
-        """Return a hash of what is recorded: the origin, the reservoir's settings and the keys of the items."""
+        """Return a hash of what is recorded: the origin, the reservoir's settings, and the items.
+
+        Of items in a bank of an earlier version, and in one that is not merged, only the keys count.
+        """
         keys = concatenate(self._shards.read(), "keys").numpy().tobytes().hex()
         settings = {name: value for name, value in self.meta.items() if name not in ("complete", "items")}
         return short_hash([json.dumps(settings, sort_keys=True), keys])
 
     def verify(self) -> None:
-        """Compare every shard with its stored checksum; reads the whole bank.
+        """Compare every shard with its stored checksum, and all items with the hashes in `bank.json`; reads all of it.
 
         Raises:
-            RelossError: a shard is damaged, and the message names it, or items are missing.
+            RelossError: a shard is damaged, and the message names it; items are missing, or are others than recorded.
         """
         self._check_count()
         self._shards.verify()
+        recorded = self.meta.get("contents") if self.meta["complete"] else None  # absent in banks of earlier versions
+        if recorded is not None and recorded != self._shards.contents():
+            raise RelossError(
+                f"the bank {self.path} holds other items than those that were recorded; restore it from a copy, or "
+                "remove it to record again"
+            )
 
     def _check_count(self) -> None:
         """Raise RelossError if items are missing: a fit on the rest would give another surrogate."""
@@ -291,6 +327,43 @@ class PredictionBank:
                 f"the bank {self.path} has {len(self)} of its {expected} items: shards are missing in {shards}; "
                 f"restore them from a copy, or remove {self.path} to record again"
             )
+
+
+def _layout_of(outputs: Tensor, targets: Tensor, expected: Layout | None) -> Layout:
+    """Return the layout of a batch.
+
+    Raises:
+        ValueError: it is not a batch of outputs and targets, or its layout is not the `expected` one.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        raise ValueError(f"outputs and targets must be tensors, not {type(outputs)} and {type(targets)}")
+    if not outputs.dim() or not targets.dim():
+        raise ValueError("outputs and targets must be batches, [b, ...], not single numbers")
+    if len(outputs) != len(targets):
+        raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
+    if not outputs.is_floating_point():
+        raise ValueError(f"outputs must be of a floating type, not {outputs.dtype}: record scores, not decisions")
+    dtype = torch.float16 if targets.is_floating_point() else targets.dtype
+    layout = outputs.shape[1:], targets.shape[1:], dtype
+    expected = expected or layout
+    for name, shape, earlier in zip(("outputs", "targets"), layout[:2], expected[:2], strict=True):
+        if shape != earlier:
+            raise ValueError(f"an example's {name} have shape {list(shape)}, but had {list(earlier)} before")
+    if dtype != expected[2]:
+        raise ValueError(f"the targets are stored as {dtype}, but were stored as {expected[2]} before")
+    return layout
+
+
+def _read_level(path: Path) -> int:
+    """Return the level that a writer left.
+
+    Raises:
+        RelossError: the file is damaged.
+    """
+    level = read_json(path)
+    if not (isinstance(level, int) and 0 <= level <= MAX_LEVEL):
+        raise damage(path, "not a level")
+    return level
 
 
 def compact(values: Tensor) -> Tensor:

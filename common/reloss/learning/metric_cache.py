@@ -17,14 +17,13 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss.metrics import PerItem
 from reloss.metrics.identity import identity
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import atomic
 from reloss.runtime.progress import say
+from reloss.runtime.tensors import load_tensors, save_tensors
 
 SAVE_SECONDS = 10.0  # a kill loses at most the values computed in so many seconds
 KEY_BYTES = 16
@@ -100,8 +99,7 @@ class MetricCache:
         keys = torch.frombuffer(bytearray(b"".join(self.values)), dtype=torch.uint8)
         values = torch.tensor(list(self.values.values()), dtype=torch.float64)
         try:
-            with atomic(self.path) as temporary:
-                save_file({"keys": keys, "values": values}, temporary)
+            save_tensors(self.path, {"keys": keys, "values": values})
         except RelossError as error:
             say(f"the values of metric {self.metric.__name__} are not stored: {error}")
             self.path = None
@@ -125,7 +123,7 @@ def not_finite(name: str, value: float, label: str) -> RelossError:
 def _read(path: Path) -> dict[bytes, float]:
     """Return the values in a file by their keys; if the file is damaged, report that and return no values."""
     try:
-        tensors = load_file(path)
+        tensors = load_tensors(path)
         keys = tensors["keys"].numpy().tobytes()
         parts = [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
         return dict(zip(parts, tensors["values"].tolist(), strict=True))

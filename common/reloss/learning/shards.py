@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import atomic
+from reloss.runtime.tensors import content_hash, is_intact, save_tensors
 
 SHARD_NAME = re.compile(r"\d+-\d+-\d+\.safetensors")  # step and number of the first item, and the writer
 TENSORS = ("outputs", "targets", "steps", "keys")
@@ -32,12 +30,13 @@ Shard = dict[str, Tensor]
 class ShardFolder:
     """The shards in one folder, sorted by writer and step; so the order of the items does not depend on timing.
 
-    The list of shards is read once and cached. Writing and filtering refresh it.
+    The list of shards is read once and cached. Writing and filtering update it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cache: dict[Path, Shard] | None = None
+        self._metadata: dict[Path, dict[str, str] | None] = {}  # of the version of each shard that is mapped
 
     def refresh(self) -> None:
         """Forget the cached list: other processes may have written since."""
@@ -51,12 +50,18 @@ class ShardFolder:
         """
         if self._cache is None:
             shards: dict[Path, Shard] = {}
-            for path in sorted(_list_shards(self.path), key=lambda path: (_writer(path), path)):
+            for path in sorted(_list_shards(self.path), key=_order):
                 with suppress(FileNotFoundError):  # the recorder may have removed it since it was listed
-                    shards[path] = _map_shard(path)
-            _check_same_layout(shards)
+                    shards[path], self._metadata[path] = _map_shard(path)
+            _check_layout(shards)
             self._cache = shards
         return self._cache
+
+    def _update(self, path: Path) -> None:
+        """Map a shard that was written; the others stay mapped."""
+        if self._cache is not None:
+            self._cache[path], self._metadata[path] = _map_shard(path)
+            self._cache = {path: self._cache[path] for path in sorted(self._cache, key=_order)}
 
     def of_writer(self, writer: int, writers: int) -> dict[Path, Shard]:
         """Return the shards of one of `writers` processes.
@@ -73,18 +78,21 @@ class ShardFolder:
         """
         tensors = list(items.values())
         shard = {name: torch.stack([item[name] for item in tensors]) for name in tensors[0]}
-        _write_shard(self.path / f"{next(iter(items))}.safetensors", shard)
-        self.refresh()
+        path = self.path / f"{next(iter(items))}.safetensors"
+        save_tensors(path, shard)
+        self._update(path)
 
     def filter(self, shards: dict[Path, Shard], condition: Callable[[Shard], Tensor]) -> None:
         """Remove the items of `shards` for which `condition` is false. It is safe to repeat this after a kill."""
-        for path, shard in shards.items():
+        for path, shard in list(shards.items()):
             keep = condition(shard)
             if not keep.any():
                 path.unlink()
+                if self._cache is not None:
+                    self._cache.pop(path, None)
             elif not keep.all():
-                _write_shard(path, {name: value[keep].contiguous() for name, value in shard.items()})
-        self.refresh()
+                save_tensors(path, {name: value[keep].contiguous() for name, value in shard.items()})
+                self._update(path)
 
     def items(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the items at `indices` [N]: outputs [N, B, ...] in float16 and targets [N, B, ...]."""
@@ -107,10 +115,13 @@ class ShardFolder:
             RelossError: a shard is damaged; the message names it.
         """
         for path, shard in self.read().items():
-            with safe_open(path, framework="pt") as opened:
-                stored = (opened.metadata() or {}).get("crc32")
-            if stored not in (None, _checksum(shard)):
+            if not is_intact(shard, self._metadata[path]):
                 raise RelossError(f"bank shard {path} is damaged: its checksum does not match; {_remedy(path)}")
+
+    def contents(self) -> list[str]:
+        """Return hashes of all outputs and targets, whatever shards they lie in; reads all shards completely."""
+        shards = self.read().values()
+        return [content_hash(name, (shard[name] for shard in shards)) for name in ("outputs", "targets")]
 
 
 def count(shards: dict[Path, Shard]) -> int:
@@ -152,20 +163,12 @@ def _writer(shard: Path) -> int:
     return int(shard.stem.rpartition("-")[2])
 
 
-def _write_shard(path: Path, shard: Shard) -> None:
-    with atomic(path) as temporary:
-        save_file(shard, temporary, metadata={"crc32": _checksum(shard)})
+def _order(shard: Path) -> tuple[int, Path]:
+    return _writer(shard), shard
 
 
-def _checksum(shard: Shard) -> str:
-    checksum = 0
-    for name in sorted(shard):
-        checksum = zlib.crc32(shard[name].contiguous().numpy().data, checksum)
-    return f"{checksum:08x}"
-
-
-def _map_shard(path: Path) -> Shard:
-    """Return the memory-mapped tensors of a shard.
+def _map_shard(path: Path) -> tuple[Shard, dict[str, str] | None]:
+    """Return the memory-mapped tensors of a shard, and the metadata of its file.
 
     safetensors opens the file twice. If the recorder replaces the file in between, the shard is mapped again.
 
@@ -178,12 +181,13 @@ def _map_shard(path: Path) -> Shard:
         try:
             with safe_open(path, framework="pt") as opened:
                 shard = {name: opened.get_tensor(name) for name in TENSORS}
+                metadata = opened.metadata()
         except (OSError, SafetensorError, RuntimeError) as error:
             if _version(path) == version:
                 raise RelossError(f"bank shard {path} cannot be read ({error}); {_remedy(path)}") from error
         else:
             if _version(path) == version:
-                return shard
+                return shard, metadata
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -191,11 +195,15 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _check_same_layout(shards: dict[Path, Shard]) -> None:
-    """Raise RelossError unless all shards have the same types and item shapes, and tensors of equal length."""
+def _check_layout(shards: dict[Path, Shard]) -> None:
+    """Raise RelossError unless every shard holds n items, all of the same types and shapes."""
     expected: Sequence[object] = ()
     for path, shard in shards.items():
         layout = [(name, value.dtype, value.shape[1:]) for name, value in shard.items()]
         expected = expected or layout
-        if layout != expected or len({len(value) for value in shard.values()}) > 1:
+        if layout != expected or len({value.shape[:1] for value in shard.values()}) > 1:
             raise RelossError(f"bank shard {path} does not match the other shards; {_remedy(path)}")
+        types = shard["outputs"].dtype, shard["steps"].dtype, shard["keys"].dtype
+        axes = shard["outputs"].dim() > 1, shard["targets"].dim() > 1, shard["steps"].dim(), shard["keys"].dim()
+        if types != (torch.float16, torch.int64, torch.float64) or axes != (True, True, 1, 1):
+            raise RelossError(f"bank shard {path} is damaged: it holds other tensors than items; {_remedy(path)}")

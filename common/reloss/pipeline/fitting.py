@@ -1,7 +1,8 @@
 """Fitting a surrogate in a folder: resumable, written once, then shared by every run with the same options.
 
 The folder is named by a hash of the options of the fit and the surrogate, the fingerprint of the bank and the name of
-the metric. So a second run with the same options finds the surrogate, and a change of any of them makes another one.
+the metric; for a metric of the user's own, also its code. So a second run with the same options finds the surrogate,
+and a change of any of them makes another one.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ from typing import Any
 import torch
 
 from reloss.experiment.config import FITTED_LOSSES
+from reloss.experiment.record_parts import LiveFolder
+from reloss.experiment.records import read_surrogate
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.workspace import Workspace
 from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
 from reloss.learning.picture import measure_picture
-from reloss.metrics import get_metric
+from reloss.metrics import METRICS, PerItem, get_metric
+from reloss.metrics.identity import identity
 from reloss.pipeline.context import Context, sole_writer
 from reloss.pipeline.pictures import write_picture
 from reloss.pipeline.recording import bank_to_fit, complete_bank
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import remove_checkpoint
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_json, remove_stale, short_hash, write_text
+from reloss.runtime.files import remove_stale, short_hash, write_text
 from reloss.runtime.progress import say
 from reloss.runtime.signals import terminable
+from reloss.runtime.text import finite
 from reloss.surrogates import SurrogateLoss, load
 
 
@@ -58,6 +63,7 @@ def learn(
         UsageError: another process writes to the folder.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    code = metric_code(metric)  # before the metric is called, which may change what it refers to
     with terminable(), sole_writer(folder):
         if distributed.is_main():
             remove_stale(folder)
@@ -73,23 +79,23 @@ def learn(
             distributed=distributed.processes() > 1,
         )
         if distributed.is_main():
-            _save(result, bank, metric, options, folder, higher_is_better)
+            facts = {"metric": metric, **code, "higher_is_better": higher_is_better}
+            _save(result, bank, options, folder, facts)
     distributed.barrier()  # the other processes load it next
-    return result.summary()
+    summary: dict[str, float] = finite(result.summary())
+    return summary
 
 
-def _save(
-    result: FitResult, bank: PredictionBank, metric: str, options: LearnOptions, folder: Path, higher_is_better: bool
-) -> None:
-    """Write the surrogate, its card, its picture and the history of the fit."""
-    write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in result.history))
+def _save(result: FitResult, bank: PredictionBank, options: LearnOptions, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the surrogate, its card with the `facts` about the metric, its picture and the history of the fit."""
+    write_text(folder / "history.jsonl", "".join(json.dumps(finite(entry)) + "\n" for entry in result.history))
+    metric = facts["metric"]
     card = {
-        "metric": metric,
+        **facts,
         "features": result.surrogate.sees,
-        "higher_is_better": higher_is_better,
         "learn": options.model_dump(),
         "bank": bank.fingerprint(),
-        "fit": result.summary(),
+        "fit": finite(result.summary()),
     }
     write_picture(folder, measure_picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)
@@ -98,6 +104,14 @@ def _save(
         f"surrogate in {folder}: Spearman correlation with {metric} on {result.validation_items} held-out recorded "
         f"items {result.spearman:.4f} (the ordinary loss: {result.spearman_ordinary:.4f})"
     )
+
+
+def metric_code(metric: str) -> dict[str, str]:
+    """Return what a card holds of a metric besides its name: a hash of its code if it is not one of reloss's own."""
+    if metric in METRICS:
+        return {}
+    function = get_metric(metric)
+    return {"metric_code": identity(function.function if isinstance(function, PerItem) else function)}
 
 
 def fit_plan(context: Context, bank: PredictionBank) -> tuple[LearnOptions, Path]:
@@ -109,7 +123,8 @@ def fit_plan(context: Context, bank: PredictionBank) -> tuple[LearnOptions, Path
     resolved = options.for_surrogate(surrogate.penalty).model_dump(exclude={"patience"})
     if options.patience is not None:
         resolved["patience"] = options.patience
-    name = short_hash([resolved, surrogate.options(), bank.fingerprint(), context.config.metric])
+    metric = context.config.metric
+    name = short_hash([resolved, surrogate.options(), bank.fingerprint(), metric, *metric_code(metric).values()])
     return options, context.workspace.surrogate(context.config.name, name)
 
 
@@ -132,7 +147,7 @@ def load_surrogate(context: Context, folder: Path) -> tuple[SurrogateLoss, dict[
     """
     try:
         surrogate = load(folder)
+        record = read_surrogate(LiveFolder(context.workspace.name(folder), folder))
     except RelossError as error:
         raise RelossError(f"{error}; remove {folder} to fit the surrogate on the bank again") from error
-    card = read_json(folder / "surrogate.json")
-    return surrogate, {"folder": str(folder.relative_to(context.home)), **card["fit"]}
+    return surrogate, {"folder": str(folder.relative_to(context.home)), **(record.fit if record else {})}

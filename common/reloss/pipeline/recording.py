@@ -68,8 +68,8 @@ def open_bank(context: Context, from_scratch: bool) -> PredictionBank:
             origin=_origin(context),
         )
     bank = PredictionBank.open(path, writer=distributed.rank(), writers=distributed.processes())
-    if bank.meta["origin"]["record"] != _origin(context)["record"]:
-        raise UsageError(f"{path} is being recorded by {bank.meta['origin']['record']}; finish that run first")
+    if (recorder := bank.meta["origin"].get("record")) != _origin(context)["record"]:
+        raise UsageError(f"{path} is being recorded by {recorder}; finish that run first")
     return bank
 
 

@@ -7,6 +7,7 @@ interrupted, so the same command can be run again at any time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,10 +28,11 @@ from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs
 from reloss.pipeline.context import Context, Resume, sole_writer
 from reloss.pipeline.outcome import clean_up, recorded_outcome
 from reloss.runtime import distributed
-from reloss.runtime.errors import UsageError
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 from reloss.runtime.signals import terminable
 from reloss.surrogates import SurrogateLoss
+from reloss.surrogates.storage import is_saved
 from reloss.tracking.client import Track, make_tracker
 
 
@@ -105,7 +107,7 @@ def learn(context: Context) -> Path:
         raise UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
     bank = recording.bank_to_fit(context, bank)
     options, folder = fitting.fit_plan(context, bank)
-    if (folder / "surrogate.json").exists():
+    if is_saved(folder):
         say(f"surrogate is learned: {folder}")
         return folder
     seed_everything(options.seed)
@@ -209,7 +211,7 @@ def _open_run(context: Context, checks: preflight.Preflight, records_bank: bool 
 
 def _finish(context: Context, run: Run) -> dict[str, float]:
     """Evaluate a trained run, and complete its record and its bank; return the scores."""
-    scores = context.task.evaluate(run)
+    scores = _finite_scores(context.task.evaluate(run), context.config.score)
     run.flush_bank()
     bank = run.bank if distributed.is_main() else None
     if bank is not None:
@@ -221,6 +223,23 @@ def _finish(context: Context, run: Run) -> dict[str, float]:
         bank.finish()
     distributed.barrier()
     return scores
+
+
+def _finite_scores(scores: dict[str, float], score: str) -> dict[str, float]:
+    """Return the scores that are finite, and name the others.
+
+    Raises:
+        RelossError: the experiment's own score is not finite.
+    """
+    if not math.isfinite(scores.get(score, 0.0)):
+        raise RelossError(
+            f"{score} of the trained model is {scores[score]}: training diverged, or the score is undefined on these "
+            "data; a smaller learning rate (train.lr) may help"
+        )
+    missing = [name for name, value in scores.items() if not math.isfinite(value)]
+    if missing:
+        say(f"note: the record lacks {', '.join(missing)}, which are not finite")
+    return {name: value for name, value in scores.items() if name not in missing}
 
 
 def _diagnostics(context: Context, surrogate: SurrogateLoss | None) -> dict[str, float]:

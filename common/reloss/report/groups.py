@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -50,12 +51,11 @@ def scores_by_seed(runs: Iterable[RunRecord], score: str) -> dict[int, float]:
 
 
 def learning_rate(config: Experiment, settings: Iterable[str]) -> float:
-    """Return the learning rate of a run with `settings`.
-
-    Raises:
-        UsageError: the rate in `settings` is no number.
-    """
-    return override(config, [setting for setting in settings if setting.startswith(LEARNING_RATE)]).train.lr
+    """Return the learning rate of a run with `settings`, NaN if a damaged record holds an impossible one."""
+    try:
+        return override(config, [setting for setting in settings if setting.startswith(LEARNING_RATE)]).train.lr
+    except UsageError:
+        return math.nan
 
 
 def baseline_group(

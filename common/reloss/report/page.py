@@ -25,7 +25,8 @@ from reloss.report.sections import Collector, Section, experiment_section
 from reloss.report.table import cell_text, sort_value
 from reloss.report.tables import existing
 from reloss.report.task_table import TaskRow, difference_cell, task_rows
-from reloss.runtime.files import write_text
+from reloss.runtime.files import write_output
+from reloss.runtime.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCOPES = {
@@ -39,12 +40,12 @@ def write_report(runs: Path, out: Path) -> int:
     """Write the page about the records below `runs` to the file `out`; return its size in bytes.
 
     Raises:
-        UsageError: there is no folder `runs`.
+        UsageError: there is no folder `runs`, or `out` is no file to write; see `write_output`.
         RelossError: the page cannot be written.
     """
     text = page(runs)
-    write_text(out, text)
-    return len(text.encode())
+    write_output(out, text)
+    return len(text.encode(errors="replace"))
 
 
 def page(runs: Path) -> str:
@@ -60,7 +61,7 @@ def page(runs: Path) -> str:
     rows = [(name, row) for name, task in tasks().items() for row in task_rows(task, records.runs)]
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
     content = {"sections": _sections(records, collector), **_tables(records)}  # these add to `damaged` and `omitted`
-    return _templates([row for _, row in rows]).get_template("report.html.j2").render(
+    text = _templates([row for _, row in rows]).get_template("report.html.j2").render(
         **content,
         style=style,
         script=script,
@@ -77,6 +78,7 @@ def page(runs: Path) -> str:
         commit=commit(),
         version=versions()["reloss"],
     )  # fmt: skip
+    return printable(text)
 
 
 def _tables(records: Records) -> dict[str, Any]:

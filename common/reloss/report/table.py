@@ -16,6 +16,7 @@ from typing import Any
 from reloss.report.row_status import RowStatus
 from reloss.report.statistics import Difference, Sample
 from reloss.runtime.errors import UsageError
+from reloss.runtime.text import finite, one_line, printable
 
 FORMATS = ("md", "csv", "tex", "json")
 PROVENANCE = ("command", "commit", "record")
@@ -97,8 +98,8 @@ class Table:
     skipped: Sequence[str] = ()
 
     def texts(self) -> list[list[str]]:
-        """Return the text of every cell, row by row, each on one line."""
-        return [[_one_line(cell_text(cell, self.digits)) for cell in row] for row in self.rows]
+        """Return the text of every cell, row by row, each printable and on one line."""
+        return [[one_line(cell_text(cell, self.digits)) for cell in row] for row in self.rows]
 
     def select(self, headers: Sequence[str]) -> Table:
         """Return a table with the columns called `headers`, in this order.
@@ -124,12 +125,13 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table, with the note and the skipped records below it."""
         lines = [_markdown_line(self.headers), "|" + " --- |" * len(self.headers), *map(_markdown_line, self.texts())]
-        return "\n\n".join(filter(None, ["\n".join(lines), self.note, self._skipped_line()]))
+        return "\n\n".join(filter(None, ["\n".join(lines), printable(self.note), self._skipped_line()]))
 
     def csv(self) -> str:
-        """Return comma-separated values, the headers first."""
+        """Return comma-separated values, the headers first. A spreadsheet takes no cell for a formula."""
         out = io.StringIO()
-        rows = [[cell_text(cell, self.digits) for cell in row] for row in self.rows]
+        pairs = (zip(cells, texts, strict=True) for cells, texts in zip(self.rows, self.texts(), strict=True))
+        rows = [[_csv_text(cell, text) for cell, text in row] for row in pairs]
         csv.writer(out, lineterminator="\n").writerows([self.headers, *rows])
         return out.getvalue().rstrip("\n")
 
@@ -138,7 +140,7 @@ class Table:
         objects = self.objects
         if objects is None:
             objects = [dict(zip(self.headers, map(_json_value, row), strict=True)) for row in self.rows]
-        return json.dumps(objects, indent=2, ensure_ascii=False)
+        return printable(json.dumps(finite(list(objects)), indent=2, ensure_ascii=False))
 
     def plain(self) -> str:
         """Return aligned plain text for a terminal, without the note."""
@@ -149,7 +151,7 @@ class Table:
     def latex(self) -> str:
         """Return a LaTeX table with the rules of the package booktabs; note and skipped records are comments."""
         columns = [column for column, header in enumerate(self.headers) if header not in PROVENANCE]
-        lines = ["\\usepackage{booktabs}", _one_line(self.note)]
+        lines = ["\\usepackage{booktabs}", one_line(self.note)]
         lines = [f"% {line}" for line in lines if line]
         lines += [rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\toprule"]
         lines += [_latex_line(self.headers[column] for column in columns), r"\midrule"]
@@ -165,11 +167,13 @@ class Table:
         return f"{line} % {comment}" if comment else line
 
     def _skipped_line(self) -> str:
-        return f"Skipped: {_one_line('; '.join(self.skipped))}" if self.skipped else ""
+        return f"Skipped: {one_line('; '.join(self.skipped))}" if self.skipped else ""
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _csv_text(cell: Cell, text: str) -> str:
+    """Return the text of a cell for CSV: an apostrophe keeps a spreadsheet from computing a text such as =1+1."""
+    is_number = isinstance(cell, int | float | Number | Sample | Difference)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not is_number else text
 
 
 def _markdown_line(texts: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ message that names the file and the remedy.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
@@ -18,26 +19,32 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from reloss.runtime.errors import RelossError
+from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.text import finite
 
 RESTORE = "remove it or restore it from a copy"  # the remedy for a damaged file
 MAX_HASHED_FILES = 200  # the most files whose contents `hash_of_files` reads
+DEEPEST = 32  # levels of nesting in a file of JSON or YAML
+LARGEST = 1_000_000  # values in one file; a YAML alias counts as often as it is used
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; if the block succeeds, the temporary file replaces `path`.
 
+    If `path` is a symbolic link, the file that it points to is replaced, and the link stays.
+
     Raises:
         RelossError: the disk is full, or the folder cannot be written. The old content of `path` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except RelossError:
         raise
     except Exception as error:
@@ -51,8 +58,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files that killed writers left below `folder`. No other process may write there."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for pattern in (".*.tmp", ".tmp??????"):  # the second is the safetensors library's
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _disk_error(error: BaseException | None) -> str:
@@ -67,14 +75,39 @@ def _disk_error(error: BaseException | None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically."""
+    """Write `text` to `path` atomically, as UTF-8; half a character, as in a file name of another encoding, is `?`."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write `text` to a file that the user named: like `write_text`, but also into a named pipe.
+
+    Raises:
+        UsageError: `path` is a folder or a device, or its folder would be a new one at the root of the disk, which is
+            more likely a mistake.
+        RelossError: the file cannot be written.
+    """
+    try:
+        mode = path.stat().st_mode if path.exists() else 0
+        if stat.S_ISFIFO(mode):
+            path.write_text(text, encoding="utf-8", errors="replace")
+            return
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RelossError(f"cannot write {path}: {error.strerror or error}") from error
+    if mode and not stat.S_ISREG(mode):
+        raise UsageError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'device'}; name a file")
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    if missing and missing[-1].parent == Path(path.absolute().anchor):
+        raise UsageError(f"cannot write {path}: there is no folder {missing[-1]}; create it, or name another file")
+    write_text(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` to `path` atomically, as indented JSON, without numbers that are not finite; see `finite`."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_text(path: Path) -> str:
@@ -116,7 +149,7 @@ def read_object(path: Path, types: Mapping[str, type | UnionType] = MappingProxy
     fields = content if isinstance(content, dict) else {}
     wrong = [name for name, kind in types.items() if not isinstance(fields.get(name), kind)]
     if wrong or not isinstance(content, dict):
-        raise RelossError(f"{path} is damaged (wrong: {', '.join(wrong) or 'all of it'}); {RESTORE}")
+        raise damage(path, f"wrong: {', '.join(wrong) or 'all of it'}")
     return fields
 
 
@@ -132,13 +165,87 @@ def _text(path: Path) -> str | None:
         raise RelossError(f"{path} cannot be read as text ({error}); {RESTORE}") from error
 
 
-def _parse(path: Path, text: str) -> Any:
-    name, parse = ("YAML", yaml.safe_load) if path.suffix == ".yaml" else ("JSON", json.loads)
+class _YamlLoader(yaml.SafeLoader):
+    """Loads plain values. Merge keys are refused: a few lines of them can stand for more values than memory holds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Raise YAMLError if a key of the mapping is a merge key."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys are not supported")
+
+
+def _load_yaml(text: str) -> Any:
+    loader = _YamlLoader(text)
     try:
-        return parse(text)
-    except (ValueError, yaml.YAMLError) as error:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _parse(path: Path, text: str) -> Any:
+    return parse_plain(text, path, "YAML", _load_yaml) if path.suffix == ".yaml" else parse_plain(text, path)
+
+
+def parse_plain(text: str, where: object, language: str = "JSON", parse: Callable[[str], Any] = json.loads) -> Any:
+    """Return the values that `text` describes, checked with `check_plain`.
+
+    Args:
+        text: the text.
+        where: file, or file and line, for the message.
+        language: name of the language of the text, for the message.
+        parse: reads it.
+
+    Raises:
+        RelossError: the text is not in this language, or describes other values.
+    """
+    try:
+        value = parse(text)
+    except RecursionError:
+        raise damage(where, "nested too deeply") from None
+    except Exception as error:  # besides its own errors, YAML raises KeyError for `!!bool maybe`, and others
         reason = " ".join(str(error).split())
-        raise RelossError(f"{path} cannot be read as {name} ({reason}); {RESTORE}") from error
+        raise RelossError(f"{where} cannot be read as {language} ({reason}); {RESTORE}") from error
+    check_plain(value, where)
+    return value
+
+
+def check_plain(value: Any, where: object) -> None:
+    """Check that `value` can be walked, shown and written as JSON, whatever file it comes from.
+
+    Raises:
+        RelossError: `value` holds something other than dictionaries with text keys, lists, text, numbers, booleans and
+            None; is nested deeper than DEEPEST levels; or has more than LARGEST values.
+    """
+    rest, count = [(value, 0)], 0
+    while rest:
+        item, depth = rest.pop()
+        count += 1
+        if depth > DEEPEST or count > LARGEST:
+            raise damage(where, "nested too deeply" if depth > DEEPEST else "too large")
+        if isinstance(item, dict):
+            rest += ((part, depth + 1) for pair in item.items() for part in pair)
+            plain = all(isinstance(key, str) for key in item)
+        elif isinstance(item, list):
+            rest += ((part, depth + 1) for part in item)
+            plain = True
+        else:
+            plain = _is_text(item) if isinstance(item, str) else item is None or isinstance(item, int | float)
+        if not plain:
+            raise damage(where, "values that are not JSON")
+
+
+def _is_text(text: str) -> bool:
+    """Return whether the text can be written as UTF-8: JSON can hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def damage(where: object, reason: str) -> RelossError:
+    """Return the error for a damaged record."""
+    return RelossError(f"{where} is damaged ({reason}); {RESTORE}")
 
 
 def sha256_of(path: Path) -> str:
@@ -159,7 +266,7 @@ def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     try:
         for path in paths:
-            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n"))
         for path in paths[:: ceil(len(paths) / MAX_HASHED_FILES) or 1]:
             digest.update(bytes.fromhex(sha256_of(path)))
     except OSError as error:
@@ -170,4 +277,4 @@ def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
 def short_hash(value: Any, length: int = 12) -> str:
     """Return the first `length` hex digits of the SHA-256 sum of `value` as canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()[:length]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reloss.runtime.text import printable
+
 MAIN = os.environ.get("RANK", "0") == "0"  # of several processes of one run, only the main one prints
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -16,10 +18,14 @@ def say(message: str) -> None:
     """Print one line about the current work on standard error, above the progress bar if there is one."""
     if not MAIN:
         return
-    if console.is_terminal:
-        console.print(message, markup=False)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    message = printable(message)
+    try:
+        if console.is_terminal:
+            console.print(message, markup=False)
+        else:
+            print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe: that must not end hours of work
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

@@ -34,6 +34,11 @@ def save_surrogate(surrogate: SurrogateLoss, folder: Path, card: dict[str, Any])
     write_json(folder / CARD_FILE, {**description, **card, **hashes})
 
 
+def is_saved(folder: Path) -> bool:
+    """Return whether `folder` holds the two files of a surrogate."""
+    return (folder / WEIGHTS_FILE).exists() and (folder / CARD_FILE).exists()
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """Return the card of the surrogate in `folder`.
 
@@ -55,18 +60,23 @@ def load_folder(surrogate_class: type[SurrogateT], folder: Path) -> SurrogateT:
     """
     card, name = read_card(folder), surrogate_class.__name__
     path, weights_path = folder / CARD_FILE, folder / WEIGHTS_FILE
-    if card.get("sha256") is not None and weights_path.exists() and sha256_of(weights_path) != card["sha256"]:
+    if card.get("sha256") is not None and weights_path.is_file() and sha256_of(weights_path) != card["sha256"]:
         raise RelossError(f"{weights_path} is damaged: its checksum differs from the one in {CARD_FILE}")
     if card["class"] != name:
         raise RelossError(f"{path} describes a {card['class']}, not a {name}")
     expected = card.get("options_hash")  # missing in cards of earlier versions
     if expected not in (None, short_hash({key: card[key] for key in ("class", "options")})):
         raise RelossError(f"{path} was changed: its options differ from the ones the surrogate was saved with")
+    weights = read_weights(weights_path)
     try:
+        with torch.device("meta"):  # takes no memory, so sizes of another file, or damaged ones, are refused first
+            _check_fit(surrogate_class(**card["options"]), weights, folder)
         surrogate = surrogate_class(**card["options"])
-    except (TypeError, ValueError) as error:
-        raise RelossError(f"{path} describes no {name} of this version: {error}") from error
-    return _with_weights(surrogate, read_weights(weights_path), folder)
+    except RelossError:
+        raise
+    except Exception as error:  # options of any type and size fail in many ways
+        raise RelossError(f"{path} describes no {name} of this version: {str(error).partition(chr(10))[0]}") from error
+    return _with_weights(surrogate, weights, folder)
 
 
 def load_file_of_weights(surrogate_class: type[SurrogateT], path: Path, options: dict[str, Any]) -> SurrogateT:
@@ -82,6 +92,18 @@ def load_file_of_weights(surrogate_class: type[SurrogateT], path: Path, options:
     except (TypeError, ValueError) as error:
         raise UsageError(f"no {surrogate_class.__name__} with {options}: {error}") from error
     return _with_weights(surrogate, weights, path)
+
+
+def _check_fit(surrogate: SurrogateLoss, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise RelossError if the weights have other shapes than the parameters of the surrogate."""
+    shapes = {name: value.shape for name, value in surrogate.state_dict().items()}
+    wrong = [name for name in shapes.keys() & weights.keys() if weights[name].shape != shapes[name]]
+    if wrong:
+        name = min(wrong)
+        raise RelossError(
+            f"the weights in {path} do not fit {type(surrogate).__name__}: {name} has shape "
+            f"{list(weights[name].shape)}, not {list(shapes[name])}"
+        )
 
 
 def _with_weights(surrogate: SurrogateT, weights: dict[str, Tensor], path: Path) -> SurrogateT:
