@@ -227,7 +227,11 @@ def _pixels(config: Data, root: Path, *, train: bool) -> tuple[Tensor, np.ndarra
         images = torch.empty(len(dataset), 3, config.side, config.side, dtype=torch.uint8)
         with progress(len(dataset), f"reading {config.name}") as advance:
             for index in range(len(dataset)):
-                images[index] = resize(v2.functional.pil_to_tensor(dataset[index][0]))
+                image = dataset[index][0]
+                if image.width != image.height:
+                    name, size = dataset.samples[index][0], f"{image.width} x {image.height}"
+                    raise RelossError(f"the image {name} is {size}; crop it: {config.name} is square")
+                images[index] = resize(v2.functional.pil_to_tensor(image))
                 advance()
     return images.contiguous(), np.asarray(dataset.targets), dataset.classes
 

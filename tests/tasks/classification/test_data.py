@@ -255,3 +255,10 @@ def test_an_unreadable_image_is_named(images, tmp_path, content, reason):
     if not content:  # before a record is made
         with pytest.raises(RelossError, match=r"3\.png cannot be read \(it is empty\)"):
             data.fingerprint(folder(), tmp_path)
+
+
+def test_an_image_that_is_not_square_is_named(images, tmp_path):
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    Image.new("RGB", (40, 32)).save(tmp_path / "train" / "d" / "3.png")
+    with pytest.raises(RelossError, match=r"train/d/3\.png is 40 x 32; crop it: cifar10 is square"):
+        data.check(folder(), tmp_path)
