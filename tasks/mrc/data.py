@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reloss.runtime.errors import RelossError
-from reloss.runtime.files import read_json
+from reloss.runtime.files import read_data
 from reloss_tasks.mrc import download
 from reloss_tasks.mrc.config import Data
 
@@ -87,7 +87,7 @@ def read(path: Path) -> list[Question]:
     Raises:
         RelossError: the file is missing or has another format.
     """
-    content = read_json(path)
+    content = read_data(path)
     try:
         return [
             _question(entry, paragraph["context"], number)

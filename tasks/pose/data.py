@@ -9,7 +9,7 @@ from zipfile import BadZipFile, ZipFile
 from reloss.experiment.task import CONTENTS
 from reloss.runtime import download
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import atomic, hash_of_files, read_json, short_hash
+from reloss.runtime.files import atomic, hash_of_files, read_data, short_hash
 from reloss.runtime.progress import progress, say
 from reloss_tasks.pose.config import Data
 
@@ -85,7 +85,7 @@ def _is_complete(root: Path, archive: Archive) -> bool:
     if not archive.labels:
         return all((root / path).exists() for path in archive.needed)
     (folder,) = archive.needed
-    images = read_json(root / archive.labels)["images"]
+    images = read_data(root / archive.labels)["images"]
     return all((root / folder / image["file_name"]).exists() for image in images)
 
 
@@ -140,7 +140,7 @@ def _checked_labels(name: str, root: Path, labels_file: str, images: str, source
     for path in (root / labels_file, root / images):
         if not path.exists():
             raise RelossError(f"{name}: {path} is missing; {source}")
-    labels: dict[str, Any] = read_json(root / labels_file)
+    labels: dict[str, Any] = read_data(root / labels_file)
     missing = [image["file_name"] for image in labels["images"] if not (root / images / image["file_name"]).exists()]
     if missing:
         raise RelossError(

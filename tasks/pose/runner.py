@@ -20,7 +20,7 @@ from reloss.experiment.seeds import derive_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.errors import UsageError
-from reloss.runtime.files import read_json
+from reloss.runtime.files import read_data
 from reloss_tasks.pose import data
 from reloss_tasks.pose.config import PoseExperiment
 from reloss_tasks.pose.mmpose_configs import read_mmpose_config
@@ -67,7 +67,7 @@ def _hold_out(mm_config: Config, count: int) -> None:
     """Use the last `count` training persons for validation instead of training."""
     train, validation = mm_config.train_dataloader.dataset, mm_config.val_dataloader.dataset
     validation.update(ann_file=train.ann_file, data_prefix=train.data_prefix)
-    persons = len(read_json(Path(train.data_root) / train.ann_file)["annotations"])
+    persons = len(read_data(Path(train.data_root) / train.ann_file)["annotations"])
     if persons <= count:
         raise UsageError(f"data.held_out={count} leaves none of {persons} persons for training")
     train.indices = list(range(persons - count))

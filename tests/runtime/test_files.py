@@ -114,3 +114,15 @@ def test_damaged_yaml_is_one_error(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(RelossError, match=r"config\.yaml (is damaged|cannot be read as YAML)"):
         files.read_object(tmp_path / "config.yaml")
+
+
+def test_a_file_of_a_data_set_may_be_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 10)
+    path = tmp_path / "annotations.json"
+    files.write_json(path, list(range(20)))
+    assert files.read_data(path) == list(range(20))
+    with pytest.raises(RelossError, match="too large"):
+        files.read_json(path)
+    path.write_text("[" * 5_000)
+    with pytest.raises(RelossError, match=r"annotations\.json is damaged \(nested too deeply\)"):
+        files.read_data(path)

@@ -131,6 +131,15 @@ def read_json(path: Path) -> Any:
     return _parse(path, read_text(path))
 
 
+def read_data(path: Path) -> Any:
+    """Return the content of a JSON file of a data set. Unlike our own files, it may hold any number of values.
+
+    Raises:
+        RelossError: the file is missing, unreadable, or not JSON.
+    """
+    return _parsed(read_text(path), path, "JSON", json.loads)
+
+
 def read_object(path: Path, types: Mapping[str, type | UnionType] = MappingProxyType({})) -> dict[str, Any]:
     """Return the object in a JSON file, or in a YAML file if the name ends in .yaml; empty if the file is missing.
 
@@ -198,15 +207,19 @@ def parse_plain(text: str, where: object, language: str = "JSON", parse: Callabl
     Raises:
         RelossError: the text is not in this language, or describes other values.
     """
+    value = _parsed(text, where, language, parse)
+    check_plain(value, where)
+    return value
+
+
+def _parsed(text: str, where: object, language: str, parse: Callable[[str], Any]) -> Any:
     try:
-        value = parse(text)
+        return parse(text)
     except RecursionError:
         raise damage(where, "nested too deeply") from None
     except Exception as error:  # besides its own errors, YAML raises KeyError for `!!bool maybe`, and others
         reason = " ".join(str(error).split())
         raise RelossError(f"{where} cannot be read as {language} ({reason}); {RESTORE}") from error
-    check_plain(value, where)
-    return value
 
 
 def check_plain(value: Any, where: object) -> None:
