@@ -59,8 +59,11 @@ class ShardFolder:
 
     def _update(self, path: Path) -> None:
         """Map a shard that was written; the others stay mapped."""
-        if self._cache is not None:
-            self._cache[path], self._metadata[path] = _map_shard(path)
+        if self._cache is None:
+            return
+        is_next = not self._cache or path in self._cache or _order(path) > _order(next(reversed(self._cache)))
+        self._cache[path], self._metadata[path] = _map_shard(path)
+        if not is_next:
             self._cache = {path: self._cache[path] for path in sorted(self._cache, key=_order)}
 
     def of_writer(self, writer: int, writers: int) -> dict[Path, Shard]:
@@ -163,8 +166,8 @@ def _writer(shard: Path) -> int:
     return int(shard.stem.rpartition("-")[2])
 
 
-def _order(shard: Path) -> tuple[int, Path]:
-    return _writer(shard), shard
+def _order(shard: Path) -> tuple[int, str]:
+    return _writer(shard), shard.name
 
 
 def _map_shard(path: Path) -> tuple[Shard, dict[str, str] | None]:
