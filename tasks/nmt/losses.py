@@ -229,10 +229,9 @@ def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: in
     grams = targets.unfold(1, order, 1)  # [B, J, n]
     real = mask.unfold(1, order, 1).all(-1)  # [B, J]
     expected: Tensor | float = 1.0
-    probs = log_probs.exp()
+    probs = gold_matrix(log_probs, targets).exp()  # [B, T, T]
     for place in range(order):
-        index = grams[:, None, :, place].expand(-1, starts, -1)
-        expected = expected * probs[:, place : place + starts].gather(-1, index)  # [B, starts, J]
+        expected = expected * probs[:, place : place + starts, place : place + starts]  # [B, starts, J]
     expected = (expected * real[..., None]).sum(1)
     equal = (grams[:, :, None] == grams[:, None]).all(-1) & real[:, None]
     count = equal.sum(-1).clamp(min=1)  # of each n-gram in the reference; `grams` lists it that often

@@ -192,7 +192,7 @@ class TestInvalidInput:
 
     @pytest.mark.parametrize("value", [-1, 0.5, 2])
     def test_targets_must_be_zero_or_one(self, metric, value):
-        with pytest.raises(ValueError, match="targets must be 0 or 1"):
+        with pytest.raises(ValueError, match=f"targets must be whole numbers from 0 to 1, not {value}"):
             metric(torch.zeros(1, 2), torch.tensor([[0, value]]))
 
     def test_no_items_give_no_values(self, metric):

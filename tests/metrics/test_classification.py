@@ -9,6 +9,8 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from reloss.metrics import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 
+METRICS = [accuracy, balanced_accuracy, macro_f1]
+
 
 def predictions(seed: int, n: int = 4, b: int = 50, c: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +43,7 @@ def test_top5_accuracy():
     assert topk_accuracy(outputs, targets, 8).tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("k", [0, -1, 9])
+@pytest.mark.parametrize("k", [0, -1, 9, 2.5, True])
 def test_k_outside_the_classes_raises(k):
     with pytest.raises(ValueError, match=f"k must be from 1 to the 8 classes, not {k}"):
         topk_accuracy(*predictions(0), k)
@@ -80,7 +82,36 @@ def test_constant_scores_predict_the_first_class():
     assert macro_f1(constant, torch.tensor([[0, 1, 2, 2]])).item() == pytest.approx(2 / 5 / 3)
 
 
-METRICS = [accuracy, balanced_accuracy, macro_f1]
+@pytest.mark.parametrize("classes", [3, 7, 30, 300, 3000])
+def test_of_equal_scores_the_first_classes_are_predicted(classes):
+    constant, targets = torch.zeros(1, 4, classes), torch.tensor([[0, 0, 1, 2]])
+    assert accuracy(constant, targets) == 0.5
+    assert topk_accuracy(constant, targets, 2) == 0.75
+    assert topk_accuracy(constant, targets, 3) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16, torch.float32])
+def test_classes_in_a_dtype_that_cannot_hold_their_number(metric, dtype):
+    targets = torch.arange(256).to(dtype)[None]
+    assert metric(torch.eye(256)[None], targets) == 1
+    assert metric(torch.eye(256).flip(0)[None], targets) == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nan_is_no_prediction(metric):
+    outputs = torch.zeros(1, 4, 3)
+    outputs[0, 1, 2] = float("nan")
+    with pytest.raises(ValueError, match="outputs must not be NaN: the model has diverged"):
+        metric(outputs, torch.tensor([[0, 0, 1, 2]]))
+    outputs[0, 1, 2] = float("-inf")  # masks a class
+    assert metric(outputs, torch.zeros(1, 4)) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_outputs_must_be_tensors(metric):
+    with pytest.raises(ValueError, match=r"outputs must be a torch tensor, not list; torch.as_tensor converts"):
+        metric([[[0.0, 1.0]]], torch.zeros(1, 1))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -112,8 +143,8 @@ def test_no_items_give_no_values(metric):
     assert metric(torch.zeros(0, 4, 3), torch.zeros(0, 4, dtype=torch.long)).shape == (0,)
 
 
-@pytest.mark.parametrize("metric", [balanced_accuracy, macro_f1])
-@pytest.mark.parametrize("target", [-1, 8])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("target", [-1, 8, 0.5])
 def test_targets_that_are_not_classes_raise(metric, target):
-    with pytest.raises(ValueError, match="targets must be classes from 0 to 7"):
+    with pytest.raises(ValueError, match=f"targets must be whole numbers from 0 to 7, not {target}"):
         metric(torch.zeros(1, 1, 8), torch.tensor([[target]]))

@@ -86,7 +86,7 @@ def test_invalid_values_raise():
     zero, one, nan = torch.zeros(1, 1), torch.ones(1, 1), torch.full((1, 1), torch.nan)
     with pytest.raises(ValueError, match="targets must be gains of at least 0"):
         ndcg(zero, -one)
-    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, not 0"):
         ndcg(zero, one, 0)
     for outputs, targets in ((nan, one), (one, nan)):
         with pytest.raises(ValueError, match="values must be finite"):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from reloss.ranking import pearson, soft_spearman, spearman
+from reloss.ranking import kendall, pearson, soft_kendall, soft_spearman, spearman
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,6 +73,25 @@ def test_no_values_raise(correlation):
         correlation(torch.zeros(2, 0), torch.zeros(2, 0))
 
 
+CORRELATIONS = [pearson, spearman, soft_spearman, kendall, soft_kendall]
+
+
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+@pytest.mark.parametrize(("x", "y"), [((8,), (8, 1)), ((8,), (9,)), ((8,), (1,)), ((2, 8), (3, 8))])
+def test_shapes_that_do_not_agree_raise(correlation, x, y):
+    for first, second in ((x, y), (y, x)):
+        with pytest.raises(ValueError, match=r"the same n, not \["):
+            correlation(torch.zeros(first), torch.zeros(second))
+
+
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+def test_leading_axes_broadcast_and_can_be_empty(correlation):
+    x, y = normal(3, 8), normal(8, seed=1)
+    assert_close(correlation(x, y), torch.stack([correlation(row, y) for row in x]))
+    assert_close(correlation(y, x)[1], correlation(y, x[1]))
+    assert correlation(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 def test_the_error_names_the_value_that_is_not_finite(standardize):
     finite, not_finite = normal(2, 4), normal(2, 4)
@@ -82,11 +101,31 @@ def test_the_error_names_the_value_that_is_not_finite(standardize):
             soft_spearman(x, y, standardize=standardize)
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25, 1e38])
 def test_values_whose_squares_leave_float32_are_correlated_correctly(scale):
-    x, y = normal(64), normal(64) + normal(64, seed=1)
+    x, y = normal(64) / 4, (normal(64) + normal(64, seed=1)) / 4
     assert_close(pearson(x * scale, y * scale), pearson(x, y), rtol=0, atol=1e-5)
     assert_close(soft_spearman(x * scale, y), soft_spearman(x, y), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [2e36, 1.7e38])
+def test_values_whose_sum_overflows_are_correlated_correctly(scale):
+    x, y = torch.linspace(1, 2, 256) * scale, torch.linspace(1, 2, 256)
+    x.requires_grad_()
+    for correlation in (pearson, soft_spearman, soft_kendall):
+        value = correlation(x, y)
+        assert_close(value, correlation(y, y))
+        assert torch.autograd.grad(value, x)[0].isfinite().all()
+    largest = torch.finfo(torch.float64).max
+    ends = torch.tensor([-largest, -largest, largest], dtype=torch.float64)
+    assert_close(pearson(ends, ends.sign()), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_large_integers_are_correlated_in_float64():
+    timestamps = 1_700_000_000 + torch.arange(10)
+    for correlation in CORRELATIONS:
+        expected = correlation(torch.arange(10.0).double(), torch.arange(10.0))
+        assert_close(correlation(timestamps, torch.arange(10)).double(), expected.double(), rtol=0, atol=1e-6)
 
 
 def test_soft_spearman_is_scale_invariant_only_when_standardized():

@@ -1,5 +1,6 @@
 """Hard ranks agree with SciPy's, for every dtype, shape and memory layout."""
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -28,7 +29,10 @@ def test_ordinal_ranks_are_a_permutation_that_sorts_the_values(values):
     assert torch.tensor(values)[ranks.argsort()].tolist() == sorted(values)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8])
+WIDE = [torch.float32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8, *WIDE])
 def test_any_dtype_is_ranked_in_float32(dtype):
     ranks = hard_rank(torch.tensor([3, 1, 3, 0]).to(dtype))
     assert ranks.dtype == torch.float32
@@ -42,6 +46,21 @@ def test_batch_dimensions_and_strides():
     for view in (strided, expanded, transposed):
         rows = [hard_rank(row.clone()) for row in view.reshape(-1, view.shape[-1])]
         assert_close(hard_rank(view), torch.stack(rows).view(view.shape), rtol=0, atol=0)
+
+
+def test_unknown_ties_raise():
+    with pytest.raises(ValueError, match="ties must be one of mean, ordinal, not 'dense'"):
+        hard_rank(torch.zeros(3), ties="dense")
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], np.zeros(3), torch.zeros(3, dtype=torch.complex64)])
+def test_values_must_be_a_tensor_of_real_numbers(values):
+    with pytest.raises(ValueError, match="values must be a tensor of real numbers, not "):
+        hard_rank(values)
+
+
+def test_no_rows_give_no_ranks():
+    assert hard_rank(torch.zeros(0, 5)).shape == (0, 5)
 
 
 def test_one_value():

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
 from reloss.ranking import Interpolation, hard_rank, pearson, soft_rank
-from reloss.ranking.networks import Network
+from reloss.ranking.networks import Network, _bitonic, _wiring, bitonic_sorts
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -45,10 +45,26 @@ def test_well_separated_values_get_their_hard_ranks(n, method, interpolation):
     assert_close(ranks, hard_rank(values), rtol=0, atol=1e-9)
 
 
-def test_bitonic_can_misorder_well_separated_values_if_n_is_not_a_power_of_two():
+def test_bitonic_warns_where_it_can_misorder_well_separated_values():
     values = torch.randperm(22, generator=torch.Generator().manual_seed(1)).double()
-    errors = soft_rank(values, steepness=100, interpolation="logistic") - hard_rank(values)
+    _wiring.cache_clear()
+    with pytest.warns(UserWarning, match="for n = 22 values.*use n = 16 or 32, or the method odd_even"):
+        errors = soft_rank(values, steepness=100, interpolation="logistic") - hard_rank(values)
     assert errors.abs().max() == pytest.approx(1)
+
+
+def test_bitonic_sorts_where_it_does_not_warn():
+    for n in range(2, 13):
+        values = torch.arange(2**n) >> torch.arange(n)[:, None] & 1  # all zeros and ones
+        for partner, sign in _bitonic(n):
+            pair = values, values[partner]
+            values = torch.minimum(*pair).where(sign[:, None] > 0, torch.maximum(*pair))
+        assert bitonic_sorts(n)
+        assert (values.diff(dim=0) >= 0).all()
+    sorts = {n for n in range(2, 80) if bitonic_sorts(n)}
+    assert set(range(2, 80)) - sorts == {22, 38, *range(42, 47), 54, 70, *range(74, 79)}
+    assert not any(map(bitonic_sorts, (300, 704)))
+    assert all(map(bitonic_sorts, (100, 128, 256, 1024)))
 
 
 @pytest.mark.parametrize("method", get_args(Network))
@@ -107,4 +123,14 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="unknown method 'quick'; valid: bitonic, odd_even"):
         soft_rank(torch.zeros(3), "quick")
     with pytest.raises(ValueError, match="unknown interpolation 'cubic'; valid: logistic"):
-        soft_rank(torch.zeros(3), interpolation="cubic")
+        soft_rank(torch.zeros(1), interpolation="cubic")
+    with pytest.raises(ValueError, match="unknown interpolation ''"):
+        soft_rank(torch.zeros(3), interpolation="")
+    with pytest.raises(ValueError, match="interpolation 'cauchy' has no option 'art_lambda'; remove it"):
+        soft_rank(torch.zeros(3), interpolation="cauchy", art_lambda=0.5)
+
+
+@pytest.mark.parametrize("art_lambda", [float("nan"), -0.1, 1.0, "0.5", True])
+def test_art_lambda_is_a_number_from_0_to_below_1(art_lambda):
+    with pytest.raises(ValueError, match="art_lambda must be a number from 0 to below 1, not "):
+        soft_rank(torch.zeros(3), art_lambda=art_lambda)

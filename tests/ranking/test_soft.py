@@ -153,8 +153,49 @@ def test_edge_cases(method: Method) -> None:
         soft_rank(torch.tensor([float("inf"), 1.0]), method)
     largest = torch.full((3,), torch.finfo(torch.float32).max)  # finite, but their sum is infinite
     assert torch.isfinite(soft_rank(largest, method)).all()
-    with pytest.raises(ValueError, match="positive"):
-        soft_rank(torch.zeros(3), method, **{"temperature" if method in SUMS else "steepness": 0})
+    for scale in (0, -1.0, float("inf"), float("nan"), "1", True):
+        with pytest.raises(ValueError, match="must be a positive number, not "):
+            soft_rank(torch.zeros(3), method, **{"temperature" if method in SUMS else "steepness": scale})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_rows_give_no_ranks(method: Method) -> None:
+    values = torch.zeros(0, 5, requires_grad=True)
+    assert soft_rank(values, method, standardize=True).shape == (0, 5)
+    assert torch.autograd.grad(soft_rank(values, method).sum(), values)[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_whose_differences_overflow_are_ranked(method: Method, standardize: bool, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    values = torch.tensor([[0.9, -1.0, 0.1, -0.2], [2.0, 1.0, 4.0, 3.0]], dtype=dtype)
+    values[0] *= largest
+    values.requires_grad_()
+    ranks = soft_rank(values, method, standardize=standardize)
+    assert ranks.dtype == dtype
+    assert ranks[0].argsort().tolist() == [1, 3, 2, 0]
+    torch.testing.assert_close(ranks[1], soft_rank(values[1], method, standardize=standardize))
+    assert torch.isfinite(torch.autograd.grad(ranks.square().sum(), values)[0]).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_large_integers_are_ranked_in_float64(method: Method) -> None:
+    timestamps = 1_700_000_000 + 5 * torch.arange(8)
+    ranks = soft_rank(timestamps, method)
+    assert ranks.dtype == torch.float64
+    torch.testing.assert_close(ranks, torch.arange(8.0, dtype=torch.float64), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("rank", [lambda x: soft_rank(x, "pairwise"), lambda x: soft_kendall(x, torch.arange(40.0))])
+def test_the_gradient_is_the_same_under_autocast(rank) -> None:
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.rand(40, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad((rank(x) * weights).sum(), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (gradient,) = torch.autograd.grad((rank(x) * weights).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -236,6 +277,16 @@ def test_kendall_equals_scipy(x: np.ndarray, y: np.ndarray) -> None:
     correlation = kendall(torch.from_numpy(x).double(), torch.from_numpy(y).double()).item()
     expected = stats.kendalltau(x, y).statistic
     assert correlation == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-12)
+
+
+def test_kendall_orders_large_integers() -> None:
+    timestamps, order = 1_700_000_000 + torch.arange(10), torch.arange(10.0)
+    nanoseconds = 2**62 + torch.arange(10)  # closer than float64 can tell
+    assert kendall(timestamps, order) == kendall(nanoseconds, order) == 1
+    assert kendall(order, -nanoseconds) == -1
+    torch.testing.assert_close(soft_kendall(order, nanoseconds), soft_kendall(order, order))
+    expected = soft_kendall(order.double(), order)
+    torch.testing.assert_close(soft_kendall(timestamps, order), expected)
 
 
 def test_soft_kendall_converges_to_kendall_and_is_twice_differentiable() -> None:

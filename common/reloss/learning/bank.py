@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reloss.learning.shards import Shard, ShardFolder, concatenate, count, item_name
+from reloss.metrics.shapes import ShapeError
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import damage, read_json, read_object, short_hash, write_json
 
@@ -209,9 +210,10 @@ class PredictionBank:
             try:
                 self._surrogate.check(outputs.detach()[None].float(), targets[None])
             except ValueError as error:
+                cause = error.of_one_batch() if isinstance(error, ShapeError) else error
                 raise RelossError(
                     f"{type(self._surrogate).__name__} cannot learn from the batch of step {step}, outputs "
-                    f"{list(outputs.shape)} and targets {list(targets.shape)}: {error}"
+                    f"{list(outputs.shape)} and targets {list(targets.shape)}: {cause}"
                 ) from error
 
     def _recorded_layout(self) -> Layout | None:

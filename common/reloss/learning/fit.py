@@ -116,16 +116,19 @@ def fit_surrogate(
             finite value per item, or is the same for all; or the checkpoint is unreadable or belongs to another fit.
     """
     options = _check_arguments(surrogate, bank, options, settings).for_surrogate(surrogate.penalty)
-    with main_first() if distributed else nullcontext():  # rank 0 computes a slow metric, the others read its values
-        metric = get_metric(metric) if isinstance(metric, str) else metric
-        measure = Measure(metric, higher_is_better, bank.path / "metrics")
-        try:
-            share = Share.of_this_process() if distributed else SINGLE_PROCESS
-            fit = Fit(surrogate, bank, measure, options, device, share)
-        finally:
-            measure.close()
-    fit.run(checkpoint, on_validation)
-    return fit.result()
+    with torch.autocast(torch.device(device).type, enabled=False):
+        with (
+            main_first() if distributed else nullcontext()
+        ):  # rank 0 computes a slow metric, the others read its values
+            metric = get_metric(metric) if isinstance(metric, str) else metric
+            measure = Measure(metric, higher_is_better, bank.path / "metrics")
+            try:
+                share = Share.of_this_process() if distributed else SINGLE_PROCESS
+                fit = Fit(surrogate, bank, measure, options, device, share)
+            finally:
+                measure.close()
+        fit.run(checkpoint, on_validation)
+        return fit.result()
 
 
 def _check_arguments(
@@ -175,7 +178,7 @@ class Fit:
         if options.items < share.size:
             raise UsageError(f"the {options.items} items of a step cannot be shared by {share.size} processes")
         self.started_at, self.earlier_seconds = time.monotonic(), 0.0
-        self.surrogate = surrogate.to(device).requires_grad_().train()  # a loaded surrogate is frozen
+        self.surrogate = surrogate.to(device).unfreeze()  # a loaded surrogate is frozen
         self.bank, self.measure, self.options, self.share = bank, measure, options, share
         bank.verify()
         self.optimizer = torch.optim.Adam(

@@ -16,6 +16,7 @@ from torch import Tensor
 from reloss.learning.items import Items
 from reloss.learning.metric_cache import MetricCache, not_finite
 from reloss.metrics import Metric, PerItem, as_metric
+from reloss.metrics.per_item import tensor_hint
 from reloss.runtime.errors import RelossError, UsageError
 
 PER_ITEM_HINT = (
@@ -90,9 +91,9 @@ class Measure:
             raise
         except Exception as error:
             raise RelossError(
-                f"metric {self.name} cannot measure the bank's predictions: {type(error).__name__}: {error}. It was "
-                f"called with all items at once, outputs {list(items.outputs.shape)} and targets "
-                f"{list(items.targets.shape)}; {PER_ITEM_HINT}"
+                f"metric {self.name} cannot measure the bank's predictions: {type(error).__name__}: {error}"
+                f"{tensor_hint(error)}. It was called with all items at once, outputs {list(items.outputs.shape)} and "
+                f"targets {list(items.targets.shape)}; {PER_ITEM_HINT}"
             ) from error
         count = len(items.targets)
         if isinstance(values, np.ndarray):

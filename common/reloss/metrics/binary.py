@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from reloss.metrics.labels import as_classes
 from reloss.metrics.shapes import check_shapes
 from reloss.metrics.ties import descending
 from reloss.ranking.hard import check_values, hard_rank
@@ -152,7 +153,4 @@ def _positive_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     """Check outputs and targets, and return which targets are 1, [N, B]."""
     check_shapes({"outputs [N, B]": outputs, "targets [N, B]": targets})
     check_values(outputs)
-    positive = targets == 1
-    if not (positive | (targets == 0)).all():
-        raise ValueError("targets must be 0 or 1")
-    return positive
+    return as_classes(targets, 2) == 1

@@ -217,7 +217,14 @@ def _evaluate(function: Callable[[Tensor, Tensor], Any], outputs: Tensor, target
     try:
         return float(function(outputs, targets))
     except Exception as error:
-        return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return _Failure(f"{type(error).__name__}: {error}{tensor_hint(error)}", traceback.format_exc())
+
+
+def tensor_hint(error: Exception) -> str:
+    """Return a remedy where a metric failed because it expects NumPy arrays, else an empty string."""
+    if isinstance(error, AttributeError) and isinstance(error.obj, Tensor):
+        return "; a metric receives torch tensors: .numpy() turns them into NumPy arrays"
+    return ""
 
 
 def _evaluate_all(

@@ -35,8 +35,8 @@ def ndcg(outputs: Tensor, targets: Tensor, k: int | None = None) -> Tensor:
     check_values(targets)
     if (targets < 0).any():
         raise ValueError("targets must be gains of at least 0")
-    if k is not None and k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+        raise ValueError(f"k must be a whole number of at least 1, not {k}")
     largest = _dcg(targets, targets, k)
     return (_dcg(outputs, targets, k) / largest.where(largest > 0, 1)).float()
 

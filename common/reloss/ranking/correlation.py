@@ -7,24 +7,26 @@ the correlation is undefined; here it is 0 with zero gradient, never NaN.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reloss.ranking.hard import check_values, hard_rank
+from reloss.ranking.hard import Ties, check_pair, check_values, hard_rank
 from reloss.ranking.pairwise import concordance, soft_concordance
-from reloss.ranking.soft import Method, soft_rank, standardized
+from reloss.ranking.soft import Method, as_float, check_scale, soft_rank, standardized
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
     """Return Pearson's correlation of x [..., n] and y [..., n] as [...]; 0 if x or y is constant.
 
-    Computed in float32 (float64 if x or y is float64), at any scale. Differentiable in both.
+    Computed in float32 (float64 if x or y is float64 or holds integers), at any scale. Differentiable in both. Leading
+    axes broadcast.
 
     Raises:
-        ValueError: n is 0.
+        ValueError: n is 0, or the shapes do not agree.
     """
+    check_pair(x, y)
     return (standardized(x) * standardized(y)).mean(-1)
 
 
@@ -34,8 +36,9 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
     Equal to `scipy.stats.spearmanr`, except that a constant x or y gives 0 instead of NaN. Not differentiable.
 
     Raises:
-        ValueError: n is 0, or a value is NaN or infinite.
+        ValueError: n is 0, the shapes do not agree, or a value is NaN or infinite.
     """
+    check_pair(x, y)
     return pearson(hard_rank(x), hard_rank(y))
 
 
@@ -45,7 +48,7 @@ def soft_spearman(
     method: Method = "bitonic",
     *,
     standardize: bool = True,
-    ties: Literal["mean", "ordinal"] = "mean",
+    ties: Ties = "mean",
     **options: Any,
 ) -> Tensor:
     """Return Spearman's rank correlation of soft ranks of x and hard ranks of y. Differentiable in x.
@@ -63,8 +66,10 @@ def soft_spearman(
         [...] correlations in [-1, 1].
 
     Raises:
-        ValueError: n is 0, a value is NaN or infinite, or an option is invalid or belongs to another method.
+        ValueError: n is 0, the shapes do not agree, a value is NaN or infinite, or an option is invalid or belongs to
+            another method.
     """
+    check_pair(x, y)
     check_values(x)
     # A network can give a constant row unequal soft ranks, so its correlation is set to 0.
     varies = (x != x[..., :1]).any(-1)
@@ -79,11 +84,10 @@ def kendall(x: Tensor, y: Tensor) -> Tensor:
     `scipy.stats.kendalltau`, except that a constant x or y gives 0 instead of NaN. Not differentiable.
 
     Raises:
-        ValueError: n is 0, or a value is NaN or infinite.
+        ValueError: n is 0, the shapes do not agree, or a value is NaN or infinite.
     """
-    check_values(x)
-    check_values(y)
-    x, y = torch.broadcast_tensors(_float32_or_64(x), _float32_or_64(y))
+    check_pair(x, y)
+    x, y = torch.broadcast_tensors(hard_rank(x), hard_rank(y))  # ranks are exact in float32, unlike large integers
     return _normalized(concordance(x, y), _unequal_pairs(x) * _unequal_pairs(y))
 
 
@@ -103,14 +107,12 @@ def soft_kendall(x: Tensor, y: Tensor, *, standardize: bool = True, temperature:
         [...] correlations in [-1, 1].
 
     Raises:
-        ValueError: n is 0, a value is NaN or infinite, or the temperature is not positive.
+        ValueError: n is 0, the shapes do not agree, a value is NaN or infinite, or the temperature is not positive.
     """
+    check_pair(x, y)
     check_values(x)
-    check_values(y)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    x, y = _float32_or_64(x), _float32_or_64(y)
-    x, y = torch.broadcast_tensors(standardized(x) if standardize else x, y)
+    check_scale("temperature", temperature)
+    x, y = torch.broadcast_tensors(standardized(x) if standardize else as_float(x), hard_rank(y))
     n = x.shape[-1]
     return _normalized(soft_concordance(x, y, temperature), n * (n - 1) * _unequal_pairs(y))
 
@@ -126,7 +128,3 @@ def _unequal_pairs(values: Tensor) -> Tensor:
 def _normalized(numerator: Tensor, squared_norm: Tensor) -> Tensor:
     """Return numerator / sqrt(squared_norm), and 0 where the squared norm is 0."""
     return torch.where(squared_norm > 0, numerator / torch.where(squared_norm > 0, squared_norm, 1.0).sqrt(), 0.0)
-
-
-def _float32_or_64(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -5,30 +5,77 @@ mean of their places, or they get different places in an arbitrary order.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+Ties = Literal["mean", "ordinal"]
+# Tensors of these types have no `sort`. A wider signed type holds the first two; float64 rounds the last one.
+_SORTED_AS = {
+    torch.bool: torch.uint8,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.float64,
+}
 
-def check_values(values: Tensor) -> None:
-    """Raise ValueError unless `values` [..., n] has n >= 1 and is finite. The message names the first bad index.
 
-    Reading values would break a graph. So they are not checked under `torch.compile` or while a CUDA graph is captured.
+def check_values(values: Tensor) -> float:
+    """Return the largest magnitude of `values` [..., n], after checking that n >= 1 and that all are finite.
+
+    Reading values would break a graph. So under `torch.compile`, and while a CUDA graph is captured, they are not
+    checked, and 0 is returned.
+
+    Raises:
+        ValueError: n is 0, or `values` is not a tensor of real, finite numbers. The message names the first bad index.
     """
+    check_row(values)
+    if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return 0.0
+    if values.numel() == 0:
+        return 0.0
+    values = values.detach()
+    smallest, largest = torch.stack(sortable(values).aminmax()).tolist()  # NaN and infinities are among the two
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        index = tuple((~torch.isfinite(values)).nonzero()[0].tolist())
+        raise ValueError(f"values must be finite, but values{list(index)} is {values[index].item()}")
+    return float(max(-smallest, largest))
+
+
+def check_row(values: Tensor) -> None:
+    """Raise ValueError unless `values` is a tensor [..., n] of real numbers with n >= 1. Reads no values."""
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"values must be a tensor of real numbers, not {kind}")
     if values.dim() == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
-    if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return
-    if math.isfinite(values.detach().sum().item()):  # a finite sum means finite values: faster than checking each one
-        return
-    finite = torch.isfinite(values)
-    if not finite.all():
-        index = tuple((~finite).nonzero()[0].tolist())
-        raise ValueError(f"values must be finite, but values{list(index)} is {values[index].item()}")
 
 
-def hard_rank(values: Tensor, ties: Literal["mean", "ordinal"] = "mean") -> Tensor:
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless x [..., n] and y [..., n] have the same n >= 1 and leading sizes that broadcast.
+
+    Reads no values.
+    """
+    check_row(x)
+    check_row(y)
+    shapes = [tuple(side.shape) for side in (x, y)]
+    try:
+        torch.broadcast_shapes(*(shape[:-1] for shape in shapes))
+    except RuntimeError:
+        agree = False
+    else:
+        agree = shapes[0][-1] == shapes[1][-1]
+    if not agree:
+        both = " and ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"x and y must be [..., n] with the same n, not {both}; correlations are along the last axis")
+
+
+def sortable(values: Tensor) -> Tensor:
+    """Return `values`, in another dtype if theirs cannot be sorted."""
+    return values.to(_SORTED_AS.get(values.dtype, values.dtype))
+
+
+def hard_rank(values: Tensor, ties: Ties = "mean") -> Tensor:
     """Return the ranks of `values` along the last axis, ascending from 0. Not differentiable.
 
     Args:
@@ -40,12 +87,13 @@ def hard_rank(values: Tensor, ties: Literal["mean", "ordinal"] = "mean") -> Tens
         [..., n] in float32 (float64 for float64 values), each in [0, n - 1].
 
     Raises:
-        ValueError: n is 0, or a value is NaN or infinite.
+        ValueError: n is 0, a value is NaN or infinite, or `ties` is neither.
     """
     check_values(values)
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties must be one of {', '.join(get_args(Ties))}, not {ties!r}")
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    values = values.detach()
-    values = values.byte() if values.dtype == torch.bool else values
+    values = sortable(values.detach())
     if ties == "ordinal":
         return values.argsort(dim=-1).argsort(dim=-1).to(dtype)
     values = values.contiguous()

@@ -19,9 +19,11 @@ ICLR 2022 (`cauchy`, `reciprocal`, `optimal`).
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,15 +57,7 @@ class Comparator(NamedTuple):
 
 
 def network_rank(values: Tensor, network: Network, comparator: Comparator) -> Tensor:
-    """Return the soft ranks [..., n] of `values` [..., n], float32 or float64, n >= 2.
-
-    Raises:
-        ValueError: the network or interpolation is unknown.
-    """
-    if comparator.interpolation not in get_args(Interpolation):
-        raise ValueError(
-            f"unknown interpolation '{comparator.interpolation}'; valid: {', '.join(get_args(Interpolation))}"
-        )
+    """Return the soft ranks [..., n] of `values` [..., n], float32 or float64, n >= 2."""
     ranks: Tensor = _NetworkRank.apply(values, network, comparator)
     return ranks
 
@@ -238,11 +232,27 @@ _CURVES: dict[Interpolation, Callable[[Tensor], Tensor]] = {
 
 @lru_cache(maxsize=64)
 def _wiring(network: Network, n: int, device: torch.device) -> Wiring:
-    if network not in get_args(Network):
-        raise ValueError(f"unknown sorting network '{network}'; valid: {', '.join(get_args(Network))}")
+    if network == "bitonic" and not torch.compiler.is_compiling() and not bitonic_sorts(n):
+        power = 1 << n.bit_length()
+        warnings.warn(
+            f"the bitonic network for n = {n} values, like diffsort's, can misorder even well separated values; use "
+            f"n = {power // 2} or {power}, or the method odd_even, laplace or pairwise",
+            stacklevel=2,
+        )
     layers = _bitonic(n) if network == "bitonic" else _odd_even(n)
     partners, signs = (torch.stack(parts).to(device) for parts in zip(*layers, strict=True))
     return Wiring(partners.unbind(), signs)
+
+
+def bitonic_sorts(n: int) -> bool:
+    """Return whether the bitonic network on n wires sorts every input, if its comparisons are hard.
+
+    It does for powers of two. Otherwise the binary digits of the number of removed wires decide. The rule was compared
+    with all inputs of zeros and ones for n up to 20, and with random ones for n up to 129: a network that sorts all of
+    them sorts everything (Knuth, 1973).
+    """
+    removed_wires = (1 << (n - 1).bit_length()) - n
+    return re.fullmatch("0b(1*0*|1+01+|1+0+1)", bin(removed_wires)) is not None
 
 
 def _bitonic(n: int) -> list[tuple[Tensor, Tensor]]:

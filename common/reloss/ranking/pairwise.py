@@ -77,11 +77,12 @@ class _PairSum(torch.autograd.Function):
             (result,) = torch.autograd.grad(sums, x, gradient, create_graph=True)
             return result, None, None, None
         parts = []
-        for rows in _chunks(x):
-            slopes = ctx.term.slope(_differences(x, rows) / ctx.temperature, _differences(y, rows))
-            # x_i appears in sum i, and with the opposite sign in every sum j.
-            column_sums = (slopes @ gradient[..., None]).squeeze(-1)
-            parts.append(slopes.sum(-1) * gradient[..., rows] - ctx.term.parity * column_sums)
+        with torch.autocast(x.device.type, enabled=False):  # the product of matrices would run in half precision
+            for rows in _chunks(x):
+                slopes = ctx.term.slope(_differences(x, rows) / ctx.temperature, _differences(y, rows))
+                # x_i appears in sum i, and with the opposite sign in every sum j.
+                column_sums = (slopes @ gradient[..., None]).squeeze(-1)
+                parts.append(slopes.sum(-1) * gradient[..., rows] - ctx.term.parity * column_sums)
         return torch.cat(parts, -1) / ctx.temperature, None, None, None
 
 

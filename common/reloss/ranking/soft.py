@@ -9,9 +9,9 @@ Properties. The ranks of a row sum to n(n-1)/2.
   rank of a value with the value. Equal values get equal ranks.
 - The networks guarantee none of this. They keep ranks in [0, n-1], but the ranks depend on the order of the input,
   close values may be misordered, and a rank may fall when its value rises. If n is not a power of two, `bitonic` lacks
-  some comparisons and can misorder even well separated values (n = 22 is the smallest such n; the same holds for
-  diffsort). Equal values are mixed half and half at every comparison. That makes the ranks of a constant row equal for
-  `bitonic` if n is a power of two; otherwise it only draws them together.
+  some comparisons. For most such n above 20 it can misorder even well separated values, as diffsort can, and warns
+  (n = 22 is the smallest such n). Equal values are mixed half and half at every comparison. That makes the ranks of a
+  constant row equal for `bitonic` if n is a power of two; otherwise it only draws them together.
 
 Scale. If the values spread little compared with 1 / steepness or the temperature, all ranks move towards (n-1)/2. For
 `bitonic` and n = 256 normal values, soft and hard ranks correlate by .99 at standard deviation 1, by .6 at 0.3 and by
@@ -20,12 +20,13 @@ Scale. If the values spread little compared with 1 / steepness or the temperatur
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from reloss.ranking.hard import check_values
+from reloss.ranking.hard import check_row, check_values, sortable
 from reloss.ranking.laplace import laplace_rank
 from reloss.ranking.networks import Comparator, Interpolation, Network, network_rank
 from reloss.ranking.pairwise import pairwise_rank
@@ -57,33 +58,41 @@ def soft_rank(
     `laplace` in one graph; values are not checked there.
 
     Args:
-        values: [..., n], finite, n >= 1, any strides. float16 and bfloat16 are computed in float32.
+        values: [..., n], finite, n >= 1, any strides. float16 and bfloat16 are computed in float32, integers in
+            float64.
         method: one of the table.
         standardize: give each row mean 0 and standard deviation 1 first. A constant row becomes zeros.
         steepness: of a comparison in a network; higher is closer to a hard swap. Default 5, the released value.
         interpolation: the function from a difference to a weight in a network. Default `logistic_phi`, as released.
-        art_lambda: exponent of `logistic_phi`. Default 0.25.
+        art_lambda: exponent of `logistic_phi`, from 0 to below 1. Default 0.25.
         temperature: scale of `laplace` and `pairwise`; ranks become hard as it goes to 0. Default 0.1.
 
     Returns:
-        [..., n] in float32 (float64 for float64 values).
+        [..., n] in float32 (float64 for float64 values and integers).
 
     Raises:
         ValueError: n is 0, a value is NaN or infinite (the message names its index), the steepness or temperature is
-            not positive, the method or interpolation is unknown, or an option belongs to another method.
+            not a positive number, the method or interpolation is unknown, or an option belongs to another method.
     """
-    check_values(values)
+    largest = check_values(values)
     _check_options(method, steepness, interpolation, art_lambda, temperature)
-    values = values if values.dtype == torch.float64 else values.float()
-    if values.shape[-1] == 1:
+    values = as_float(values)
+    if values.shape[-1] == 1 or values.numel() == 0:
         return values * 0
-    values = standardized(values) if standardize else values
+    steepness, temperature = 5.0 if steepness is None else steepness, 0.1 if temperature is None else temperature
+    dtype = values.dtype
+    if standardize:
+        values = standardized(values)
+    else:
+        values = _without_overflow(values, largest, steepness if method in get_args(Network) else 1 / temperature)
     if method == "laplace":
-        return laplace_rank(values, 0.1 if temperature is None else temperature)
-    if method == "pairwise":
-        return pairwise_rank(values, 0.1 if temperature is None else temperature)
-    steepness, art_lambda = 5.0 if steepness is None else steepness, 0.25 if art_lambda is None else art_lambda
-    return network_rank(values, method, Comparator(steepness, interpolation or "logistic_phi", art_lambda))
+        ranks = laplace_rank(values, temperature)
+    elif method == "pairwise":
+        ranks = pairwise_rank(values, temperature)
+    else:
+        art_lambda = 0.25 if art_lambda is None else art_lambda
+        ranks = network_rank(values, method, Comparator(steepness, interpolation or "logistic_phi", art_lambda))
+    return ranks.to(dtype)
 
 
 def _check_options(
@@ -93,7 +102,7 @@ def _check_options(
     art_lambda: float | None,
     temperature: float | None,
 ) -> None:
-    """Raise ValueError if the method is unknown, an option belongs to another method, or a scale is not positive."""
+    """Raise ValueError if an option is unknown, out of range, or belongs to another method or interpolation."""
     if method not in get_args(Method):
         raise ValueError(f"unknown method '{method}'; valid: {', '.join(get_args(Method))}")
     network_options = {"steepness": steepness, "interpolation": interpolation, "art_lambda": art_lambda}
@@ -102,8 +111,53 @@ def _check_options(
         if value is not None:
             raise ValueError(f"method '{method}' has no option '{name}'; remove it")
     for name, scale in {"steepness": steepness, "temperature": temperature}.items():
-        if scale is not None and not scale > 0:
-            raise ValueError(f"{name} must be positive, not {scale}")
+        if scale is not None:
+            check_scale(name, scale)
+    if interpolation is not None and interpolation not in get_args(Interpolation):
+        raise ValueError(f"unknown interpolation '{interpolation}'; valid: {', '.join(get_args(Interpolation))}")
+    if art_lambda is not None and interpolation not in (None, "logistic_phi"):
+        raise ValueError(f"interpolation '{interpolation}' has no option 'art_lambda'; remove it")
+    if art_lambda is not None and not (_is_number(art_lambda) and 0 <= art_lambda < 1):
+        raise ValueError(f"art_lambda must be a number from 0 to below 1, not {art_lambda!r}")
+
+
+def check_scale(name: str, scale: float) -> None:
+    """Raise ValueError unless the scale is a positive, finite number."""
+    if not (_is_number(scale) and 0 < scale < math.inf):
+        raise ValueError(f"{name} must be a positive number, not {scale!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Return `values` in float32; float64 values and integers in float64, which holds integers up to 2^53."""
+    is_narrow = values.dtype == torch.bool or (values.is_floating_point() and values.dtype != torch.float64)
+    return values.float() if is_narrow else sortable(values).double()
+
+
+def _without_overflow(values: Tensor, largest: float, sharpness: float) -> Tensor:
+    """Return `values` such that their differences, times the sharpness, do not overflow.
+
+    Usually these are the values themselves. Too large ones in float32 are returned in float64. Rows with larger ones
+    still are scaled down.
+
+    Args:
+        values: [..., n] in float32 or float64.
+        largest: the largest magnitude of the values.
+        sharpness: the steepness, or one over the temperature.
+    """
+
+    def limit(dtype: torch.dtype) -> float:
+        return torch.finfo(dtype).max / 8 / max(1.0, sharpness)
+
+    if largest <= limit(values.dtype):
+        return values
+    values = values.double()
+    row_largest = values.detach().abs().amax(-1, keepdim=True)
+    too_large = row_largest > limit(torch.float64)
+    return values * torch.where(too_large, limit(torch.float64) / row_largest, 1.0)
 
 
 def standardized(values: Tensor) -> Tensor:
@@ -114,9 +168,11 @@ def standardized(values: Tensor) -> Tensor:
     Raises:
         ValueError: n is 0.
     """
-    if values.shape[-1] == 0:
-        raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
-    values = values if values.dtype == torch.float64 else values.float()
+    check_row(values)
+    values = as_float(values)
+    # A power of two, which changes no digit, for rows whose sum or differences could overflow.
+    too_large = values.detach().abs().amax(-1, keepdim=True) > torch.finfo(values.dtype).max * 2.0**-40
+    values = values * torch.where(too_large, 2.0**-40, 1.0)
     # A comparison, because a constant row minus its mean is not exactly zero: the mean is rounded.
     varies = (values != values[..., :1]).any(-1, keepdim=True)
     centred = torch.where(varies, values - values.mean(-1, keepdim=True), 0.0)

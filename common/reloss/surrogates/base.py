@@ -8,6 +8,7 @@ brings its own features; the network and the mean over them are shared.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from reloss.metrics.shapes import ShapeError, check_tensors
 from reloss.runtime.errors import UsageError
+from reloss.surrogates.checks import warn_of_probabilities
 from reloss.surrogates.network import evaluate
 from reloss.surrogates.options import Features, Input, Output, Penalty
 from reloss.surrogates.pretrained import find_pretrained
@@ -50,6 +53,9 @@ class SurrogateLoss(nn.Module, ABC):
     reaches_any_value: ClassVar[bool] = True
     """Whether the network can give losses of any size. If not, it is rescaled before it learns a metric's value."""
 
+    takes_logits: ClassVar[bool] = False
+    """Whether the outputs are logits. Then the first batch is checked for probabilities, a common mistake."""
+
     has_curve: ClassVar[bool] = False
     """Whether the loss of an example is a curve over the probability of its target; then `curve_at` returns it."""
 
@@ -58,6 +64,8 @@ class SurrogateLoss(nn.Module, ABC):
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive number, not {scale!r}")
         self.scale = scale
+        self._saw_outputs = False
+        self._frozen_names: list[str] = []  # of the parameters that are buffers while the surrogate is frozen
 
     # The three parts
 
@@ -123,11 +131,22 @@ class SurrogateLoss(nn.Module, ABC):
             UsageError: a model is being trained with this surrogate, which has not been fitted.
             ValueError: the shapes do not agree.
         """
-        self._refuse_unfitted(outputs)
-        return self.per_item(outputs[None], targets[None])[0]
+        self._refuse_unfitted(outputs, targets)
+        if self.takes_logits and not self._saw_outputs and not torch.compiler.is_compiling():
+            self._saw_outputs = True
+            warn_of_probabilities(outputs)
+        try:
+            return self.per_item(outputs[None], targets[None])[0]
+        except ShapeError as error:
+            raise error.of_one_batch() from None
 
-    def _refuse_unfitted(self, outputs: Tensor) -> None:
-        """Raise UsageError where a gradient would flow through this surrogate to a model, but it is not frozen."""
+    def _refuse_unfitted(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise UsageError where a gradient would flow through this surrogate to a model, but it is not frozen.
+
+        Raises:
+            ValueError: outputs or targets are not a tensor.
+        """
+        check_tensors(outputs=outputs, targets=targets)
         if outputs.grad_fn is not None and any(parameter.requires_grad for parameter in self.parameters()):
             raise UsageError(
                 f"this {type(self).__name__} has not been fitted, so it cannot train a model: fit it with "
@@ -136,8 +155,13 @@ class SurrogateLoss(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of the parameters."""
-        return next(self.parameters()).dtype
+        """Return the dtype of the weights; float32 if there are none."""
+        weight = self._first_weight()
+        return torch.float32 if weight is None else weight.dtype
+
+    def _first_weight(self) -> Tensor | None:
+        weights = itertools.chain(self.parameters(), self.buffers())
+        return next((weight for weight in weights if weight.is_floating_point()), None)
 
     @staticmethod
     @abstractmethod
@@ -159,7 +183,8 @@ class SurrogateLoss(nn.Module, ABC):
 
         This one tries to compute the loss. Kinds check shapes and labels, and their messages name the remedy.
         """
-        device = next((parameter.device for parameter in self.parameters()), outputs.device)
+        weight = self._first_weight()
+        device = outputs.device if weight is None else weight.device
         try:
             with torch.no_grad():
                 self.per_item(outputs.to(device), targets.to(device))
@@ -190,8 +215,36 @@ class SurrogateLoss(nn.Module, ABC):
         return targets
 
     def freeze(self) -> Self:
-        """Stop learning: parameters take no gradient, dropout is off. Returns the surrogate itself."""
-        return self.requires_grad_(False).eval()
+        """Stop learning, for good: dropout is off, and the weights become buffers. Returns the surrogate itself.
+
+        Buffers are saved and moved like parameters. But `train()` and `requires_grad_()` of a module that holds this
+        surrogate do not reach them, and no optimiser does. `unfreeze` makes them parameters again.
+        """
+        for path, parameter in list(self.named_parameters()):
+            module, name = self._owner(path)
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+            self._frozen_names.append(path)
+        return self.eval()
+
+    def unfreeze(self) -> Self:
+        """Undo `freeze`, to fit the surrogate again. Returns the surrogate itself."""
+        for path in self._frozen_names:
+            module, name = self._owner(path)
+            weight = module.get_buffer(name)
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(weight))
+        self._frozen_names = []
+        return self.requires_grad_().train()
+
+    def _owner(self, path: str) -> tuple[nn.Module, str]:
+        """Return the module that holds the weight `path`, such as "loss.0.bias", and the name of the weight there."""
+        prefix, _, name = path.rpartition(".")
+        return self.get_submodule(prefix), name
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a frozen surrogate stays in evaluation mode."""
+        return super().train(mode and not self._frozen_names)
 
     # Building, saving and loading
 
@@ -252,5 +305,6 @@ class SurrogateLoss(nn.Module, ABC):
 
 def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:
     """Return the norm of each example's gradient of its item's loss: losses [N], outputs [N, B, ...] -> [N, B]."""
-    (gradients,) = torch.autograd.grad(losses.sum(), outputs, create_graph=create_graph)
+    with torch.autocast(outputs.device.type, enabled=False):
+        (gradients,) = torch.autograd.grad(losses.sum(), outputs, create_graph=create_graph)
     return torch.linalg.vector_norm(gradients[..., None].flatten(2), dim=-1)

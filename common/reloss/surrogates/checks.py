@@ -3,13 +3,16 @@
 A message names the expected shape or range and, where predictions of another form can be converted, how.
 """
 
+import warnings
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
-from reloss.metrics.shapes import check_shapes
+from reloss.metrics.labels import MIXED, as_classes
+from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.metrics.text import NO_ANSWER
+
+FEW_SCORES = 8  # so few are too few to tell probabilities from logits
 
 # Class logits, scores and labels
 
@@ -17,10 +20,11 @@ from reloss.metrics.text import NO_ANSWER
 def check_logits(outputs: Tensor, targets: Tensor) -> None:
     """Raise ValueError unless outputs are logits [N, B, C] and targets [N, B] have an integer dtype or bool.
 
-    Reads no values, so it never waits for an accelerator.
+    Reads no values, except for the message, so it never waits for an accelerator.
     """
     _check_with_remedy({"outputs [N, B, C]": outputs, "targets [N, B]": targets})
     if targets.is_floating_point():
+        as_classes(targets, outputs.shape[-1])  # explains targets that are no whole numbers
         raise ValueError(f"targets of classes must have an integer dtype, not {targets.dtype}: pass targets.long()")
 
 
@@ -36,16 +40,14 @@ def check_classes(targets: Tensor, classes: int) -> None:
     """
     if classes < 2:
         raise ValueError("a single class cannot be compared with the rest; pass scores [B]: outputs.squeeze(-1)")
-    if targets.dtype == torch.bool:
-        return
-    valid = (targets >= 0) & (targets < classes) & (targets == targets.round())
-    if valid.all():
-        return
-    wrong = targets[~valid][0].item()
-    remedy = "" if wrong == round(wrong) else "; targets on a scale are not supported: turn them into classes"
-    if wrong < 0:
-        remedy = "; drop the examples to ignore: keep = targets >= 0; outputs[keep], targets[keep]"
-    raise ValueError(f"targets must be whole numbers from 0 to {classes - 1}, not {wrong:g}{remedy}")
+    as_classes(targets, classes)
+
+
+def check_class_logits(outputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless these are logits [N, B, C] and classes [N, B]; warn of probabilities."""
+    check_logits(outputs, targets)
+    check_classes(targets, outputs.shape[-1])
+    warn_of_probabilities(outputs, items=True)
 
 
 def check_logits_or_scores(outputs: Tensor, targets: Tensor) -> None:
@@ -55,27 +57,80 @@ def check_logits_or_scores(outputs: Tensor, targets: Tensor) -> None:
     check_classes(targets, outputs.shape[-1] if is_logits else 2)
 
 
+def gather_targets(values: Tensor, targets: Tensor) -> Tensor:
+    """Return each example's value at its target: values [..., C], targets [...] in an integer dtype -> [...].
+
+    Raises:
+        ValueError: on a CPU, a target is not a class from 0 to C - 1. Other devices raise their own error.
+    """
+    try:
+        return values.gather(-1, targets.long()[..., None]).squeeze(-1)
+    except (IndexError, RuntimeError):
+        check_classes(targets, values.shape[-1])
+        raise
+
+
+def warn_of_probabilities(outputs: Tensor, *, items: bool = False) -> None:
+    """Warn if outputs that should be logits look like probabilities; reads all values.
+
+    Args:
+        outputs: scores [B] or logits [B, C], with one more axis in front if `items`.
+        items: whether the first axis counts items.
+    """
+    outputs = outputs.detach().float()
+    classes = outputs.dim() == 2 + items
+    if outputs.numel() < FEW_SCORES or not bool(((outputs >= 0) & (outputs <= 1)).all()):
+        return
+    if classes:
+        likely = outputs.shape[-1] > 1 and bool(((outputs.sum(-1) - 1).abs() < 0.01).all())
+    else:
+        likely = bool(((outputs > 0) & (outputs < 1)).any() and (outputs != outputs.flatten()[0]).any())
+    if likely:
+        warnings.warn(
+            f"all outputs are from 0 to 1, like probabilities, but this loss takes logits: pass what comes before the "
+            f"{'softmax' if classes else 'sigmoid'}",
+            stacklevel=2,
+        )
+
+
 def _check_with_remedy(tensors: dict[str, Tensor]) -> None:
     try:
         check_shapes(tensors)
-    except ValueError as error:
-        raise ValueError(f"{error}{_remedy(*tensors.values())}") from None
+    except ShapeError as error:
+        raise error.with_remedy(_remedy(*tensors.values())) from None
 
 
 def _remedy(outputs: Tensor, targets: Tensor) -> str:
     """Return how to convert predictions [N, B, ...] of another shape; the code in it is for one batch, [B, ...]."""
-    if outputs.dim() == 2 and targets.shape == outputs.shape:
+    same, dims = targets.shape == outputs.shape, outputs.dim()
+    if dims == 2 and same:
         return "; scores [B] of two classes are for SetReLoss"
-    if outputs.dim() == 3 and outputs.shape[-1] == 1:
-        squeezed_targets = ", targets.squeeze(-1)" if targets.shape == outputs.shape else ""
-        return f"; pass scores [B] to SetReLoss: outputs.squeeze(-1){squeezed_targets}"
-    if outputs.dim() == 3 and targets.shape == outputs.shape:
-        if bool(((targets == 0) | (targets == 1)).all() and (targets.sum(-1) == 1).all()):
+    if dims in (2, 3) and targets.dim() == 3 and targets.shape[-1] == 1 and targets.shape[:2] == outputs.shape[:2]:
+        scores = "pass scores [B] to SetReLoss: outputs.squeeze(-1), " if dims == 3 and outputs.shape[-1] == 1 else ""
+        return f"; {scores}{'' if scores else 'remove the last axis: '}targets.squeeze(-1)"
+    if dims == 3 and outputs.shape[-1] == 1:
+        return "; pass scores [B] to SetReLoss: outputs.squeeze(-1)"
+    if dims == 3 and same:
+        return _remedy_for_labels(targets.double())
+    if dims > 3 and (same or (outputs.shape[2] == 1 and targets.shape == outputs.shape[:2] + outputs.shape[3:])):
+        return "; turn each pixel into an example, for SetReLoss: outputs.flatten(), targets.flatten()"
+    if dims > 3 and targets.shape == outputs.shape[:2] + outputs.shape[3:]:
+        return "; turn each pixel into an example: outputs.movedim(1, -1).flatten(0, -2), targets.flatten()"
+    if dims > 3 and targets.shape == outputs.shape[:-1]:
+        return "; turn each token into an example: outputs.flatten(0, -2), targets.flatten()"
+    return ""
+
+
+def _remedy_for_labels(targets: Tensor) -> str:
+    """Return how to convert targets [N, B, C], one number for each class."""
+    one_each = bool((targets >= 0).all() and ((targets.sum(-1) - 1).abs() < 0.01).all())
+    if bool(((targets == 0) | (targets == 1)).all()):
+        if one_each:
             return "; turn one-hot targets into classes: targets.argmax(-1)"
         return "; turn each label into an example, for SetReLoss: outputs.flatten(), targets.flatten()"
-    if outputs.dim() > 3 and targets.shape == outputs.shape[:2] + outputs.shape[3:]:
-        return "; turn each pixel into an example: outputs.movedim(1, -1).flatten(0, -2), targets.flatten()"
-    return ""
+    if one_each:
+        return f"; {MIXED}"
+    return "; turn each target into a labelled example, for SetReLoss: outputs.flatten(), (targets > 0.5).flatten()"
 
 
 # Other predictions

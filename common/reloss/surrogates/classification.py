@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_classes, check_logits, check_sizes
+from reloss.surrogates.checks import check_choices, check_class_logits, check_logits, check_sizes, gather_targets
 from reloss.surrogates.curve import value_and_slope
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.released.classification import two_part_network
+
+LOWEST = -1e6  # replaces log p = -inf, for which layers are not finite
 
 
 class ClassificationReLoss(SurrogateLoss):
@@ -41,6 +43,7 @@ class ClassificationReLoss(SurrogateLoss):
     """
 
     has_curve = True
+    takes_logits = True
 
     def __init__(
         self, input: Input = "log_probability", output: Output = "monotone", width: int = 128, scale: float = 1.0
@@ -66,15 +69,16 @@ class ClassificationReLoss(SurrogateLoss):
     def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the (log-)probability of each target: logits [N, B, C], classes [N, B] -> [N, B, 1].
 
+        Finite for logits down to -inf, which mask a class.
+
         Raises:
             ValueError: the shapes do not agree, or the targets have a floating dtype.
         """
-        return target_scores(outputs, targets, self.input)[..., None]
+        return target_scores(outputs, targets, self.input)[..., None].clamp(min=LOWEST)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless these are logits [N, B, C] and classes [N, B] from 0 to C - 1."""
-        check_logits(outputs, targets)
-        check_classes(targets, outputs.shape[-1])
+        check_class_logits(outputs, targets)
 
     def curve(self, inputs: Tensor) -> Tensor:
         """Return the learned loss at each of `inputs` [...], (log-)probabilities of the target -> [...]."""
@@ -125,8 +129,8 @@ class ClassificationReLoss(SurrogateLoss):
         check_logits(outputs, targets)
         with torch.no_grad():
             largest, log_sum, others = (self.statistics(outputs) if statistics is None else statistics).unbind(-1)
-            distance = _widen(outputs.gather(-1, targets.long()[..., None]).squeeze(-1)) - largest
-            log_p = distance - log_sum
+            distance = _widen(gather_targets(outputs, targets)) - largest
+            log_p = (distance - log_sum).clamp(min=LOWEST)
             # `others` lacks the largest probability: add it and subtract the target's, unless they are the same.
             p, top = log_p.exp(), (-log_sum).exp()
             squares = others + torch.where(distance < 0, top.square() - p.square(), 0.0)
@@ -150,7 +154,7 @@ def target_scores(outputs: Tensor, targets: Tensor, kind: Input) -> Tensor:
     """
     check_logits(outputs, targets)
     scores = F.softmax(_widen(outputs), dim=-1) if kind == "probability" else F.log_softmax(_widen(outputs), dim=-1)
-    return scores.gather(-1, targets.long()[..., None]).squeeze(-1)
+    return gather_targets(scores, targets)
 
 
 def _widen(values: Tensor) -> Tensor:

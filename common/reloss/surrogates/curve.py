@@ -54,7 +54,7 @@ def _place_knots(flat: Tensor) -> Tensor:
 
 
 def _by_autograd(curve: Curve, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
         inputs = inputs.detach().requires_grad_()
         values = curve(inputs)
         (slopes,) = torch.autograd.grad(values.sum(), inputs, create_graph=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reloss.metrics.shapes import check_shapes
+from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_heatmaps, check_sizes
 from reloss.surrogates.options import Features, Input, Output
@@ -52,8 +52,11 @@ class JointLoss(SurrogateLoss):
 
     def forward(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the loss of one batch, a scalar: heatmaps [B, K, H, W] twice, weights [B, K] of the joints."""
-        self._refuse_unfitted(outputs)
-        return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
+        self._refuse_unfitted(outputs, targets)
+        try:
+            return self.per_item(outputs[None], targets[None], None if weights is None else weights[None])[0]
+        except ShapeError as error:
+            raise error.of_one_batch() from None
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless both are heatmaps [N, B, K, H, W] that this surrogate takes."""

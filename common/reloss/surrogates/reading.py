@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.metrics.masks import MASKED, is_open
-from reloss.metrics.shapes import check_shapes
+from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
 from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.checks import check_choices, check_sizes, check_span_shapes, check_spans
@@ -136,8 +136,11 @@ class ReadingReLoss(SurrogateLoss):
 
     def forward(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss of one batch, a scalar: logits [B, 2, T], gold spans [B, G, 2], mask [B, T] of positions."""
-        self._refuse_unfitted(outputs)
-        return self.per_item(outputs[None], targets[None], None if mask is None else mask[None])[0]
+        self._refuse_unfitted(outputs, targets)
+        try:
+            return self.per_item(outputs[None], targets[None], None if mask is None else mask[None])[0]
+        except ShapeError as error:
+            raise error.of_one_batch() from None
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless these are logits [N, B, 2, T] and gold spans [N, B, G, 2] of positions below T."""

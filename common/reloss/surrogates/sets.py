@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_logits_or_scores, check_sizes
+from reloss.surrogates.checks import check_choices, check_logits_or_scores, check_sizes, warn_of_probabilities
 from reloss.surrogates.network import rising
 from reloss.surrogates.options import Features, Input, Output
+
+LARGEST = 1e6  # bounds the size of scores: layers are not finite for an infinite one
 
 
 class SetReLoss(SurrogateLoss):
@@ -34,9 +36,10 @@ class SetReLoss(SurrogateLoss):
     An item without positives has zeros instead of their mean, and a weight of its own that marks this; the same holds
     without negatives. Loss and gradient stay finite, and the loss still falls as the existing scores get better.
 
-    Scores enter as they are. Scores relative to the other class's mean, divided by the item's deviation, rank items
-    by average precision a little better (which no such change alters) but train worse: the gradient is then largest
-    where all scores are alike, at the start. The same holds for units that may also bend the other way.
+    Scores enter as they are, within +-1e6, so that a logit of -inf can mask a class. Scores relative to the other
+    class's mean, divided by the item's deviation, rank items by average precision a little better (which no such change
+    alters) but train worse: the gradient is then largest where all scores are alike, at the start. The same holds for
+    units that may also bend the other way.
 
     Where positives are few, fit with penalty `one_sided`. The default holds each example's slope at 1, so a positive
     pulls no harder than one of the many negatives, and predicting no positives can cost less than being right.
@@ -54,6 +57,7 @@ class SetReLoss(SurrogateLoss):
     """
 
     penalty = "one_sided"
+    takes_logits = True
 
     def __init__(self, output: Output = "monotone", width: int = 32, scale: float = 1.0) -> None:
         super().__init__(scale)
@@ -88,9 +92,9 @@ class SetReLoss(SurrogateLoss):
         """
         check_logits_or_scores(outputs, targets)
         if outputs.dim() == 2:
-            return torch.stack((outputs, (targets == 1).to(outputs.dtype)), -1)
+            return torch.stack((outputs.clamp(-LARGEST, LARGEST), (targets == 1).to(outputs.dtype)), -1)
         items, classes = self.group_weights(outputs, targets).nonzero().unbind(-1)
-        scores = log_odds(outputs).movedim(-1, 1)[items, classes]
+        scores = log_odds(outputs.clamp(-LARGEST, LARGEST)).movedim(-1, 1)[items, classes]
         return torch.stack((scores, (targets[items] == classes[:, None]).to(scores.dtype)), -1)
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -126,6 +130,7 @@ class SetReLoss(SurrogateLoss):
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless these are scores and labels, or logits and classes; see `features`."""
         check_logits_or_scores(outputs, targets)
+        warn_of_probabilities(outputs, items=True)
 
     @staticmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -107,6 +107,9 @@ def _check_fit(surrogate: SurrogateLoss, weights: dict[str, Tensor], path: Path)
 
 
 def _with_weights(surrogate: SurrogateT, weights: dict[str, Tensor], path: Path) -> SurrogateT:
+    dtypes = {value.dtype for value in weights.values()}
+    if len(dtypes) == 1 and all(dtype.is_floating_point for dtype in dtypes):
+        surrogate.to(dtypes.pop())
     try:
         surrogate.load_state_dict(weights)
     except RuntimeError as error:

@@ -30,6 +30,7 @@ Positions = Literal["released", "counted"]
 Average = Literal["sentence", "token"]
 
 NO_TOKEN = -1  # in recorded targets, where there is no token
+LOWEST_LOG_P = -65504.0  # the lowest number of float16; stands for -inf, for which layers are not finite
 
 
 class TranslationReLoss(SurrogateLoss):
@@ -130,7 +131,7 @@ class TranslationReLoss(SurrogateLoss):
         """
         check_tokens(outputs, targets)
         real = self.group_weights(outputs, targets)
-        gold = own_tokens(outputs).where(real, 0)
+        gold = own_tokens(outputs).where(real, 0).clamp(min=LOWEST_LOG_P)
         if self.output == "monotone":
             return F.pad(gold, (self.window - 1, 0)).unfold(-1, self.window, 1)
         return torch.stack((gold, real.to(gold.dtype)), -1)
@@ -186,7 +187,7 @@ class TranslationReLoss(SurrogateLoss):
         """
         if mask is None and (outputs.dim() == 2 or targets.dim() == 3):
             return super().forward(outputs, targets)
-        self._refuse_unfitted(outputs)
+        self._refuse_unfitted(outputs, targets)
         mask = targets >= 0 if mask is None else mask
         check_shapes({"outputs [B, T, V]": outputs, "targets [B, T]": targets, "mask [B, T]": mask})
         gold = outputs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from reloss.surrogates.base import SurrogateLoss
@@ -75,8 +74,3 @@ class ExpectedLoss(SurrogateLoss):
         if self.metric is None:
             return self.perceptron(features)
         return 1 - self.EXPECTED[self.metric](features)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the parameters; float32 if there are none."""
-        return next((parameter.dtype for parameter in self.parameters()), torch.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reloss.surrogates.checks import check_classes, check_logits
+from reloss.surrogates.checks import check_class_logits, check_logits, gather_targets
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
 
@@ -38,6 +38,7 @@ class ExpectedClassification(ExpectedLoss):
         ValueError: there is no formula for the metric, or a width or scale is not positive.
     """
 
+    takes_logits = True
     FEATURES = ("log_p", "log_beats_rival", "log_top_5")
     EXPECTED: ClassVar[Mapping[str, ExpectedMetric]] = {
         "accuracy": lambda features: features[..., 0].exp(),
@@ -55,8 +56,7 @@ class ExpectedClassification(ExpectedLoss):
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless these are logits [N, B, C] and classes [N, B] from 0 to C - 1."""
-        check_logits(outputs, targets)
-        check_classes(targets, outputs.shape[-1])
+        check_class_logits(outputs, targets)
 
     @staticmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ def split_rivals(outputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, 
         rivals: [..., count + 1], the largest first. The last entry is the log-sum-exp of all other rivals, `NEVER` if
             there are none.
     """
-    targets = targets.long()[..., None]
-    others = outputs.scatter(-1, targets, NEVER)
+    target = gather_targets(outputs, targets)
+    others = outputs.scatter(-1, targets.long()[..., None], NEVER)
     strongest, where = others.topk(min(count, outputs.shape[-1] - 1), dim=-1)
     rest = others.scatter(-1, where, NEVER).logsumexp(-1, keepdim=True)
-    return outputs.gather(-1, targets).squeeze(-1), torch.cat((strongest, rest), -1)
+    return target, torch.cat((strongest, rest), -1)
 
 
 def log_hits(target: Tensor, rivals: Tensor) -> Tensor:
@@ -132,7 +132,9 @@ def log_hits(target: Tensor, rivals: Tensor) -> Tensor:
     Returns:
         [..., K].
     """
-    remaining = rivals.flip(-1).logcumsumexp(-1).flip(-1)  # before draw i: all rivals that no draw has taken
-    total = torch.logaddexp(remaining, target[..., None])
+    # Before draw i: all rivals that no draw has taken. Unlike `logcumsumexp` and `logaddexp`, `logsumexp` has finite
+    # second derivatives for logits that are far apart.
+    remaining = torch.stack([rivals[..., draw:].logsumexp(-1) for draw in range(rivals.shape[-1])], -1)
+    total = torch.stack((remaining, target[..., None].expand_as(remaining)), -1).logsumexp(-1)
     misses = (remaining - total).cumsum(-1)
     return target[..., None] - total + F.pad(misses[..., :-1], (1, 0))

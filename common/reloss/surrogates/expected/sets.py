@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reloss.surrogates.checks import check_logits_or_scores
+from reloss.surrogates.checks import check_logits_or_scores, warn_of_probabilities
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
 from reloss.surrogates.sets import SetReLoss, existing_sets, log_odds
 
@@ -227,6 +227,7 @@ class ExpectedSets(ExpectedLoss):
     are clamped. The arguments are those of `ExpectedLoss`.
     """
 
+    takes_logits = True
     FEATURES: ClassVar[tuple[str, ...]] = FEATURES
 
     EXPECTED: ClassVar[Mapping[str, ExpectedMetric]] = {
@@ -271,6 +272,7 @@ class ExpectedSets(ExpectedLoss):
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless these are scores and labels, or logits and classes; see `features`."""
         check_logits_or_scores(outputs, targets)
+        warn_of_probabilities(outputs, items=True)
 
     @staticmethod
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:

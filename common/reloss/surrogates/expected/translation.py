@@ -20,11 +20,10 @@ from torch import Tensor
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.checks import check_token_matrices
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
-from reloss.surrogates.translation import NO_TOKEN, TranslationReLoss
+from reloss.surrogates.translation import LOWEST_LOG_P, NO_TOKEN, TranslationReLoss
 
 ORDERS = 4  # BLEU counts n-grams of 1 to 4 tokens
 SMALLEST_PRECISION = 1e-9  # below it, the logarithm of a precision is constant and passes no gradient
-LOWEST_LOG_P = -65504.0  # the lowest number of float16; a bank stores -inf as this
 NEGLIGIBLE_LOG_P = -20.0  # lower ones count as this in products, which then stay above the smallest float32
 
 
