@@ -100,6 +100,21 @@ def test_a_logit_of_minus_infinity_masks_a_class(loss):
     assert loss.per_item(masked, targets + 1).isfinite().all()  # also where the target is masked
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.bfloat16])
+def test_outputs_of_any_dtype_have_both_losses(dtype):
+    scores, labels = torch.tensor([[1, 0, 3, 0]]), torch.tensor([[0, 1, 1, 0]])
+    classes = (ClassificationReLoss(), SetReLoss().to(dtype) if dtype.is_floating_point else SetReLoss())
+    pairs = [(loss, scores[..., None] * torch.tensor([1, 0]), labels) for loss in classes]
+    pairs += [
+        (SetReLoss(), scores, labels),
+        (PoseReLoss((2, 2)), scores.view(1, 1, 1, 2, 2), labels.view(1, 1, 1, 2, 2)),
+    ]
+    for loss, outputs, targets in pairs:
+        outputs = outputs.to(dtype)
+        assert_close(loss.ordinary_loss(outputs, targets), loss.ordinary_loss(outputs.float(), targets))
+        assert_close(loss.per_item(outputs, targets), loss.per_item(outputs.float(), targets))
+
+
 def test_a_gold_token_of_probability_0_has_a_finite_loss():
     log_probs, targets = tokens()
     log_probs[0, 0, targets[0, 0]] = -torch.inf

@@ -6,6 +6,7 @@ A message names the expected shape or range and, where predictions of another fo
 import warnings
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from reloss.metrics.labels import MIXED, as_classes
@@ -68,6 +69,11 @@ def gather_targets(values: Tensor, targets: Tensor) -> Tensor:
     except (IndexError, RuntimeError):
         check_classes(targets, values.shape[-1])
         raise
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return values in float32; in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def warn_of_probabilities(outputs: Tensor, *, items: bool = False) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_class_logits, check_logits, check_sizes, gather_targets
+from reloss.surrogates.checks import check_choices, check_class_logits, check_logits, check_sizes, gather_targets, widen
 from reloss.surrogates.curve import value_and_slope
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.released.classification import two_part_network
@@ -111,7 +111,7 @@ class ClassificationReLoss(SurrogateLoss):
             [N, B, 3]: the largest logit; log of the sum of exp(logit - largest); the sum of the squared probabilities
             of all classes except the one with the largest logit.
         """
-        outputs = _widen(outputs)
+        outputs = widen(outputs)
         largest, where = outputs.max(-1, keepdim=True)
         shifted = outputs - largest
         log_sum = shifted.exp().sum(-1, keepdim=True).log()
@@ -129,7 +129,7 @@ class ClassificationReLoss(SurrogateLoss):
         check_logits(outputs, targets)
         with torch.no_grad():
             largest, log_sum, others = (self.statistics(outputs) if statistics is None else statistics).unbind(-1)
-            distance = _widen(gather_targets(outputs, targets)) - largest
+            distance = widen(gather_targets(outputs, targets)) - largest
             log_p = (distance - log_sum).clamp(min=LOWEST)
             # `others` lacks the largest probability: add it and subtract the target's, unless they are the same.
             p, top = log_p.exp(), (-log_sum).exp()
@@ -153,9 +153,5 @@ def target_scores(outputs: Tensor, targets: Tensor, kind: Input) -> Tensor:
         ValueError: the shapes do not agree, or the targets have a floating dtype.
     """
     check_logits(outputs, targets)
-    scores = F.softmax(_widen(outputs), dim=-1) if kind == "probability" else F.log_softmax(_widen(outputs), dim=-1)
+    scores = F.softmax(widen(outputs), dim=-1) if kind == "probability" else F.log_softmax(widen(outputs), dim=-1)
     return gather_targets(scores, targets)
-
-
-def _widen(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_heatmaps, check_sizes
+from reloss.surrogates.checks import check_heatmaps, check_sizes, widen
 from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.pose import joint_network, weighted_error
 
@@ -66,7 +66,7 @@ class JointLoss(SurrogateLoss):
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean squared error of the visible joints of each item, as mmpose's `KeypointMSELoss`: [N]."""
         check_heatmaps(outputs, targets)
-        return ((outputs - targets).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
+        return ((widen(outputs) - widen(targets)).square().mean((-2, -1)) * visible(targets)).mean((-2, -1))
 
 
 class PoseReLoss(JointLoss):

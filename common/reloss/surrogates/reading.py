@@ -18,7 +18,7 @@ from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_sizes, check_span_shapes, check_spans
+from reloss.surrogates.checks import check_choices, check_sizes, check_span_shapes, check_spans, widen
 from reloss.surrogates.options import Features, Input, Output, Structure
 
 FEATURES: dict[Structure, int] = {"points": 1, "span": 4}
@@ -155,7 +155,7 @@ class ReadingReLoss(SurrogateLoss):
         check_span_shapes(outputs, targets)
         gold = targets[..., 0, :].long()
         gold = gold.where(gold[..., :1] >= 0, 0)  # position 0 stands for no answer
-        log_p = outputs.float().log_softmax(-1).gather(-1, gold[..., None]).squeeze(-1)
+        log_p = widen(outputs).log_softmax(-1).gather(-1, gold[..., None]).squeeze(-1)
         return -log_p.mean((-2, -1))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_logits_or_scores, check_sizes, warn_of_probabilities
+from reloss.surrogates.checks import check_choices, check_logits_or_scores, check_sizes, warn_of_probabilities, widen
 from reloss.surrogates.network import rising
 from reloss.surrogates.options import Features, Input, Output
 
@@ -91,10 +91,12 @@ class SetReLoss(SurrogateLoss):
             ValueError: the shapes do not agree, or a target is out of range.
         """
         check_logits_or_scores(outputs, targets)
+        largest = min(LARGEST, torch.finfo(outputs.dtype).max)
+        outputs = outputs.clamp(-largest, largest)
         if outputs.dim() == 2:
-            return torch.stack((outputs.clamp(-LARGEST, LARGEST), (targets == 1).to(outputs.dtype)), -1)
+            return torch.stack((outputs, (targets == 1).to(outputs.dtype)), -1)
         items, classes = self.group_weights(outputs, targets).nonzero().unbind(-1)
-        scores = log_odds(outputs.clamp(-LARGEST, LARGEST)).movedim(-1, 1)[items, classes]
+        scores = log_odds(outputs).movedim(-1, 1)[items, classes]
         return torch.stack((scores, (targets[items] == classes[:, None]).to(scores.dtype)), -1)
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -136,6 +138,7 @@ class SetReLoss(SurrogateLoss):
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the (binary) cross-entropy of each item: outputs [N, B] or [N, B, C], targets [N, B] -> [N]."""
         check_logits_or_scores(outputs, targets)
+        outputs = widen(outputs)
         if outputs.dim() == 2:
             losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         else:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_sizes, check_tokens
+from reloss.surrogates.checks import check_choices, check_sizes, check_tokens, widen
 from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.translation import (
     PositionEmbedding,
@@ -202,7 +202,7 @@ class TranslationReLoss(SurrogateLoss):
         """Return the mean negative log-likelihood of the tokens of each item: [N]; shapes as in `features`."""
         check_tokens(outputs, targets)
         mask = targets[..., 0] != NO_TOKEN
-        return -own_tokens(outputs).where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
+        return -widen(own_tokens(outputs)).where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
     @staticmethod
     def gold(targets: Tensor) -> Tensor:
