@@ -7,7 +7,7 @@ from typing import Any
 from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import read_json
-from reloss.tracking.dashboards import dashboards, specs
+from reloss.tracking.dashboards import LOSS, dashboards, specs
 
 PAGE = Path(__file__).parents[1] / "docs" / "tracking.md"
 
@@ -33,7 +33,10 @@ def check_logged(record: Path) -> None:
     """Check that every metric on the dashboard is in the record, and that every metric in the record is documented."""
     summary = read_json(record / "summary.json")
     named = panels(summary["experiment"])
-    logged = {name for line in read_metrics(record / "metrics.jsonl") for name in line}
+    rows = read_metrics(record / "metrics.jsonl")
+    logged = {name for row in rows for name in row}
+    score = find_experiment(summary["experiment"])[1].score
+    assert any({LOSS, f"validation_{score}"} <= row.keys() for row in rows)  # the panel of one against the other
     assert named["trainings"] <= logged | {f"summary:{name}" for name in summary["scores"]}
     if "surrogate" in summary:
         folder = record.parents[1] / summary["surrogate"]["folder"]
@@ -41,6 +44,5 @@ def check_logged(record: Path) -> None:
         figures = read_json(folder / "surrogate.json")["fit"]
         assert named["fits"] <= of_fit | {f"summary:{name}" for name in figures}
         logged |= of_fit
-    score = find_experiment(summary["experiment"])[1].score
     documented = {name.replace("<score>", score) for name in findall(r"`([^`]+)`", PAGE.read_text(encoding="utf-8"))}
     assert logged <= documented

@@ -339,12 +339,15 @@ def test_doctor(cli, tmp_path):
     assert found["data"].keys() == images | {"noisy_digits"} | tables | persons | texts | questions
     assert found["data"]["digits"].startswith("digits: 1078 train")
     assert found["data"]["imagenet"].startswith("missing: ")
+    assert found["data"]["squad"].startswith(f"missing: {tmp_path}")
     assert len(found["devices"]["gpus"]) == torch.cuda.device_count()
     assert "offline: WANDB_API_KEY is not set" in found["wandb"]
     code, out, _ = cli("doctor", "--data", tmp_path)
     assert code == 0
     assert found["versions"]["torch"] in out
     assert found["commit"] in out
+    assert out.count("squad: ") == 1
+    assert "digits: digits" not in out
 
 
 def test_doctor_never_prints_the_key(cli, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import yaml
 
 from reloss.commands.subcommands import COMMANDS
 from reloss.experiment.task import tasks
+from reloss.sweep.lines import ENVIRONMENT
 from reloss.sweep.plan import make_plan
 from tools.render_results import put_between
 
@@ -67,7 +68,7 @@ def test_services_of_compose_run_commands_that_exist() -> None:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["volumes"] == ["data:/data", "runs:/runs"]
-        assert service["environment"] == {"WANDB_API_KEY": None}  # passed on from outside, never written here
+        assert service["environment"] == dict.fromkeys(ENVIRONMENT)  # passed on from outside, never written here
         words = [*service.get("entrypoint", ["reloss"])[1:], *shlex.split(service["command"])]
         assert words[0] in COMMANDS
         assert ("deploy" in service) == (name in tables)
@@ -76,6 +77,13 @@ def test_services_of_compose_run_commands_that_exist() -> None:
             assert any(make_plan(name, [], [0]))
             (device,) = service["deploy"]["resources"]["reservations"]["devices"]
             assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_volumes_of_compose_are_those_of_the_documented_lines() -> None:
+    assert COMPOSE["volumes"] == {name: {"name": name} for name in ("data", "runs")}
+    page = (ROOT / "docs" / "docker.md").read_text()
+    assert set(re.findall(r"-v (\w+):/(\w+)", page)) == {(name, name) for name in ("data", "runs")}
+    assert all(name in page for name in ENVIRONMENT if name.isupper())
 
 
 def test_conda_brings_python_and_pip_the_lock() -> None:

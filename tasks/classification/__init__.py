@@ -9,5 +9,6 @@ TASK = Task(
     package=__name__,
     libraries=("torchvision", "accelerate"),
     experiments=EXPERIMENTS,
+    install="pip install '.[classification]'",
     ablation=ABLATION,
 )

@@ -8,4 +8,5 @@ TASK = Task(
     package=__name__,
     libraries=("accelerate", "transformers", "tokenizers"),
     experiments=EXPERIMENTS,
+    install="pip install '.[mrc]'",
 )

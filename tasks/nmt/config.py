@@ -4,9 +4,9 @@ Models, optimisation and decoding are fairseq's; `arguments.py` turns a config i
 """
 
 import re
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reloss.experiment.config import DataSection, Experiment, Recording, RequiredRun, Section, TrainSection
 
@@ -31,12 +31,18 @@ class Model(Section):
 
     kind: Literal["nat", "at"] = Field(description="nat: non-autoregressive; at: autoregressive")
     layers: int = Field(6, ge=1, description="number of layers of the encoder, and of the decoder")
-    width: int = Field(512, ge=1, description="size of the embeddings")
+    width: int = Field(512, ge=4, description="size of the embeddings, a multiple of the number of heads")
     feedforward: int = Field(2048, ge=1, description="hidden size of the feed-forward layers")
     heads: int = Field(8, ge=1, description="number of attention heads")
     dropout: float = Field(ge=0, lt=1, description="dropout probability")
     positions: Literal["learned", "sinusoidal"] = Field("learned", description="position embeddings of a NAT")
     copy_source: bool = Field(False, description="a NAT's decoder starts from evenly spread source embeddings")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"model.width={self.width} must be a multiple of model.heads={self.heads}")
+        return self
 
 
 class Train(TrainSection):

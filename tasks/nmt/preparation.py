@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from reloss.runtime.errors import RelossError
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import short_hash, write_text
 from reloss.runtime.progress import say
 from reloss_tasks.nmt import arguments
@@ -41,7 +41,8 @@ def prepare(config: Data, folder: Path, runs: Path, distilled: Path | None = Non
             those of the original texts.
 
     Raises:
-        RelossError: texts are missing or not parallel, a sentence is too long, or the subwords cannot be learned.
+        RelossError: texts are missing or not parallel, or a sentence is too long.
+        UsageError: the texts have fewer subwords than requested.
     """
     files, original = text_files(config, folder), None
     inputs = [FORMAT, config.model_dump(exclude={"workers", "teacher"}), fingerprint(config, folder)]
@@ -99,7 +100,7 @@ def _learn_subwords(config: Data, texts: Sequence[Path], target: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise RelossError(
+        raise UsageError(
             f"sentencepiece cannot learn {config.subwords} subwords of {config.name}: {error}; set data.subwords"
         ) from error
 

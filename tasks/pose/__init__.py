@@ -8,4 +8,5 @@ TASK = Task(
     package=__name__,
     libraries=("mmpose", "mmengine", "mmcv-lite", "xtcocotools"),
     experiments=EXPERIMENTS,
+    install="pip install '.[pose]' && pip install --no-deps mmpose==1.1.0",
 )

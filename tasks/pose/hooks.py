@@ -28,6 +28,8 @@ from reloss.runtime.progress import progress, say
 from reloss_tasks.pose.config import PoseExperiment
 from reloss_tasks.pose.scoring import record_names
 
+VALIDATION = "validation_"
+
 
 class RecordHook(Hook):
     """Fills the bank while the model trains, and writes metrics and validation predictions into the record.
@@ -70,7 +72,8 @@ class RecordHook(Hook):
 
     def _validated(self, epoch: int) -> bool:
         entries = read_metrics(self.run.record.metrics.path)
-        return any(entry["epoch"] == epoch and "train_loss" not in entry for entry in entries)
+        names = {name for entry in entries if entry["epoch"] == epoch for name in entry}
+        return any(name.startswith(VALIDATION) for name in names)
 
     def _append(self, step: int, module: nn.Module, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
         outputs, targets, weights = inputs
@@ -120,9 +123,15 @@ class RecordHook(Hook):
             )
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log the scores on validation persons, and record some of their heatmaps."""
-        scores = {f"validation_{name}": value for name, value in record_names(metrics or {}).items()}
-        self.run.record.log(runner.iter, epoch=runner.epoch, **scores)
+        """Log the scores on validation persons, and record some of their heatmaps.
+
+        The row repeats the epoch's loss, since a dashboard draws one column against another only within a row.
+        """
+        scores = {f"{VALIDATION}{name}": value for name, value in record_names(metrics or {}).items()}
+        entries = read_metrics(self.run.record.metrics.path) if distributed.is_main() else []
+        losses = {entry["epoch"]: entry["train_loss"] for entry in entries if "train_loss" in entry}
+        loss = {"train_loss": losses[runner.epoch]} if runner.epoch in losses else {}
+        self.run.record.log(runner.iter, epoch=runner.epoch, **scores, **loss)
         if distributed.is_main():
             self.run.record.save_predictions(runner.epoch, *predict(plain_model(runner), self.loader))
         say(f"epoch {runner.epoch}: " + " ".join(f"{name} {value:.4f}" for name, value in scores.items()))

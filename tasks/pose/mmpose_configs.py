@@ -36,6 +36,13 @@ def _parsed(name: str) -> Config:
 
 
 def heatmap_size(name: str) -> tuple[int, int]:
-    """Return height and width of the heatmaps in the config `name`."""
-    width, height = _parsed(name).codec.heatmap_size
+    """Return height and width of the heatmaps in the config `name`.
+
+    Raises:
+        UsageError: there is no such config, or its network predicts no heatmaps.
+    """
+    try:
+        width, height = _parsed(name).codec.heatmap_size
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"the mmpose config {name} has no heatmaps (codec.heatmap_size), which are needed") from error
     return height, width

@@ -23,7 +23,7 @@ from reloss.runtime.errors import UsageError
 from reloss.runtime.files import read_data
 from reloss_tasks.pose import data
 from reloss_tasks.pose.config import PoseExperiment
-from reloss_tasks.pose.mmpose_configs import read_mmpose_config
+from reloss_tasks.pose.mmpose_configs import heatmap_size, read_mmpose_config
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -36,9 +36,11 @@ def make_config(config: PoseExperiment, folder: Path) -> Config:
         folder: the data folder.
 
     Raises:
-        UsageError: there is no such mmpose config, fp16 needs a GPU, or no person remains for training.
+        UsageError: there is no such mmpose config, or it has no heatmaps; fp16 needs a GPU; or no person remains for
+            training.
     """
     register_all_modules(init_default_scope=True)
+    heatmap_size(config.model.config)
     mm_config = read_mmpose_config(config.model.config)
     _set_data(mm_config, config, folder)
     if not config.model.pretrained:

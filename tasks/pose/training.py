@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from math import inf
 from pathlib import Path
+from urllib.error import URLError
 
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
@@ -19,9 +20,10 @@ from reloss.experiment.record import read_weights
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import latest_intact, no_intact_checkpoint
+from reloss.runtime.errors import Unavailable
 from reloss.runtime.files import write_text
 from reloss_tasks.pose import data
-from reloss_tasks.pose.config import PoseExperiment
+from reloss_tasks.pose.config import Model, PoseExperiment
 from reloss_tasks.pose.hooks import RecordHook, plain_model
 from reloss_tasks.pose.losses import make_loss
 from reloss_tasks.pose.mean_pose import score_mean_pose
@@ -46,7 +48,7 @@ def train(run: Run[PoseExperiment]) -> None:
     """Train `run` to its last epoch, from its last checkpoint if there is one, and write the final weights.
 
     Raises:
-        RelossError: data are missing, a checkpoint does not fit, or the loss is not finite.
+        RelossError: data or pretrained weights are missing, a checkpoint does not fit, or the loss is not finite.
     """
     data.check(run.config.data, run.data)
     runner = make_runner(run, resume=_has_checkpoint(run.record.path, run.record.epochs()))
@@ -57,10 +59,22 @@ def train(run: Run[PoseExperiment]) -> None:
     initial_weights = None if run.initial_weights is None else read_weights(run.initial_weights)
     hook = RecordHook(run, _recorded_loader(runner, run.config), initial_weights)
     runner.register_hook(hook)
-    with closing(hook):
+    with closing(hook), _naming_missing_weights(run.config.model):
         runner.train()
     run.record.save_weights(model.state_dict())
     distributed.barrier()  # every process evaluates the weights that the main process writes
+
+
+@contextmanager
+def _naming_missing_weights(model: Model) -> Iterator[None]:
+    """Raise Unavailable if mmengine cannot download the pretrained weights that the config names."""
+    try:
+        yield
+    except URLError as error:
+        raise Unavailable(
+            f"the pretrained weights of {model.config} cannot be downloaded ({error.reason}): connect to the network "
+            "once, or set model.pretrained=false"
+        ) from error
 
 
 @_on_standard_error()

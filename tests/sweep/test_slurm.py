@@ -11,7 +11,9 @@ from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.sweep.job import Job, log_of, read_note
-from reloss.sweep.slurm import PATIENCE, Resources, SlurmJob
+from reloss.sweep.plan import make_plan
+from reloss.sweep.resources import SBATCH_OPTIONS, SET_BY_THE_SWEEP, Resources
+from reloss.sweep.slurm import PATIENCE, SlurmJob, submit
 
 
 @pytest.mark.parametrize(
@@ -28,8 +30,22 @@ def test_times_are_read_in_the_notation_of_slurm(text, minutes):
         ("time=4:30", "give minutes, H:MM:SS"),
         ("time=0", "at least a minute"),
         ("time=soon", "give minutes"),
-        ("gpus=two", "a number is needed"),
+        ("gpus=two", "a whole number is needed, such as gpus=8"),
+        ("mem=32G", "a number of gigabytes is needed, such as mem=8"),
         ("nodes=-1", "must not be negative"),
+        ("nodes=0", "must be at least 1"),
+        ("processes=0", "must be at least 1"),
+        ("parallel=0", "must be at least 1"),
+        ("grace=0", "must be at least 1"),
+        ("mem=nan", "must be finite"),
+        ("mem=inf", "must be finite"),
+        ("mem=0.0001", "must be at least a megabyte"),
+        ("patition=gpu", "unknown key of --slurm 'patition'; did you mean partition?"),
+        ("memory=4", "unknown key of --slurm 'memory'"),
+        ("gpus_per_node=4", "the sweep sets gpus-per-node itself; use --slurm gpus=..."),
+        ("output=x", "the sweep sets output itself; remove it"),
+        ("dependency=afterok:1?singleton", "separate them by commas"),
+        ("comment=a\nb", "cannot be printed"),
         ("partition", "takes key=value, not 'partition'"),
         ("=x", "takes key=value"),
     ],
@@ -37,6 +53,53 @@ def test_times_are_read_in_the_notation_of_slurm(text, minutes):
 def test_resources_refuse(setting, message):
     with pytest.raises(UsageError, match=message):
         Resources.parse([setting])
+
+
+def test_a_key_given_twice_is_refused():
+    for settings in (["gpus=1", "gpus=1"], ["qos=a", "--qos=b"], ["mem_per_cpu=1", "mem-per-cpu=1"]):
+        with pytest.raises(UsageError, match="twice; give it once"):
+            Resources.parse(settings)
+
+
+def test_options_of_sbatch_are_passed_on_or_set_by_the_sweep():
+    assert SBATCH_OPTIONS.isdisjoint(SET_BY_THE_SWEEP)
+    resources = Resources.parse(["mem_per_cpu=4G", "exclusive=", "mail-type=END"])
+    assert resources.options_after(["7"]) == {
+        "mem-per-cpu": "4G",
+        "exclusive": True,
+        "mail-type": "END",
+        "dependency": "afterok:7",
+        "kill-on-invalid-dep": "yes",
+    }
+
+
+def test_a_dependency_is_added_to_those_of_the_sweep():
+    resources = Resources.parse(["dependency=singleton,afterany:5"])
+    assert resources.options_after(["7", "8_1"])["dependency"] == "afterok:7:8_1,singleton,afterany:5"
+    assert resources.options_after([]) == {"dependency": "singleton,afterany:5"}
+
+
+def test_the_signal_leaves_half_of_a_short_job():
+    assert Resources.parse(["time=1"]).options()["slurm_signal_delay_s"] == 30
+    assert Resources.parse(["time=60", "grace=300"]).options()["slurm_signal_delay_s"] == 300
+
+
+@pytest.mark.parametrize("name", ["%j", "a\\b"])
+def test_a_folder_that_slurm_would_rename_is_refused(tmp_path, name):
+    plan = make_plan(DIGITS, ["ce"], [0])
+    with pytest.raises(UsageError, match="choose another folder with --runs"):
+        submit(plan, [], Workspace(tmp_path / name), Resources())
+
+
+def test_submitit_takes_all_resources(tmp_path):
+    resources = Resources.parse(["partition=long", "gpus=4", "cpus=8", "mem=0.5", "qos=low", "exclusive="])
+    executor = submitit.AutoExecutor(tmp_path, cluster="slurm", slurm_max_num_timeout=resources.timeouts)
+    additional = {"requeue": True, **resources.options_after(["3"])}
+    executor.update_parameters(**resources.options(), slurm_additional_parameters=additional)
+    script = executor._executor._make_submission_file_text("command", "uid")
+    lines = {line for line in script.splitlines() if line.startswith("#SBATCH")}
+    options = ("dependency=afterok:3", "exclusive", "qos=low", "mem=512MB", "signal=USR2@90", "requeue")
+    assert lines >= {f"#SBATCH --{option}" for option in options}
 
 
 def test_resources_become_options_of_submitit():

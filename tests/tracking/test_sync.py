@@ -3,12 +3,16 @@
 import os
 import signal
 import time
+from typing import ClassVar
 
 import pytest
 from offline import offline_runs
 from small import DIGITS, SMALL
 from wandb_server import wandb_server
 
+from reloss.commands.sync import record_tables
+from reloss.experiment.workspace import Workspace
+from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json
 from reloss.tracking.artifacts import Artifact
 from reloss.tracking.client import WandbTracker
@@ -63,6 +67,64 @@ def test_each_run_is_uploaded_once_under_its_id(server, recorded, cli, tmp_path)
     assert code == 0
     assert "0 uploaded, 0 failed, 0 not ended yet, 1 uploaded before" in err
     assert server.requests == requests
+
+
+class Tables(WandbTracker):
+    """A tracker that keeps the settings of its runs, and starts none."""
+
+    started: ClassVar[list[dict]] = []
+
+    def start_run(self, folder, **settings):
+        self.started.append(settings)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """One table of results; return the settings of the runs that log it."""
+    monkeypatch.setattr(Tables, "started", [])
+    monkeypatch.setattr("reloss.commands.sync.WandbTracker", Tables)
+    monkeypatch.setattr("reloss.commands.sync._write_tables", lambda workspace: {"t.md": tmp_path / "runs/a/weights"})
+    return Tables.started
+
+
+def test_the_tables_go_to_the_project_of_the_runs(recorded, tables, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "other")
+    monkeypatch.setenv("WANDB_ENTITY", "group")
+    recorded()
+    for name in ("WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name)
+    for _ in range(2):
+        record_tables(Workspace(tmp_path / "runs"))
+    (started,) = tables  # they did not change
+    assert (started["project"], started["entity"], started["mode"]) == ("other", "group", "offline")
+
+
+def test_without_runs_the_tables_go_to_the_default_project(tables, tmp_path):
+    write_json(tmp_path / "runs" / "a" / "weights", {})
+    record_tables(Workspace(tmp_path / "runs"))
+    assert "project" not in tables[0]
+
+
+def test_tables_that_wandb_does_not_record_are_tried_again(tables, tmp_path, monkeypatch):
+    write_json(tmp_path / "runs" / "a" / "weights", {})
+    monkeypatch.setattr(Tables, "finish", lambda self, *_, **__: self._report("no space"))
+    for _ in range(2):
+        with pytest.raises(RelossError, match=r"does not record the results tables \(no space\)"):
+            record_tables(Workspace(tmp_path / "runs"))
+    assert len(tables) == 2
+
+
+def test_without_a_network_the_message_names_the_server(recorded, cli, tmp_path, monkeypatch):
+    recorded()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("reloss.commands.sync._write_tables", lambda workspace: {"t.md": tmp_path / "runs/a/weights"})
+    code, out, err = cli("sync", "--runs", tmp_path / "runs")
+    assert code == 1
+    assert "reloss: W&B does not answer at http://127.0.0.1:9 (ConnectionError:" in err
+    assert "2 runs wait for upload: run the same command again when it answers" in err
+    assert "the run continues" not in out + err
+    assert "`reloss sync`" not in out + err
 
 
 @pytest.mark.parametrize(
@@ -180,8 +242,7 @@ def test_with_a_key_and_a_server_a_run_is_online_and_leaves_nothing_to_upload(se
     assert len(server.rows[run]) == 1
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert code == 0
-    # The run, and the run of the results tables, which is online as soon as it is logged.
-    assert "0 uploaded, 0 failed, 0 not ended yet, 2 uploaded before" in err
+    assert "1 uploaded, 0 failed, 0 not ended yet, 1 uploaded before" in err  # the results tables, and the run
     assert (record / "summary.json").exists()
 
 

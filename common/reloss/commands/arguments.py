@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from reloss.runtime.text import finite
 
@@ -15,11 +16,29 @@ Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 Settings = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")]
 Track = Literal["wandb", "off"]
-Data = Annotated[Path, arg(help="Folder of the data sets (RELOSS_DATA).")]
-Runs = Annotated[Path, arg(help="Folder of the records (RELOSS_RUNS).")]
 
-DATA = Path(os.environ.get("RELOSS_DATA", "data"))
-RUNS = Path(os.environ.get("RELOSS_RUNS", "runs"))
+
+def as_folder(text: str) -> Path:
+    """Return the path that `text` names, absolute where a path would lose the slash that marks it as a folder.
+
+    To Docker, the plain name `runs` is a volume, but `./runs` and `runs/` are folders; see `docker_lines`.
+    """
+    path = Path(text)
+    return path.absolute() if os.sep in text and os.sep not in str(path) else path
+
+
+_FOLDER: PrimitiveConstructorSpec[Path] = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="PATH",
+    instance_from_str=lambda words: as_folder(words[0]),
+    is_instance=lambda value: isinstance(value, Path),
+    str_from_instance=lambda path: [str(path)],
+)
+Data = Annotated[Path, _FOLDER, arg(help="Folder of the data sets (RELOSS_DATA).")]
+Runs = Annotated[Path, _FOLDER, arg(help="Folder of the records (RELOSS_RUNS).")]
+
+DATA = as_folder(os.environ.get("RELOSS_DATA", "data"))
+RUNS = as_folder(os.environ.get("RELOSS_RUNS", "runs"))
 
 
 def flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from reloss.experiment import environment
-from reloss.experiment.task import tasks
+from reloss.experiment.config import Experiment
+from reloss.experiment.task import Task, tasks
 from reloss.runtime.errors import RelossError
 
 
@@ -29,11 +30,16 @@ def _data_sets(data: Path) -> dict[str, str]:
         for make in task.experiments.values():
             config = make()
             if config.data.name not in descriptions:
-                try:
-                    descriptions[config.data.name] = task.check_data(config, data)
-                except RelossError as error:
-                    descriptions[config.data.name] = f"missing: {error}"
+                descriptions[config.data.name] = _describe(task, config, data)
     return descriptions
+
+
+def _describe(task: Task, config: Experiment, data: Path) -> str:
+    """Return what is there of a data set, or what is missing."""
+    try:
+        return task.check_data(config, data)
+    except RelossError as error:
+        return f"missing: {str(error).removeprefix(f'{config.data.name}: ')}"
 
 
 def _wandb() -> str:
@@ -54,7 +60,7 @@ def render(report: dict[str, Any]) -> str:
         "versions": [f"{name} {version}" for name, version in report["versions"].items()],
         "cpu": [f"{devices['cpu']}, {devices['threads']} threads"],
         "gpus": [", ".join(devices["gpus"]) or "none"],
-        "data": [f"{name}: {line}" for name, line in report["data"].items()],
+        "data": [line if line.startswith(name) else f"{name}: {line}" for name, line in report["data"].items()],
         "wandb": [report["wandb"]],
     }
     return "\n".join(

@@ -52,7 +52,8 @@ def launch(
         lines = plain_lines(plan, words, workspace) if plain else docker_lines(plan, image, workspace, options)
         print("\n".join(lines))
     elif launcher == "slurm":
-        from reloss.sweep.slurm import Resources, submit
+        from reloss.sweep.resources import Resources
+        from reloss.sweep.slurm import submit
 
         submit(plan, words, workspace, Resources.parse(slurm))
     else:

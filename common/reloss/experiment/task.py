@@ -10,7 +10,8 @@ needed:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reloss.experiment.config import Experiment
-from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.errors import RelossError, Unavailable, UsageError, unknown
 
 if TYPE_CHECKING:
     from reloss.experiment.record import Record
@@ -81,6 +82,7 @@ class Task:
         package: import name of the task's package.
         libraries: distribution names of the packages whose versions decide a result, kept in every record.
         experiments: functions that return the experiments, by the experiments' names.
+        install: command that installs the packages that the task needs besides the core's.
         ablation: the task's part of the ablation, if it has one.
     """
 
@@ -88,6 +90,7 @@ class Task:
     package: str
     libraries: tuple[str, ...]
     experiments: Mapping[str, Callable[[], Experiment]]
+    install: str = ""
     ablation: Ablation | None = None
 
     @property
@@ -100,23 +103,33 @@ class Task:
 
     def check_data(self, config: Experiment, data: Path) -> str:
         """Return one line that describes the data, or raise RelossError with what is missing and where it goes."""
-        return str(self._module("data").check(config.data, data))
+        with self._naming_missing_packages():
+            return str(self._module("data").check(config.data, data))
 
     def fetch_data(self, config: Experiment, data: Path) -> None:
         """Download the data into the folder `data`, verified, or raise RelossError with how to get them."""
-        self._module("data").fetch(config.data, data)
+        with self._naming_missing_packages():
+            self._module("data").fetch(config.data, data)
 
     def data_fingerprint(self, config: Experiment, data: Path) -> str:
         """Return a hash of the data, prefixed with how it was computed (see `comparable`)."""
-        return str(self._module("data").fingerprint(config.data, data))
+        with self._naming_missing_packages():
+            return str(self._module("data").fingerprint(config.data, data))
+
+    def check_packages(self) -> None:
+        """Raise Unavailable if a package is missing that training imports."""
+        with self._naming_missing_packages():
+            self._module("training")
 
     def train(self, run: Run) -> None:
         """Train `run`, resuming from its last checkpoint, and write `run.record.weights` at the end."""
-        self._module("training").train(run)
+        with self._naming_missing_packages():
+            self._module("training").train(run)
 
     def evaluate(self, run: Run) -> dict[str, float]:
         """Return the final scores of the weights in `run.record.weights`."""
-        scores: dict[str, float] = self._module("training").evaluate(run)
+        with self._naming_missing_packages():
+            scores: dict[str, float] = self._module("training").evaluate(run)
         return scores
 
     def new_surrogate(self, config: Experiment, loss: str = "reloss") -> SurrogateLoss:
@@ -128,6 +141,7 @@ class Task:
 
         Raises:
             UsageError: there is no formula for the expected metric.
+            Unavailable: a package is missing that the shape of the predictions depends on.
         """
         from reloss.surrogates import build
 
@@ -136,10 +150,30 @@ class Task:
             options = {"features": "expected", "metric": config.metric}
         if options["features"] == "expected":
             options |= config.expected_options
+        with self._naming_missing_packages():
+            shape = config.surrogate_shape
         try:
-            return build(config.surrogate_kind, config.surrogate_shape, **options)
+            return build(config.surrogate_kind, shape, **options)
         except ValueError as error:
             raise UsageError(f"loss {loss} of {config.name}: {error}") from error
+
+    @contextmanager
+    def _naming_missing_packages(self) -> Iterator[None]:
+        """Turn a failing import into an error that names the package and how to install it.
+
+        Raises:
+            Unavailable: a package is not installed.
+        """
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            module = error.name or ""
+            if not module or module.startswith(("reloss", self.package)):
+                raise
+            remedy = f": `{self.install}`" if self.install else ""
+            raise Unavailable(
+                f"{self.name} needs the package {module.partition('.')[0]}, which is not installed{remedy}"
+            ) from error
 
     def _module(self, name: str) -> Any:
         return import_module(f"{self.package}.{name}")

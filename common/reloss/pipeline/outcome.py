@@ -15,7 +15,7 @@ from pathlib import Path
 from reloss.experiment.record import Record
 from reloss.experiment.status import Status
 from reloss.runtime import distributed
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError, Unavailable, UsageError
 from reloss.runtime.files import remove_stale, write_text
 from reloss.runtime.signals import Terminated
 
@@ -33,7 +33,7 @@ def recorded_outcome(record: Record, is_new: bool = False) -> Iterator[None]:
 
     SIGTERM and Ctrl-C make the run `interrupted`, everything else `failed`. If another process failed first, its error
     becomes the cause. A UsageError before the first metrics, such as an unknown model, removes the record instead: no
-    run of that name can succeed.
+    run of that name can succeed. So does a package or a model that is missing.
 
     Args:
         record: the record.
@@ -52,7 +52,7 @@ def recorded_outcome(record: Record, is_new: bool = False) -> Iterator[None]:
         if _is_interruption(error) and not remote_cause:
             record.close(Status.INTERRUPTED)
             raise
-        if is_new and isinstance(error, UsageError) and not record.metrics.lines:
+        if is_new and isinstance(error, UsageError | Unavailable) and not record.metrics.lines:
             record.discard()
             raise
         with suppress(OSError, RelossError):  # such as a full disk, which `error` reports already

@@ -58,10 +58,11 @@ def check_training(context: Context) -> Preflight:
 
     Raises:
         UsageError: the record may not be touched, the data changed, or there are no weights to fine-tune.
-        RelossError: the data are missing, or a record or the bank is damaged.
+        RelossError: the data or a package are missing, or a record or the bank is damaged.
     """
     check_resume(context)
     facts = _facts(context)
+    context.task.check_packages()
     weights = _initial_weights(context)
     if context.config.train.precision == "bf16" and _emulates_bfloat16():
         say(

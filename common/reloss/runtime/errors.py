@@ -18,6 +18,10 @@ class UsageError(RelossError):
     exit_code = 2
 
 
+class Unavailable(RelossError):
+    """Something that a run needs from outside is missing, such as a package or a model."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Return the error for an unknown name; its message suggests the most similar names, or lists all if none is.
 

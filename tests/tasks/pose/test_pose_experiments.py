@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -7,9 +8,11 @@ from mmpose.registry import MODELS
 
 from reloss.experiment.settings import override
 from reloss.experiment.task import tasks
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError, Unavailable, UsageError
+from reloss_tasks.pose.config import Model
 from reloss_tasks.pose.data import check
 from reloss_tasks.pose.runner import make_config
+from reloss_tasks.pose.training import _naming_missing_weights
 
 TASK = tasks()["pose"]
 ANNOTATED = ("data.boxes=annotated",)
@@ -84,6 +87,19 @@ def test_unsupported_settings_are_named(persons):
     for name in ("lsp_resnet19.py", "mmpose::body_2d_keypoint/nothing.py"):
         with pytest.raises(UsageError, match=f"no mmpose config {name}"):
             make_config(override(config, [f"model.config={name}"]), persons)
+    name = "mmpose::body_2d_keypoint/simcc/coco/simcc_res50_8xb64-210e_coco-256x192.py"
+    with pytest.raises(UsageError, match="has no heatmaps"):
+        make_config(override(config, [f"model.config={name}"]), persons)
+
+
+def test_pretrained_weights_that_cannot_be_downloaded_are_named():
+    with (
+        pytest.raises(
+            Unavailable, match=r"weights of a.py cannot be downloaded \(no network\).*model.pretrained=false"
+        ),
+        _naming_missing_weights(Model(config="a.py", pretrained=True)),
+    ):
+        raise URLError("no network")
 
 
 def test_data_are_described_and_missing_files_are_named(persons, tmp_path):

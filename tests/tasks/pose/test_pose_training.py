@@ -13,7 +13,7 @@ from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.predictions import read_predictions
 from reloss.learning import PredictionBank
 from reloss.metrics import heatmap_pck
-from reloss.runtime.errors import RelossError
+from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.files import read_json
 from reloss.surrogates import PoseReLoss
 from reloss_tasks.pose import hooks, pictures, training
@@ -26,6 +26,12 @@ def metrics(record):
 
 def weights(record):
     return load_file(record / "checkpoint" / "weights.safetensors")
+
+
+def test_a_run_with_an_unknown_config_leaves_no_record(run_lsp, tmp_path):
+    with pytest.raises(UsageError, match=r"no mmpose config lsp_resnet19.py"):
+        run_lsp("mse", "model.config=lsp_resnet19.py")
+    assert not list((tmp_path / "runs").rglob("summary.json"))
 
 
 def test_the_whole_pipeline(run_lsp, tmp_path):
@@ -43,8 +49,9 @@ def test_the_whole_pipeline(run_lsp, tmp_path):
         assert 0 <= first["train_acc_pose"] <= 1
         assert (second["epoch"], second["step"], second.keys() - {"seconds"}) == (
             *(1, 2),
-            {"step", "epoch", "validation_PCK"},
+            {"step", "epoch", "train_loss", "validation_PCK"},
         )
+        assert second["train_loss"] == first["train_loss"]  # for the panel of one against the other
         assert [entry["epoch"] for entry in rest] == [2, 2]
         assert rest[-1]["validation_PCK"] == pytest.approx(summary["scores"]["validation_PCK"])
         assert not any("surrogate" in name or "loss" in name for name in weights(folder))
