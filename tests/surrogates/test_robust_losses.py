@@ -12,6 +12,7 @@ from reloss import ClassificationReLoss, PoseReLoss, ReadingReLoss, SetReLoss, T
 from reloss.learning import LearnOptions
 from reloss.learning.items import Items
 from reloss.learning.objective import rank_objective
+from reloss.metrics import span_f1
 
 SMALL = {"width": 8}
 TRANSFORMER = {"output": "identity", "width": 8, "feedforward": 8, "heads": 2, "length": 8}
@@ -113,6 +114,27 @@ def test_outputs_of_any_dtype_have_both_losses(dtype):
         outputs = outputs.to(dtype)
         assert_close(loss.ordinary_loss(outputs, targets), loss.ordinary_loss(outputs.float(), targets))
         assert_close(loss.per_item(outputs, targets), loss.per_item(outputs.float(), targets))
+
+
+@pytest.mark.parametrize("features", ["likelihood", "expected"])
+def test_unsigned_positions_and_tokens_are_counted_from_0(features):
+    logits, spans = torch.randn(1, 2, 2, 256), torch.tensor([[[[254, 255]], [[0, 255]]]])
+    matrices, pairs = torch.randn(1, 2, 3, 3).clamp(max=0), torch.tensor([255, 254, 0]).expand(1, 2, 2, 3).mT
+    for loss, outputs, targets in (
+        (build("reading", (2, 256), features=features), logits, spans),
+        (build("translation", (3, 3), features=features), matrices, pairs),
+    ):
+        assert torch.equal(loss.per_item(outputs, targets.byte()), loss.per_item(outputs, targets))
+        assert torch.equal(loss.ordinary_loss(outputs, targets.byte()), loss.ordinary_loss(outputs, targets))
+    assert torch.equal(span_f1(spans[:, :, 0], spans.byte()), torch.ones(1))
+    with pytest.raises(ValueError, match="a gold position is 255, but there are 200 positions"):
+        build("reading", (2, 200), features=features).per_item(logits[..., :200], spans.byte())
+
+
+def test_expected_sets_in_half_precision():
+    scores, labels = torch.tensor([[1.0, -2.0, 3.0, 0.0]]), torch.tensor([[0, 1, 1, 0]])
+    loss = build("set", (), features="expected").half()
+    assert loss.per_item(scores, labels).isfinite().all()
 
 
 def test_a_gold_token_of_probability_0_has_a_finite_loss():

@@ -53,8 +53,8 @@ def _span_bounds(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tens
     No answer becomes the span (-1, -1). It needs no rule of its own then: no real span overlaps it.
     """
     check_shapes({"outputs [N, B, 2]": outputs, "targets [N, B, G, 2]": targets})
-    start, end = outputs[..., None, :].unbind(-1)
-    gold_start, gold_end = targets.unbind(-1)
+    start, end = outputs.long()[..., None, :].unbind(-1)  # an unsigned dtype holds no negative number
+    gold_start, gold_end = targets.long().unbind(-1)
     end, gold_end = end.where(start != NO_ANSWER, NO_ANSWER), gold_end.where(gold_start != NO_ANSWER, NO_ANSWER)
     return start, end, gold_start, gold_end
 

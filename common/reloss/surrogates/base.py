@@ -118,7 +118,7 @@ class SurrogateLoss(nn.Module, ABC):
     def _compute(self, outputs: Tensor, targets: Tensor, group_weights: Tensor | None = None) -> Tensor:
         """Return the loss of each item, with other `group_weights` than the targets give if they are passed."""
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.to(self.dtype)
+            outputs = outputs.to(torch.promote_types(self.dtype, torch.float32))  # half precision is for the network
             losses = self.network(self.features(outputs, targets).to(self.dtype))
             if group_weights is None:
                 group_weights = self.group_weights(outputs, targets)

@@ -173,6 +173,7 @@ def check_token_matrices(outputs: Tensor, targets: Tensor) -> None:
 def check_spans(outputs: Tensor, targets: Tensor) -> None:
     """Raise ValueError unless these are start and end logits [N, B, 2, T] and gold spans [N, B, G, 2] below T."""
     check_span_shapes(outputs, targets)
+    targets = targets.long()  # an unsigned dtype holds neither negative number
     positions = targets.where(targets[..., :1] > NO_ANSWER, 0)
     if bool((positions >= outputs.shape[-1]).any()):
         raise ValueError(f"a gold position is {int(positions.max())}, but there are {outputs.shape[-1]} positions")

@@ -102,7 +102,7 @@ class ReadingReLoss(SurrogateLoss):
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return which gold spans count: [N, B, G]. An example of padding alone keeps it, with the worst features."""
-        real = targets[..., 0] > SPAN_PADDING
+        real = targets[..., 0].long() > SPAN_PADDING
         return real | ~real.any(-1, keepdim=True)
 
     def reduce(self, losses: Tensor, group_weights: Tensor | None) -> Tensor:

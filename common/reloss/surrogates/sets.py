@@ -91,8 +91,7 @@ class SetReLoss(SurrogateLoss):
             ValueError: the shapes do not agree, or a target is out of range.
         """
         check_logits_or_scores(outputs, targets)
-        largest = min(LARGEST, torch.finfo(outputs.dtype).max)
-        outputs = outputs.clamp(-largest, largest)
+        outputs = outputs.clamp(-LARGEST, LARGEST)
         if outputs.dim() == 2:
             return torch.stack((outputs, (targets == 1).to(outputs.dtype)), -1)
         items, classes = self.group_weights(outputs, targets).nonzero().unbind(-1)

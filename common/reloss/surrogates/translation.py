@@ -138,7 +138,7 @@ class TranslationReLoss(SurrogateLoss):
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return which tokens are real: [N, B, T]."""
-        return targets[..., 0] != NO_TOKEN
+        return targets[..., 0].long() != NO_TOKEN  # an unsigned dtype holds no negative number
 
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each token: features [N, B, T, F] -> [N, B, T]."""
@@ -201,7 +201,7 @@ class TranslationReLoss(SurrogateLoss):
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean negative log-likelihood of the tokens of each item: [N]; shapes as in `features`."""
         check_tokens(outputs, targets)
-        mask = targets[..., 0] != NO_TOKEN
+        mask = targets[..., 0].long() != NO_TOKEN
         return -widen(own_tokens(outputs)).where(mask, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
     @staticmethod

@@ -184,5 +184,6 @@ def _is_open(outputs: Tensor) -> Tensor:
 
 def _positions(targets: Tensor) -> Tensor:
     """Return gold spans [..., G, 2] as positions: no answer becomes (0, 0), padding is negative."""
+    targets = targets.long()  # an unsigned dtype holds neither negative number
     start = targets[..., :1]
-    return targets.long().where(start != NO_ANSWER, 0).where(start > SPAN_PADDING, SPAN_PADDING)
+    return targets.where(start != NO_ANSWER, 0).where(start > SPAN_PADDING, SPAN_PADDING)

@@ -97,7 +97,7 @@ def expected_matches(outputs: Tensor, targets: Tensor, orders: int = ORDERS) -> 
     Returns:
         Matches and numbers, both [..., orders] in the dtype of the outputs; 0 for orders above T.
     """
-    gold = targets[..., 0]
+    gold = targets[..., 0].long()
     real, words = gold != NO_TOKEN, gold >= 0
     probs = outputs.clamp(min=NEGLIGIBLE_LOG_P).exp() * (real[..., :, None] & words[..., None, :])
     matches, numbers = [], []
@@ -135,7 +135,7 @@ def mean_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [N], at most 0; 0 for an item without tokens.
     """
-    real = targets[..., 0] != NO_TOKEN
+    real = targets[..., 0].long() != NO_TOKEN
     gold = outputs.diagonal(dim1=-2, dim2=-1).clamp(min=LOWEST_LOG_P).where(real, 0)
     return gold.sum((1, 2)) / real.sum((1, 2)).clamp(min=1)
 
