@@ -30,6 +30,27 @@ def test_a_worker_obeys_only_the_sigterm_of_its_parent():
     assert worker.exitcode == 0
 
 
+def test_a_worker_is_safe_before_it_is_ready(monkeypatch):
+    """SIGTERM from another process arrives while the hooks of the fork still run in the worker."""
+    install = signal.signal
+
+    def install_slowly(*arguments):
+        time.sleep(0.3)
+        return install(*arguments)
+
+    monkeypatch.setattr(signal, "signal", install_slowly)
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with terminable():
+        worker.start()
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.8)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
 def call_excepthook(error: BaseException) -> None:
     sys.excepthook(type(error), error, error.__traceback__)
 

@@ -74,14 +74,33 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated
 
 
-def obey_only_parent() -> None:
-    """Make this forked worker ignore SIGINT, and SIGTERM unless the parent sends it.
+_fork = threading.local()
+"""Its `mask` holds the signals that this thread blocks besides those blocked during a fork; it is absent otherwise."""
 
-    A parent ends its workers by SIGTERM, so that one must work. SIGTERM is blocked rather than ignored because PyTorch
-    installs a handler of its own in its workers later.
+
+def _block_before_fork() -> None:
+    """Block both signals until parent and worker are ready for them; a worker is born with the mask of its parent."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _unblock_in_parent() -> None:
+    if hasattr(_fork, "mask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+        del _fork.mask
+
+
+def _obey_only_parent() -> None:
+    """Make this worker, if it was forked inside `terminable`, ignore SIGINT, and SIGTERM unless the parent sends it.
+
+    A parent ends its workers by SIGTERM, so that one must work. SIGTERM stays blocked rather than ignored because
+    PyTorch installs a handler of its own in its workers later.
     """
+    if not hasattr(_fork, "mask"):
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask | {signal.SIGTERM})
+    del _fork.mask
     threading.Thread(target=_exit_on_signal_from, args=(os.getppid(),), daemon=True).start()
     sys.excepthook = _print_error
 
@@ -100,6 +119,4 @@ def _exit_on_signal_from(parent: int) -> None:
 
 
 # For every process forked inside `terminable`, whichever framework forks it.
-os.register_at_fork(
-    after_in_child=lambda: obey_only_parent() if signal.getsignal(signal.SIGTERM) is _terminate else None
-)
+os.register_at_fork(before=_block_before_fork, after_in_parent=_unblock_in_parent, after_in_child=_obey_only_parent)
