@@ -35,7 +35,7 @@ def train(run: Run[ClassificationExperiment]) -> None:
 
 
 def evaluate(run: Run[ClassificationExperiment]) -> dict[str, float]:
-    """Return the scores on the test examples. Scores on held-out examples, if there are any, are named `validation_*`.
+    """Return the scores on the test examples and, named `validation_*`, the scores on held-out examples.
 
     With a positive class, held-out examples also tune a threshold: `tuned_f1` and `tuned_mcc`.
     """

@@ -1,8 +1,8 @@
 """Lets mmengine load its own checkpoints: mmpose's tools resume and test only if PyTorch's safe loader accepts them.
 
-Besides weights, mmengine stores its log: NumPy arrays, and `HistoryBuffer`s, which name their statistics as attributes
-of a class. The safe loader refuses all of these unless they are listed. The list holds only what cannot run code: in
-place of Python's `getattr` stands a function that returns those statistics and nothing else.
+Besides weights, mmengine stores its log: NumPy arrays, and `HistoryBuffer`s, whose statistics are stored as attributes
+of a class. The safe loader refuses such objects unless they are listed. Only objects that cannot run code are listed
+here: `statistic_of`, which returns these statistics and nothing else, replaces Python's `getattr`.
 """
 
 from __future__ import annotations

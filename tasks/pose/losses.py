@@ -136,7 +136,7 @@ class KeypointReLoss(nn.Module):
 
 
 def _check_weights(target: Tensor, target_weights: Tensor | None, mask: Tensor | None) -> None:
-    """Raise ValueError unless weights and mask, if there are any, have shapes that fit the target [B, K, H, W]."""
+    """Raise ValueError unless the shapes of the weights and the mask fit the target [B, K, H, W]. None always fits."""
     shape = target.shape
     if target_weights is not None and target_weights.shape not in (shape, shape[:2]):
         raise ValueError(f"target_weights must be {list(shape[:2])} or {list(shape)}, not {list(target_weights.shape)}")

@@ -40,7 +40,7 @@ def make_config(config: PoseExperiment, folder: Path) -> Config:
             training.
     """
     register_all_modules(init_default_scope=True)
-    heatmap_size(config.model.config)
+    heatmap_size(config.model.config)  # refuses a config without heatmaps
     mm_config = read_mmpose_config(config.model.config)
     _set_data(mm_config, config, folder)
     if not config.model.pretrained:

@@ -19,9 +19,10 @@ Track = Literal["wandb", "off"]
 
 
 def as_folder(text: str) -> Path:
-    """Return the path that `text` names, absolute where a path would lose the slash that marks it as a folder.
+    """Return the path that `text` names; it is absolute for a text such as `./runs` or `runs/`.
 
-    To Docker, the plain name `runs` is a volume, but `./runs` and `runs/` are folders; see `docker_lines`.
+    To Docker, these are folders, but the plain name `runs` is a volume. `Path` alone would make all three `runs`; see
+    `docker_lines`.
     """
     path = Path(text)
     return path.absolute() if os.sep in text and os.sep not in str(path) else path

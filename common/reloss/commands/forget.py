@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from reloss.experiment.run_spec import file_name
 from reloss.experiment.status import Status
 from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.files import remove_folder
 from reloss.runtime.lock import locked
 from reloss.sweep.status import Row
 
@@ -55,9 +55,7 @@ def forget(rows: Sequence[Row], workspace: Workspace) -> None:
         try:
             if folder := _folder(row, workspace):
                 with locked(folder):
-                    shutil.rmtree(folder)
-                if not any(folder.parent.iterdir()):
-                    folder.parent.rmdir()
+                    remove_folder(folder)
             _note(row, workspace).unlink(missing_ok=True)
         except OSError as error:
             raise RelossError(f"cannot remove {error.filename}: {error.strerror or error}") from error

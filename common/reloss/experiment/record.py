@@ -12,10 +12,9 @@ receives what the record logs; the local files are the truth.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from reloss.learning.bank import compact
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import latest_intact, load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import damage, read_object, read_text, write_json, write_text
+from reloss.runtime.files import damage, read_object, read_text, remove_folder, write_json, write_text
 from reloss.runtime.progress import say
 from reloss.runtime.tensors import load_tensors, save_tensors
 
@@ -224,13 +223,11 @@ class Record:
             self.tracker.figure(name, path, int(entries[-1].get("step", 0)) if entries else 0)
 
     def discard(self) -> None:
-        """Finish tracking as failed, and remove the folder, with its empty parents."""
+        """Finish tracking as failed, and remove the folder."""
         if not self._writes:
             return
         self.tracker.finish({"status": Status.FAILED}, failed=True)
-        shutil.rmtree(self.path)
-        with suppress(OSError):
-            self.path.parent.rmdir()
+        remove_folder(self.path)
 
     def write_summary(self, status: Status, scores: dict[str, float] | None = None, **more: Any) -> None:
         """Write `summary.json`."""

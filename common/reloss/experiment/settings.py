@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from reloss.experiment.config import Experiment, Scope
 from reloss.runtime.errors import UsageError, unknown
+from reloss.runtime.files import load_yaml
 from reloss.surrogates.options import FEATURES
 
 # Keys of earlier versions, in commands and records, and what they are called today.
@@ -148,7 +149,7 @@ def _value(key: str, text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return yaml.load(text, yaml.BaseLoader)  # which leaves all scalars as texts
+        return load_yaml(text, yaml.BaseLoader)  # which leaves all scalars as texts
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--set {key}={text}: the value is not YAML ({' '.join(str(error).split())})") from error
 

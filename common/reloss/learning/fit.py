@@ -117,9 +117,8 @@ def fit_surrogate(
     """
     options = _check_arguments(surrogate, bank, options, settings).for_surrogate(surrogate.penalty)
     with torch.autocast(torch.device(device).type, enabled=False):
-        with (
-            main_first() if distributed else nullcontext()
-        ):  # rank 0 computes a slow metric, the others read its values
+        # Rank 0 computes a slow metric, and the others read its values.
+        with main_first() if distributed else nullcontext():
             metric = get_metric(metric) if isinstance(metric, str) else metric
             measure = Measure(metric, higher_is_better, bank.path / "metrics")
             try:
@@ -228,7 +227,7 @@ class Fit:
         self.surrogate.scale *= float((1 - metric).mean() / losses.mean())
 
     def run(self, checkpoint: Path | None = None, on_validation: OnValidation | None = None) -> None:
-        """Take the steps that remain after the checkpoint, if there is one. `patience` can end the fit earlier."""
+        """Take the remaining steps, from the checkpoint if it exists. `patience` can end the fit earlier."""
         if warning := self.validation.few_items_warning():
             say(warning)
         notify = on_validation or (lambda entry: None)

@@ -111,9 +111,9 @@ def tempered(items: Items, generator: torch.Generator) -> Items:
 def shifted(items: Items, generator: torch.Generator) -> Items:
     """Add a constant to all scores of an item, or to one class's logits: as if the threshold were another one.
 
-    The constant puts the threshold at the score of a random example. In half of the items this example is a positive,
-    or a member of the class, if there is one. So precision and recall change against each other, which recorded items
-    hardly show; and some items have right predictions, even if the model predicts no positive at all.
+    The constant puts the threshold at the score of a random example. In half of the items with positives (members of
+    the class), this example is one of them. So shifted items trade precision for recall, which recorded items hardly
+    do. And some of them have right predictions, even if the model predicts no positive at all.
 
     Raises:
         UsageError: the outputs are neither class logits nor scores.

@@ -1,8 +1,8 @@
 """Metrics of class scores.
 
 The accuracies look at single examples. Balanced accuracy and macro F1 average over classes, so that rare classes count
-as much as frequent ones; they are computed from three counts per class. Of equal largest
-scores, the first is the prediction.
+as much as frequent ones; they are computed from three counts per class. Of equal largest scores, the first is the
+prediction.
 """
 
 import torch

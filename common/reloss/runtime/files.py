@@ -8,6 +8,7 @@ message that names the file and the remedy.
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -74,8 +75,19 @@ def _disk_error(error: BaseException | None) -> str:
     return ""
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder with its contents, and its parent if that is empty then.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    shutil.rmtree(path)
+    with suppress(OSError):  # the parent is not empty
+        path.parent.rmdir()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8; half a character, as in a file name of another encoding, is `?`."""
+    """Write `text` to `path` atomically, as UTF-8. What UTF-8 cannot encode, as in some file names, becomes `?`."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
@@ -84,8 +96,8 @@ def write_output(path: Path, text: str) -> None:
     """Write `text` to a file that the user named: like `write_text`, but also into a named pipe.
 
     Raises:
-        UsageError: `path` is a folder or a device, or its folder would be a new one at the root of the disk, which is
-            more likely a mistake.
+        UsageError: `path` is a folder or a device, or would need a new folder at the root of the disk, which is more
+            likely a mistake.
         RelossError: the file cannot be written.
     """
     try:
@@ -183,8 +195,13 @@ class _YamlLoader(yaml.SafeLoader):
             raise yaml.YAMLError("merge keys are not supported")
 
 
-def _load_yaml(text: str) -> Any:
-    loader = _YamlLoader(text)
+def load_yaml(text: str, kind: type[yaml.BaseLoader] | type[yaml.SafeLoader] = _YamlLoader) -> Any:
+    """Return the values in a YAML text. The two kinds of loader, and their subclasses, cannot run code.
+
+    Raises:
+        Exception: the text is not YAML; its damage decides which exception.
+    """
+    loader = kind(text)
     try:
         return loader.get_single_data()
     finally:
@@ -192,7 +209,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _parse(path: Path, text: str) -> Any:
-    return parse_plain(text, path, "YAML", _load_yaml) if path.suffix == ".yaml" else parse_plain(text, path)
+    return parse_plain(text, path, "YAML", load_yaml) if path.suffix == ".yaml" else parse_plain(text, path)
 
 
 def parse_plain(text: str, where: object, language: str = "JSON", parse: Callable[[str], Any] = json.loads) -> Any:

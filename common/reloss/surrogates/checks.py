@@ -13,7 +13,7 @@ from reloss.metrics.labels import MIXED, as_classes
 from reloss.metrics.shapes import ShapeError, check_shapes
 from reloss.metrics.text import NO_ANSWER
 
-FEW_SCORES = 8  # so few are too few to tell probabilities from logits
+FEW_SCORES = 8  # fewer outputs cannot show whether they are probabilities
 
 # Class logits, scores and labels
 

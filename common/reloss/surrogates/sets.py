@@ -36,10 +36,10 @@ class SetReLoss(SurrogateLoss):
     An item without positives has zeros instead of their mean, and a weight of its own that marks this; the same holds
     without negatives. Loss and gradient stay finite, and the loss still falls as the existing scores get better.
 
-    Scores enter as they are, within +-1e6, so that a logit of -inf can mask a class. Scores relative to the other
-    class's mean, divided by the item's deviation, rank items by average precision a little better (which no such change
-    alters) but train worse: the gradient is then largest where all scores are alike, at the start. The same holds for
-    units that may also bend the other way.
+    Scores are clamped to +-1e6, so that a logit of -inf can mask a class, and are not standardised. Average precision
+    does not depend on their scale, and scores relative to the other class's mean, divided by the item's deviation, rank
+    items a little better. But they train worse: the gradient is largest where all scores are alike, at the start. Units
+    that may also bend the other way have the same drawback.
 
     Where positives are few, fit with penalty `one_sided`. The default holds each example's slope at 1, so a positive
     pulls no harder than one of the many negatives, and predicting no positives can cost less than being right.

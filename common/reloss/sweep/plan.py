@@ -130,12 +130,8 @@ def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: 
     runs: list[Job] = []
     for experiment, variants in _variants(name, losses).items():
         config = override(find_experiment(experiment)[1], settings)
-        specs = [
-            replace(run, seed=seed)
-            for loss, changes in variants
-            for run in [RunSpec.resolve(experiment, loss, 0, _merge(settings, changes))]
-            for seed in seeds
-        ]
+        variant_runs = [RunSpec.resolve(experiment, loss, 0, _merge(settings, changes)) for loss, changes in variants]
+        specs = [replace(run, seed=seed) for run in variant_runs for seed in seeds]
         prerequisites += [job for spec in specs for job in _prerequisites(spec)]
         first = _first_baselines(config, specs, settings)
         baselines += first

@@ -40,7 +40,7 @@ SET_BY_THE_SWEEP = {
     **dict.fromkeys(("chdir", "error", "input", "job-name", "kill-on-invalid-dep", "open-mode", "output"), ""),
     **dict.fromkeys(("help", "parsable", "quiet", "test-only", "usage", "verbose", "version", "wait", "wrap"), ""),
 }
-"""Long options of sbatch that a sweep sets or relies on, and the key that changes each, if there is one."""
+"""Long options of sbatch that a sweep sets or relies on. Each value is the key that changes the option, or is empty."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Resources:
         cpus: CPU cores per node; 0: the cluster's default.
         mem: gigabytes of memory per node; 0: the cluster's default.
         parallel: jobs of one array that run at a time.
-        grace: seconds before the time limit at which a run is told to save a checkpoint and end; at most half of it.
+        grace: seconds between the signal to save a checkpoint and end, and the time limit; at most half of the limit.
         timeouts: how often a run may be requeued because its time is over.
         others: sbatch's long options, without dashes; True for an option without a value.
     """
@@ -159,8 +159,8 @@ def _number(setting: str, key: str, text: str, kind: type[int] | type[float]) ->
     try:
         number = kind(text)
     except ValueError:
-        whole = "a number of gigabytes" if kind is float else "a whole number"
-        raise UsageError(f"--slurm {setting}: {whole} is needed, such as {key}=8") from None
+        expected = "a number of gigabytes" if kind is float else "a whole number"
+        raise UsageError(f"--slurm {setting}: {expected} is needed, such as {key}=8") from None
     if not math.isfinite(number):
         raise UsageError(f"--slurm {setting}: the number must be finite")
     if number < 0:

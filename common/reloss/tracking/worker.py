@@ -37,7 +37,7 @@ class Worker:
         self._rows = 0
 
     def start(
-        self, folder: str, pid: int, config: dict[str, Any], project: str = "", mode: str = "", **settings: Any
+        self, folder: str, pid: int, config: dict[str, Any], project: str = "", mode: Any = "", **settings: Any
     ) -> None:
         """Start a W&B run below `folder`, linked to the previous one there by `resumed_from` in its config.
 
@@ -60,17 +60,15 @@ class Worker:
             x_stats_pid=pid, x_stats_sampling_interval=STATS_SECONDS,
         )  # fmt: skip
         project = project or os.environ.get("WANDB_PROJECT") or "reloss"
-        chosen: Any = (
-            mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        )
+        mode = mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         common = {"project": project, "dir": folder, "settings": quiet, "config": config, **settings}
-        if chosen == "online" and (problem := obstacle(wandb.setup().settings.base_url)):
+        if mode == "online" and (problem := obstacle(wandb.setup().settings.base_url)):
             self.problems.append(f"{problem}: offline instead, `reloss sync` uploads it")
-            chosen = "offline"
+            mode = "offline"
         try:
-            self._run = wandb.init(mode=chosen, **common)
+            self._run = wandb.init(mode=mode, **common)
         except wandb.Error as error:
-            if chosen != "online":
+            if mode != "online":
                 raise
             self.problems.append(f"{_named(error)}: offline instead, `reloss sync` uploads it")
             self._run = wandb.init(mode="offline", **common)

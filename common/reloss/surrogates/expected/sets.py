@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from reloss.surrogates.checks import check_logits_or_scores, warn_of_probabilities
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
-from reloss.surrogates.sets import SetReLoss, existing_sets, log_odds
+from reloss.surrogates.sets import LARGEST, SetReLoss, existing_sets, log_odds
 
-LARGEST = 1e6  # absolute value of a score; larger ones, and infinite ones, are clamped
 LOG_OF_NOTHING = -1e9  # logarithm of an empty count; far below that of every other count
 LOG_WORST = math.log(1e-3)  # logarithm of a ratio that is 0 by definition, such as the precision without positives
 
