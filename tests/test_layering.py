@@ -18,6 +18,7 @@ LAYERS = (
     {"tracking", "pipeline"},
     {"sweep"},
     {"report"},
+    {"metric_loss"},
     {"commands", "cli"},
 )
 LIBRARIES = {

@@ -9,6 +9,7 @@ from reloss.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
+    from reloss.metric_loss import Comparison, LearnedLoss, MetricLoss, Recorder, learn_loss, load
     from reloss.metrics import Metric, PerItem, get_metric
     from reloss.ranking import hard_rank, kendall, pearson, soft_kendall, soft_rank, soft_spearman, spearman
     from reloss.runtime.errors import RelossError, UsageError
@@ -20,20 +21,23 @@ if TYPE_CHECKING:
         SurrogateLoss,
         TranslationReLoss,
         build,
-        load,
         pretrained_names,
     )
 
 __version__ = "0.1.0"
 __all__ = [
     "ClassificationReLoss",
+    "Comparison",
     "FitResult",
     "LearnOptions",
+    "LearnedLoss",
     "Metric",
+    "MetricLoss",
     "PerItem",
     "PoseReLoss",
     "PredictionBank",
     "ReadingReLoss",
+    "Recorder",
     "RelossError",
     "SetReLoss",
     "SurrogateLoss",
@@ -44,6 +48,7 @@ __all__ = [
     "get_metric",
     "hard_rank",
     "kendall",
+    "learn_loss",
     "load",
     "pearson",
     "pretrained_names",
@@ -55,12 +60,13 @@ __all__ = [
 
 _NAMES = {
     "reloss.learning": ("FitResult", "LearnOptions", "PredictionBank", "fit_surrogate"),
+    "reloss.metric_loss": ("Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load"),
     "reloss.metrics": ("Metric", "PerItem", "get_metric"),
     "reloss.ranking": ("hard_rank", "kendall", "pearson", "soft_kendall", "soft_rank", "soft_spearman", "spearman"),
     "reloss.runtime.errors": ("RelossError", "UsageError"),
     "reloss.surrogates": (
         *("ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "SurrogateLoss", "TranslationReLoss"),
-        *("build", "load", "pretrained_names"),
+        *("build", "pretrained_names"),
     ),
 }
 __getattr__, __dir__ = lazy_names(__name__, {name: module for module, names in _NAMES.items() for name in names})

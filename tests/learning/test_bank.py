@@ -476,3 +476,13 @@ def test_a_full_disk_loses_nothing_recorded_before(tmp_path, monkeypatch):
     bank.flush()
     assert PredictionBank.open(tmp_path).steps().tolist() == list(range(8))
     assert json.loads((tmp_path / "bank.json").read_text())["item_size"] == 4
+
+
+def test_numbers_can_be_stored_in_full_precision(tmp_path):
+    outputs, targets = torch.tensor([2e5 + 1 / 3, 1e-9]), torch.tensor([123456.7, 0.0])
+    bank = PredictionBank.create(tmp_path / "full", item_size=2, full_precision=True)
+    bank.append(outputs, targets, 0)
+    bank.finish()
+    restored = PredictionBank.open(tmp_path / "full").items(torch.tensor([0]))
+    assert torch.equal(restored[0], outputs[None])
+    assert torch.equal(restored[1], targets[None])

@@ -90,7 +90,8 @@ def test_a_bank_is_verified_while_a_writer_thins_it(tmp_path):
     ("change", "message"),
     [
         (lambda shard: {"targets": shard["targets"] + 1}, "holds other items than those that were recorded"),
-        (lambda shard: {"outputs": shard["outputs"].float()}, "holds other tensors than items"),
+        (lambda shard: {"outputs": shard["outputs"].float()}, "holds other items than those that were recorded"),
+        (lambda shard: {"outputs": shard["outputs"].double()}, "holds other tensors than items"),
         (lambda shard: {"keys": shard["keys"].float()}, "holds other tensors than items"),
         (lambda shard: {"steps": shard["steps"][:, None]}, "holds other tensors than items"),
     ],

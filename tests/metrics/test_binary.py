@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
+    accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
     cohen_kappa_score,
@@ -22,6 +23,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from reloss.metrics import (
     auroc,
     average_precision,
+    binary_accuracy,
     binary_balanced_accuracy,
     binary_f1,
     binary_f2,
@@ -30,7 +32,7 @@ from reloss.metrics import (
     mcc,
 )
 
-FROM_0_TO_1 = [binary_f1, average_precision, auroc, binary_f2, binary_iou, binary_balanced_accuracy]
+FROM_0_TO_1 = [*(binary_f1, average_precision, auroc, binary_f2, binary_iou, binary_accuracy, binary_balanced_accuracy)]
 CORRELATIONS = [binary_kappa, mcc]
 METRICS = [*FROM_0_TO_1, *CORRELATIONS]
 
@@ -66,6 +68,7 @@ def test_equal_scikit_learn(b, levels):
     [
         (binary_f2, lambda t, p: fbeta_score(t, p, beta=2, zero_division=0)),
         (binary_iou, lambda t, p: jaccard_score(t, p, zero_division=0)),
+        (binary_accuracy, accuracy_score),
         (binary_balanced_accuracy, balanced_accuracy_score),
         (binary_kappa, lambda t, p: cohen_kappa_score(t, p, labels=[0, 1])),
         (mcc, matthews_corrcoef),
@@ -107,7 +110,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [(0, (0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0)), (1, (1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0))],
+    [(0, (0.0, 0.0, 0.5, *[0.0] * 6)), (1, (1.0, 1.0, 0.5, *[1.0] * 4, 0.0, 0.0))],
     ids=["no positive", "no negative"],
 )
 @pytest.mark.parametrize("b", [1, 5])

@@ -81,7 +81,7 @@ def test_the_error_names_a_module_that_fails(my_metrics, tmp_path):
 def test_names_and_their_order():
     assert list(METRICS) == [
         *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1"),
-        *("binary_f1", "binary_f2", "binary_iou", "binary_balanced_accuracy", "binary_kappa", "mcc"),
+        *("binary_f1", "binary_f2", "binary_iou", "binary_accuracy", "binary_balanced_accuracy", "binary_kappa", "mcc"),
         *("average_precision", "auroc"),
         *("ndcg", "ndcg10"),
         *("heatmap_pck", "heatmap_oks"),

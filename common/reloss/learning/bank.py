@@ -35,7 +35,6 @@ MAX_STEP = 10**9 - 1  # names of shards sort by step up to this one
 MAX_LEVEL = 64
 META = {"item_size": int, "max_bytes": int, "seed": int, "level": int, "complete": bool, "origin": dict}
 SHARD_BYTES = 32 << 20
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 Layout = tuple[torch.Size, torch.Size, torch.dtype]
 """Shapes of one example's outputs and targets, and the type in which targets are stored."""
@@ -76,6 +75,7 @@ class PredictionBank:
         seed: int = 0,
         origin: dict[str, Any] | None = None,
         surrogate: SurrogateLoss | None = None,
+        full_precision: bool = False,
     ) -> PredictionBank:
         """Create an empty bank in the folder `path`.
 
@@ -86,6 +86,8 @@ class PredictionBank:
             seed: the seed of the reservoir.
             origin: a JSON description of what is recorded, stored in `bank.json`.
             surrogate: the surrogate to be fitted, if known; `append` then refuses batches that it cannot learn from.
+            full_precision: whether numbers are stored in float32, for example for regression; float16 is enough for
+                logits.
 
         Raises:
             RelossError: the folder already holds a bank, or cannot be written.
@@ -97,6 +99,7 @@ class PredictionBank:
         if (path / "bank.json").exists():
             raise RelossError(f"{path} holds a prediction bank already; open it, or remove the folder to record again")
         meta = {"item_size": item_size, "max_bytes": max_bytes, "seed": seed, "level": 0, "complete": False}
+        meta |= {"full_precision": True} if full_precision else {}
         bank = cls(path, {**meta, "origin": origin or {}})
         bank._surrogate = surrogate
         write_json(path / "bank.json", bank.meta)
@@ -135,7 +138,7 @@ class PredictionBank:
     def append(self, outputs: Tensor, targets: Tensor, step: int) -> None:
         """Record one batch of training step `step`.
 
-        Outputs, and targets of a floating type, are stored in float16, clamped to its range.
+        Outputs, and targets of a floating type, are stored in float16, clamped to its range; see `create`.
 
         Args:
             outputs: [b, ...], of a floating type.
@@ -148,7 +151,8 @@ class PredictionBank:
             RelossError: the outputs hold NaN, or the surrogate given to `create` cannot learn from the batch.
         """
         self._check_batch(outputs, targets, step)
-        self._partial.append((compact(outputs), compact(targets)))
+        dtype = self._float_dtype()
+        self._partial.append((compact(outputs, dtype), compact(targets, dtype)))
         size = self.meta["item_size"]
         while sum(len(targets) for _, targets in self._partial) >= size:
             outputs, targets = (torch.cat(parts) for parts in zip(*self._partial, strict=True))
@@ -196,7 +200,7 @@ class PredictionBank:
         """Raise the errors of `append`."""
         if self.meta["complete"]:
             raise ValueError(f"the bank {self.path} is complete; call resume to record more")
-        self._layout = _layout_of(outputs, targets, self._layout or self._recorded_layout())
+        self._layout = _layout_of(outputs, targets, self._float_dtype(), self._layout or self._recorded_layout())
         if not (isinstance(step, Integral) and 0 <= step <= MAX_STEP):
             raise ValueError(f"step must be a whole number from 0 to {MAX_STEP}, not {step}")
         if step < self._last[0]:
@@ -215,6 +219,9 @@ class PredictionBank:
                     f"{type(self._surrogate).__name__} cannot learn from the batch of step {step}, outputs "
                     f"{list(outputs.shape)} and targets {list(targets.shape)}: {cause}"
                 ) from error
+
+    def _float_dtype(self) -> torch.dtype:
+        return torch.float32 if self.meta.get("full_precision") else torch.float16
 
     def _recorded_layout(self) -> Layout | None:
         """Return the layout of the items on disk, or None if there are none."""
@@ -331,8 +338,8 @@ class PredictionBank:
             )
 
 
-def _layout_of(outputs: Tensor, targets: Tensor, expected: Layout | None) -> Layout:
-    """Return the layout of a batch.
+def _layout_of(outputs: Tensor, targets: Tensor, float_dtype: torch.dtype, expected: Layout | None) -> Layout:
+    """Return the layout of a batch whose floating types are stored as `float_dtype`.
 
     Raises:
         ValueError: it is not a batch of outputs and targets, or its layout is not the `expected` one.
@@ -345,7 +352,7 @@ def _layout_of(outputs: Tensor, targets: Tensor, expected: Layout | None) -> Lay
         raise ValueError(f"{len(outputs)} outputs, but {len(targets)} targets")
     if not outputs.is_floating_point():
         raise ValueError(f"outputs must be of a floating type, not {outputs.dtype}: record scores, not decisions")
-    dtype = torch.float16 if targets.is_floating_point() else targets.dtype
+    dtype = float_dtype if targets.is_floating_point() else targets.dtype
     layout = outputs.shape[1:], targets.shape[1:], dtype
     expected = expected or layout
     for name, shape, earlier in zip(("outputs", "targets"), layout[:2], expected[:2], strict=True):
@@ -368,10 +375,13 @@ def _read_level(path: Path) -> int:
     return level
 
 
-def compact(values: Tensor) -> Tensor:
-    """Return a copy on the CPU for storage; floating types become float16, clamped to its range."""
+def compact(values: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Return a copy on the CPU for storage; floating types become `dtype`, clamped to its range."""
     values = values.detach().cpu()
-    return values.float().clamp(-FLOAT16_MAX, FLOAT16_MAX).half() if values.is_floating_point() else values.clone()
+    if not values.is_floating_point():
+        return values.clone()
+    largest = torch.finfo(dtype).max
+    return values.float().clamp(-largest, largest).to(dtype, copy=True)
 
 
 def draw_key(seed: int, step: int, number: int, writer: int) -> float:

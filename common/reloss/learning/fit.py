@@ -90,6 +90,7 @@ def fit_surrogate(
     checkpoint: Path | None = None,
     on_validation: OnValidation | None = None,
     distributed: bool = False,
+    quiet: bool = False,
     **settings: Any,
 ) -> FitResult:
     """Fit `surrogate`, in place, so that its loss ranks items as the metric does; return it frozen.
@@ -108,6 +109,7 @@ def fit_surrogate(
         distributed: all processes of torch.distributed's default group call this function and share the items of each
             step. They return the same surrogate, equal to that of one process except for rounding and, in networks
             with dropout, random numbers. Only rank 0 writes the checkpoint and the metric's values.
+        quiet: whether to report warnings alone, not each validation.
 
     Raises:
         UsageError: surrogate or bank has the wrong type, both options and settings are given, an option or the metric's
@@ -123,7 +125,7 @@ def fit_surrogate(
             measure = Measure(metric, higher_is_better, bank.path / "metrics")
             try:
                 share = Share.of_this_process() if distributed else SINGLE_PROCESS
-                fit = Fit(surrogate, bank, measure, options, device, share)
+                fit = Fit(surrogate, bank, measure, options, device, share, quiet)
             finally:
                 measure.close()
         fit.run(checkpoint, on_validation)
@@ -173,12 +175,14 @@ class Fit:
         options: LearnOptions,
         device: str | torch.device,
         share: Share = SINGLE_PROCESS,
+        quiet: bool = False,
     ) -> None:
         if options.items < share.size:
             raise UsageError(f"the {options.items} items of a step cannot be shared by {share.size} processes")
         self.started_at, self.earlier_seconds = time.monotonic(), 0.0
         self.surrogate = surrogate.to(device).unfreeze()  # a loaded surrogate is frozen
         self.bank, self.measure, self.options, self.share = bank, measure, options, share
+        self.quiet = quiet
         bank.verify()
         self.optimizer = torch.optim.Adam(
             [{"params": list(surrogate.parameters())}], lr=options.learning_rate, weight_decay=options.weight_decay
@@ -287,8 +291,9 @@ class Fit:
             self.best = {"score": score, "step": self.step, "weights": copy.deepcopy(self.surrogate.state_dict())}
         values = {**{name: float(value) for name, value in parts.items()}, **figures}
         self.history.append({"step": self.step, **values})
-        described = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"step {self.step}/{self.options.steps}: {described}")
+        if not self.quiet:
+            described = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            say(f"step {self.step}/{self.options.steps}: {described}")
         return self.history[-1]
 
     def result(self) -> FitResult:
@@ -298,7 +303,7 @@ class Fit:
         if self.options.calibrate:
             self.surrogate.scale *= calibration(self.surrogate, self.validation.recorded.items)
         best = next(entry for entry in self.history if entry["step"] == self.best["step"])
-        if self.options.objective != "none":
+        if self.options.objective != "none" and not self.quiet:
             say(f"keeping the weights of step {self.best['step']} of {self.step}")
         if best["spearman"] <= 0:
             say(self.validation.bad_ranking_warning(self.surrogate, self.measure))

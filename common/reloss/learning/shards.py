@@ -98,11 +98,11 @@ class ShardFolder:
                 self._update(path)
 
     def items(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the items at `indices` [N]: outputs [N, B, ...] in float16 and targets [N, B, ...]."""
+        """Return the items at `indices` [N]: outputs [N, B, ...] as they are stored, and targets [N, B, ...]."""
         shards = list(self.read().values())
         starts = np.cumsum([0] + [len(shard["keys"]) for shard in shards])
         numbers = np.searchsorted(starts, indices.numpy(), side="right") - 1  # the shard of each item
-        outputs = torch.empty(len(indices), *shards[0]["outputs"].shape[1:], dtype=torch.float16)
+        outputs = torch.empty(len(indices), *shards[0]["outputs"].shape[1:], dtype=shards[0]["outputs"].dtype)
         targets = torch.empty(len(indices), *shards[0]["targets"].shape[1:], dtype=shards[0]["targets"].dtype)
         for number in np.unique(numbers):  # a loop over shards, not items
             rows = torch.from_numpy(numbers == number)
@@ -206,7 +206,8 @@ def _check_layout(shards: dict[Path, Shard]) -> None:
         expected = expected or layout
         if layout != expected or len({value.shape[:1] for value in shard.values()}) > 1:
             raise RelossError(f"bank shard {path} does not match the other shards; {_remedy(path)}")
-        types = shard["outputs"].dtype, shard["steps"].dtype, shard["keys"].dtype
+        is_stored = shard["outputs"].dtype in (torch.float16, torch.float32)
+        types = is_stored, shard["steps"].dtype, shard["keys"].dtype
         axes = shard["outputs"].dim() > 1, shard["targets"].dim() > 1, shard["steps"].dim(), shard["keys"].dim()
-        if types != (torch.float16, torch.int64, torch.float64) or axes != (True, True, 1, 1):
+        if types != (True, torch.int64, torch.float64) or axes != (True, True, 1, 1):
             raise RelossError(f"bank shard {path} is damaged: it holds other tensors than items; {_remedy(path)}")

@@ -13,6 +13,7 @@ from typing import Any
 from reloss.metrics.binary import (
     auroc,
     average_precision,
+    binary_accuracy,
     binary_balanced_accuracy,
     binary_f1,
     binary_f2,
@@ -42,7 +43,7 @@ METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
         *(accuracy, top5_accuracy, balanced_accuracy, macro_f1),
-        *(binary_f1, binary_f2, binary_iou, binary_balanced_accuracy, binary_kappa, mcc),
+        *(binary_f1, binary_f2, binary_iou, binary_accuracy, binary_balanced_accuracy, binary_kappa, mcc),
         *(average_precision, auroc),
         *(ndcg, ndcg10),
         *(heatmap_pck, heatmap_oks),
@@ -98,6 +99,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "balanced_accuracy",
+    "binary_accuracy",
     "binary_balanced_accuracy",
     "binary_f1",
     "binary_f2",

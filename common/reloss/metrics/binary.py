@@ -48,6 +48,15 @@ def binary_iou(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> T
     return tp / (tp + fp + fn).clamp(min=1)
 
 
+def binary_accuracy(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
+    """Return the share of right predictions; equal to scikit-learn's `accuracy_score`.
+
+    Arguments, result and errors: see `binary_f1`.
+    """
+    tp, fp, fn, tn = _counts(outputs, targets, threshold)
+    return (tp + tn) / (tp + fp + fn + tn)
+
+
 def binary_balanced_accuracy(outputs: Tensor, targets: Tensor, *, threshold: float = 0.0) -> Tensor:
     """Return the mean of the recalls of both classes; of one recall where an item has one class only.
 

@@ -1,0 +1,111 @@
+"""The learned loss as a module: it takes batches as the training loop has them, and saves and loads as one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from reloss.metric_loss.kinds import KINDS, Kind
+from reloss.metrics.shapes import check_tensors
+from reloss.runtime.errors import RelossError
+from reloss.surrogates import SurrogateLoss, registry
+from reloss.surrogates.storage import read_card
+
+KIND = "predictions"  # of the card: name of the kind of predictions
+
+
+class MetricLoss(nn.Module):
+    """A loss for a metric: `loss(outputs, targets)` returns a scalar.
+
+    Args:
+        surrogate: a fitted surrogate, or an expected metric.
+        kind: how batches become what the surrogate takes; see `KINDS` for the forms.
+    """
+
+    def __init__(self, surrogate: SurrogateLoss, kind: Kind) -> None:
+        super().__init__()
+        self.surrogate, self.kind = surrogate, kind
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...] in a form of the kind.
+
+        If all examples are ignored, the loss is 0.
+
+        Raises:
+            ValueError: the batch has another form.
+        """
+        check_tensors(outputs=outputs, targets=targets)
+        outputs, targets = self.kind.prepare(outputs, targets)
+        if not len(outputs):
+            return outputs.sum()
+        return self.surrogate(outputs, targets)
+
+    def extra_repr(self) -> str:
+        """Return the forms of a batch, for `print`."""
+        return f"{self.kind.title}: {self.kind.shapes}"
+
+    def save_pretrained(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
+        """Write weights and card into the folder `path`; `load` reads them."""
+        self.surrogate.save_pretrained(path, {**(card or {}), KIND: self.kind.name})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Return the loss saved in the folder `path`, frozen.
+
+        Raises:
+            UsageError: there is no such folder.
+            RelossError: the folder is damaged, or holds a surrogate without its kind of predictions.
+        """
+        surrogate = registry.load(path)
+        name = read_card(Path(path)).get(KIND)
+        if name not in KINDS:
+            raise RelossError(f"{path} holds a surrogate that was not saved by MetricLoss; load it with reloss.load")
+        return cls(surrogate, KINDS[name])
+
+
+class MixedLoss(nn.Module):
+    """The sum of an ordinary loss and a learned one, `ordinary + weight * learned`.
+
+    Args:
+        ordinary: (outputs, targets) -> scalar.
+        learned: (outputs, targets) -> scalar.
+        weight: weight of the learned loss. Its gradient has the ordinary loss's size, so 1 mixes them in equal parts.
+    """
+
+    def __init__(self, ordinary: nn.Module, learned: nn.Module, weight: float = 1.0) -> None:
+        super().__init__()
+        self.ordinary, self.learned, self.weight = ordinary, learned, weight
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...]."""
+        return self.ordinary(outputs, targets) + self.weight * self.learned(outputs, targets)
+
+
+class OrdinaryLoss(nn.Module):
+    """The ordinary loss of a kind of predictions, as the surrogate defines it: (outputs, targets) -> scalar."""
+
+    def __init__(self, surrogate: SurrogateLoss, kind: Kind) -> None:
+        super().__init__()
+        self.ordinary_loss, self.kind = type(surrogate).ordinary_loss, kind
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...] in a form of the kind."""
+        outputs, targets = self.kind.prepare(outputs, targets)
+        return self.ordinary_loss(outputs[None], targets[None])[0]
+
+
+def load(name_or_path: str | Path) -> MetricLoss | SurrogateLoss:
+    """Return a fitted loss, frozen: a folder written by `save_pretrained`, or a name in `pretrained_names()`.
+
+    A loss from `learn_loss` comes back as `MetricLoss`, a surrogate as its own class.
+
+    Raises:
+        UsageError: there is no such folder or name.
+        RelossError: the files are damaged.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and read_card(path).get(KIND) in KINDS:
+        return MetricLoss.from_pretrained(path)
+    return registry.load(name_or_path)

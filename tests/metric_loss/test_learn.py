@@ -1,0 +1,142 @@
+"""From predictions and a metric to a loss, by `learn_loss` and by `Recorder`."""
+
+import numpy as np
+import pytest
+import torch
+from rare import FEW, checkpoints
+from torch import nn
+from torch.nn import functional as F
+
+import reloss
+from reloss import MetricLoss, Recorder, RelossError, UsageError, learn_loss
+from reloss.metrics import binary_f1
+
+
+def test_the_loss_ranks_better_than_the_ordinary_one(learned):
+    assert learned.fit.spearman > 0.85
+    assert learned.fit.spearman > learned.expected_fit.spearman > learned.fit.spearman_ordinary + 0.02
+    assert learned.verdict().startswith("worth training with")
+
+
+def test_the_loss_is_frozen_and_falls_as_predictions_get_better(learned):
+    outputs, targets = checkpoints()
+    losses = [float(learned.loss(checkpoint, targets)) for checkpoint in (outputs[0], outputs[-1])]
+    assert losses[1] < losses[0]
+    assert not list(learned.loss.parameters())
+    scores = outputs[3].clone().requires_grad_()
+    learned.mixed(0.5)(scores, targets.float()).backward()
+    mixed = scores.grad.clone()
+    scores.grad = None
+    (F.binary_cross_entropy_with_logits(scores, targets.float()) + 0.5 * learned.loss(scores, targets)).backward()
+    assert torch.allclose(mixed, scores.grad)
+
+
+def test_every_form_of_targets_gives_the_same_loss(learned):
+    outputs, targets = checkpoints()
+    expected = learned.loss(outputs[3], targets)
+    for form in (targets.float(), targets.bool(), 2 * targets - 1, targets[:, None]):
+        assert torch.equal(learned.loss(outputs[3], form), expected)
+    assert torch.equal(learned.loss(outputs[3][:, None], targets), expected)
+
+
+def test_a_saved_loss_is_the_same(learned, tmp_path):
+    learned.save_pretrained(tmp_path / "loss")
+    outputs, targets = checkpoints()
+    loss = reloss.load(tmp_path / "loss")
+    assert isinstance(loss, MetricLoss)
+    assert torch.equal(loss(outputs[3], 2 * targets - 1), learned.loss(outputs[3], targets))
+    assert isinstance(reloss.load("classification/cifar10"), reloss.ClassificationReLoss)
+
+
+def test_print_shows_the_verdict(learned):
+    lines = str(learned).splitlines()
+    assert lines[0].startswith("f1_score for scores of two classes")
+    assert [line.split()[0] for line in lines[2:5]] == ["learned", "expected", "binary"]
+    assert lines[-1] == learned.verdict()
+
+
+def test_arrays_and_a_single_checkpoint_will_do():
+    outputs, targets = checkpoints(examples=2000)
+    result = learn_loss(outputs[6].numpy(), targets.numpy(), "f1", **FEW)
+    assert result.metric.metric is binary_f1
+    assert np.isfinite(result.fit.spearman)
+
+
+def test_a_metric_that_cross_entropy_follows_gives_no_gain():
+    outputs, targets = checkpoints()
+
+    def likelihood(outputs, targets):
+        return -F.binary_cross_entropy_with_logits(outputs, targets.float())
+
+    result = learn_loss(outputs, targets, likelihood, item_size=32, **FEW)
+    assert result.verdict().startswith("no better than binary cross-entropy")
+    assert result.expected is None
+
+
+def test_a_metric_of_chance_is_not_learnable():
+    outputs, targets = checkpoints()
+
+    def checksum(outputs, targets):
+        return float((outputs.double().abs().sum() * 1e6) % 1)
+
+    result = learn_loss(outputs, targets, checksum, item_size=32, **FEW)
+    assert result.verdict().startswith("not learnable")
+
+
+def train(criterion, steps=120):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(steps):
+        inputs = torch.randn(32, 4, generator=generator)
+        targets = (inputs.sum(1) + torch.randn(32, generator=generator) > 2).float()
+        loss = criterion(model(inputs).squeeze(1), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss
+
+
+def test_a_recorder_is_the_ordinary_loss_and_records(capsys):
+    torch.manual_seed(0)
+    recorder = Recorder(nn.BCEWithLogitsLoss())
+    recorded = train(recorder)
+    torch.manual_seed(0)
+    assert torch.equal(recorded, train(nn.BCEWithLogitsLoss()))
+    with torch.no_grad():
+        recorder(torch.randn(8), torch.ones(8))
+    assert recorder.step == 120
+    result = recorder.learn("f1", **FEW)
+    assert len(recorder.bank) == 120
+    assert result.ordinary is recorder.loss
+    assert capsys.readouterr().err.splitlines()[0] == "recording scores of two classes [] (kind=binary), 32 per item"
+    recorder(torch.randn(32), torch.ones(32))  # recording continues
+    assert len(recorder.learn("f1", **FEW).keep.bank) == 121
+
+
+def test_a_recording_can_have_a_place(tmp_path):
+    recorder = Recorder(nn.BCEWithLogitsLoss(), path=tmp_path)
+    train(recorder, 40)
+    recorder.learn("f1", **FEW)
+    assert len(reloss.PredictionBank.open(tmp_path / "bank")) == 40
+    again = Recorder(nn.BCEWithLogitsLoss(), path=tmp_path)
+    with pytest.raises(RelossError, match="holds a prediction bank already"):
+        train(again, 1)
+
+
+def test_wrong_calls_are_explained(tmp_path):
+    outputs, targets = checkpoints()
+    with pytest.raises(RelossError, match="nothing was recorded"):
+        Recorder(nn.BCEWithLogitsLoss()).learn("f1")
+    with pytest.raises(UsageError, match="unknown kind of predictions 'binari'; did you mean binary"):
+        Recorder(nn.BCEWithLogitsLoss(), kind="binari")
+    with pytest.raises(UsageError, match="unknown option of the fit 'stepps'; did you mean steps"):
+        learn_loss(outputs, targets, "f1", stepps=3)
+    with pytest.raises(UsageError, match="320 outputs, but 100 targets"):
+        learn_loss(outputs, targets[:100], "f1")
+    with pytest.raises(UsageError, match="12 outputs and 2 targets"):
+        learn_loss(outputs, [targets, targets], "f1")
+    with pytest.raises(RelossError, match="too few to learn from"):
+        learn_loss(outputs[0][:20], targets[:20], "f1")
+    with pytest.raises(UsageError, match="outputs must be a tensor or an array of numbers, not list"):
+        learn_loss([["a"]], [targets], "f1")
