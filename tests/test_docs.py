@@ -22,28 +22,45 @@ NUMBER = re.compile(r"\d\.\d+")
 COMMAND = re.compile(r"^    reloss (.*)$", re.MULTILINE)
 
 
-def test_a_loss_for_your_own_metric(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = (DOCS / "your-own-metric.md").read_text(encoding="utf-8")
+def run_page(page: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    """Run the Python blocks of a page in the current folder, and compare what they print with its text blocks."""
+    text = (DOCS / page).read_text(encoding="utf-8")
     names: dict = {"__name__": "tutorial"}
     capsys.readouterr()
     for file, code in BLOCK.findall(text):
         if file:
             Path(file).write_text(code, encoding="utf-8")
         else:
-            exec(compile(code, "your-own-metric.md", "exec"), names)
-    (promised,), printed = OUTPUT.findall(text), capsys.readouterr().out
+            exec(compile(code, page, "exec"), names)
+    promised, printed = "".join(OUTPUT.findall(text)), capsys.readouterr().out
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", promised)
     assert [*map(float, NUMBER.findall(printed))] == pytest.approx([*map(float, NUMBER.findall(promised))], abs=0.03)
+    return names
+
+
+def test_a_loss_for_your_own_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("your-own-metric.md", capsys)
+    assert names["result"].verdict().startswith("worth training with")
+    assert names["comparison"].difference("learned + ordinary").high < 0  # a cost
+    assert names["comparison"].best() == "learned + ordinary"
+    assert (int(names["labels"].sum()), len(names["labels"])) == (72, 1695)
+
+
+def test_fitting_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("fitting.md", capsys)
     assert names["result"].spearman > 0.9
     assert names["result_of_set"].spearman > 0.7
     assert min(names["learned"]) > 0.9
     assert abs(sum(names["learned"]) - sum(names["ordinary"])) / 3 < 0.03
     assert names["again"].options() == names["result"].surrogate.options()
 
-    (command,) = COMMAND.findall(text)
+    (command,) = COMMAND.findall((DOCS / "fitting.md").read_text(encoding="utf-8"))
     code, out, err = cli(*command.split())
     assert code == 0, err
     assert (tmp_path / "mcc-by-command" / "surrogate.safetensors").exists()

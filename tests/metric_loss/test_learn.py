@@ -50,9 +50,10 @@ def test_a_saved_loss_is_the_same(learned, tmp_path):
 
 def test_print_shows_the_verdict(learned):
     lines = str(learned).splitlines()
-    assert lines[0].startswith("f1_score for scores of two classes")
+    assert lines[0].startswith("f1_score; scores of two classes")
     assert [line.split()[0] for line in lines[2:5]] == ["learned", "expected", "binary"]
-    assert lines[-1] == learned.verdict()
+    assert " ".join(lines[5:]) == learned.verdict()
+    assert max(map(len, lines)) <= 100
 
 
 def test_arrays_and_a_single_checkpoint_will_do():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from reloss.report.table import Missing, Number, Table
 if TYPE_CHECKING:
     from reloss.metric_loss.compare import Comparison
 
+WIDTH = 100  # columns of the printed verdict
 USEFUL = 0.5  # a loss that correlates less with the metric teaches little
 CLEAR = 0.02  # difference of two rank correlations that matters; the ordinary loss's is no better below it
 
@@ -112,8 +114,8 @@ class LearnedLoss:
         self.loss.save_pretrained(path, {"metric": self.metric.name, **self.fit.summary()})
 
     def __str__(self) -> str:
-        items = f"{self.fit.validation_items} held-out items"
-        return f"{self.metric} for {self.loss.kind.title}, {items}\n{self.table().plain()}\n{self.verdict()}"
+        title = f"{self.metric}; {self.loss.kind.title}, {self.fit.validation_items} held-out items"
+        return "\n".join([title, self.table().plain(), *wrap(self.verdict(), WIDTH)])
 
 
 def _number(value: float | None) -> Number | Missing:
