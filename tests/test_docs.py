@@ -13,6 +13,7 @@ from test_layering import LAYERS
 from reloss.commands.subcommands import COMMANDS
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.task import tasks
+from reloss.metric_loss import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -65,6 +66,12 @@ def test_fitting_step_by_step(
     assert code == 0, err
     assert (tmp_path / "mcc-by-command" / "surrogate.safetensors").exists()
     assert '"spearman": 0.9' in out
+
+
+def test_the_page_of_kinds_lists_all_of_them() -> None:
+    text = (DOCS / "kinds.md").read_text(encoding="utf-8")
+    for kind in KINDS.values():
+        assert f"| `{kind.name}` | {kind.title} | {kind.shapes} | {kind.ordinary} |" in text
 
 
 PAGES = sorted(path for folder in (".", "docs", "results", "tasks/*") for path in ROOT.glob(f"{folder}/*.md"))
