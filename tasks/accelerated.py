@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError, UsageError
+from reloss.surrogates import SurrogateLoss
+from reloss.surrogates.uncertainty import UncertaintyWeights
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [B, ...], targets [B, ...]) -> scalar."""
@@ -20,15 +22,46 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def learned_loss(run: Run, ordinary: Loss, device: torch.device | str) -> Loss:
     """Return the run's surrogate as a loss, plus `train.ordinary_weight` times the ordinary loss.
 
+    With `learned` as weight, it is a `MixedLoss`, whose weights are learned.
+
     Raises:
         RelossError: the run has no surrogate.
+        UsageError: the weights cannot be learned for this surrogate.
     """
     if run.surrogate is None:
         raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
     surrogate, weight = run.surrogate.to(device), run.config.train.ordinary_weight
+    if weight == "learned":
+        return MixedLoss(surrogate, ordinary).to(device)
     if weight == 0:
         return surrogate
     return lambda outputs, targets: surrogate(outputs, targets) + weight * ordinary(outputs, targets)
+
+
+class MixedLoss(nn.Module):
+    """A surrogate and an ordinary loss with learned weights; see `reloss.surrogates.uncertainty`.
+
+    Args:
+        surrogate: the frozen surrogate.
+        ordinary: the ordinary loss.
+
+    Raises:
+        UsageError: the weights cannot be learned for this surrogate.
+    """
+
+    def __init__(self, surrogate: SurrogateLoss, ordinary: Loss) -> None:
+        super().__init__()
+        self.surrogate, self.ordinary = surrogate, ordinary
+        self.uncertainty = UncertaintyWeights.of(surrogate)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted sum, a scalar, and in training mode take a step on the weights."""
+        return self.uncertainty(self.surrogate(outputs, targets), self.ordinary(outputs, targets))
+
+
+def learned_weights(loss: Loss) -> dict[str, float]:
+    """Return the current weights of a `MixedLoss`, for the metrics of an epoch; empty for other losses."""
+    return loss.uncertainty.summary() if isinstance(loss, MixedLoss) else {}
 
 
 @contextmanager
@@ -89,7 +122,7 @@ def check_outputs(outputs: Tensor, when: str) -> None:
 
 
 def save_state(
-    run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, **counters: int
+    run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, loss: Loss, step: int, **counters: int
 ) -> None:
     """Write a checkpoint from which training can resume.
 
@@ -98,6 +131,7 @@ def save_state(
         accelerator: the accelerator that prepared the model and the optimizer.
         model: the prepared model.
         optimizer: the prepared optimizer.
+        loss: the loss of the training, which may have learned weights.
         step: number of the next step.
         counters: other counters of the training, such as epoch=3.
     """
@@ -109,11 +143,14 @@ def save_state(
             "model": accelerator.unwrap_model(model).state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "loss": loss.uncertainty.state_dict() if isinstance(loss, MixedLoss) else None,
         }
     )
 
 
-def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> dict[str, Any] | None:
+def load_state(
+    run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, loss: Loss
+) -> dict[str, Any] | None:
     """Load the last checkpoint of `save_state` and return its content.
 
     The bank is rewound to the checkpoint. Without a checkpoint the bank is emptied and the result is None.
@@ -123,16 +160,20 @@ def load_state(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: 
     """
     state = run.record.load_checkpoint()
     if state is not None:
-        _restore(run, accelerator, model, optimizer, state)
+        _restore(run, accelerator, model, optimizer, loss, state)
     if run.bank is not None:
         run.bank.resume(state["step"] if state is not None else 0)
     return state
 
 
-def _restore(run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+def _restore(
+    run: Run, accelerator: Accelerator, model: nn.Module, optimizer: Any, loss: Loss, state: dict[str, Any]
+) -> None:
     try:
         accelerator.unwrap_model(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if isinstance(loss, MixedLoss):
+            loss.uncertainty.load_state_dict(state["loss"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise RelossError(f"the checkpoint in {run.record.path} does not fit the model: {error}") from error
     if accelerator.scaler is not None and state["scaler"] is not None:

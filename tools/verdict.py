@@ -69,8 +69,12 @@ def _name(config: Experiment, run: RunRecord) -> str:
     """Return the experiment's name, and how a run was trained if not from scratch with the learned loss alone."""
     recipe = override(config, run.settings).train
     fine_tuned = ["fine-tuned"] if recipe.init == "baseline" else []
-    added = [f"plus {recipe.ordinary_weight:g} x ordinary"] if recipe.ordinary_weight else []
+    added = [f"plus {_weight(recipe.ordinary_weight)} x ordinary"] if recipe.ordinary_weight else []
     return ", ".join([config.name, *fine_tuned, *added])
+
+
+def _weight(weight: float | str) -> str:
+    return weight if isinstance(weight, str) else f"{weight:g}"
 
 
 def pooled_verdict(rows: Sequence[PooledRow]) -> str:

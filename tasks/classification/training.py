@@ -16,7 +16,7 @@ from reloss.experiment.seeds import derive_seed, own_seed
 from reloss.experiment.task import Run
 from reloss.runtime import distributed
 from reloss.runtime.progress import progress, say
-from reloss_tasks.accelerated import FiniteLoss, load_state, open_accelerator, save_state
+from reloss_tasks.accelerated import FiniteLoss, learned_weights, load_state, open_accelerator, save_state
 from reloss_tasks.classification import data, models
 from reloss_tasks.classification.config import ClassificationExperiment, Train
 from reloss_tasks.classification.losses import make_loss
@@ -103,7 +103,7 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one, and return the number of finished epochs."""
-        state = load_state(self.run, self.accelerator, self.model, self.optimizer)
+        state = load_state(self.run, self.accelerator, self.model, self.optimizer, self.loss)
         if state is None:
             return 0
         say(f"resuming from epoch {state['epoch']}/{self.config.train.epochs}")
@@ -170,6 +170,7 @@ class _Training:
             lr=learning_rate(recipe, epoch),
             seconds=round(seconds, 2),
             **{f"validation_{name}": score},
+            **learned_weights(self.loss),
         )
         count = self.config.recording.examples
         self.run.record.save_predictions(epoch + 1, outputs[:count], targets[:count])
@@ -177,7 +178,7 @@ class _Training:
             f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}, accuracy {train_accuracy:.4f} training, "
             f"{name} {score:.4f} validation, {seconds:.0f} s"
         )
-        save_state(self.run, self.accelerator, self.model, self.optimizer, next_step, epoch=epoch + 1)
+        save_state(self.run, self.accelerator, self.model, self.optimizer, self.loss, next_step, epoch=epoch + 1)
 
 
 def learning_rate(recipe: Train, epoch: float) -> float:

@@ -19,7 +19,14 @@ from reloss.experiment.task import Run
 from reloss.metrics import MASKED
 from reloss.runtime import distributed
 from reloss.runtime.progress import progress, say
-from reloss_tasks.accelerated import FiniteLoss, check_outputs, load_state, open_accelerator, save_state
+from reloss_tasks.accelerated import (
+    FiniteLoss,
+    check_outputs,
+    learned_weights,
+    load_state,
+    open_accelerator,
+    save_state,
+)
 from reloss_tasks.mrc import data, models
 from reloss_tasks.mrc.config import ReadingExperiment, Train
 from reloss_tasks.mrc.data import Question
@@ -182,7 +189,7 @@ class _Training:
 
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one, and return the number of finished parts."""
-        state = load_state(self.run, self.accelerator, self.model, self.optimizer)
+        state = load_state(self.run, self.accelerator, self.model, self.optimizer, self.loss)
         if state is None:
             return 0
         say(f"resuming from part {state['part']}/{self.parts}")
@@ -255,6 +262,7 @@ class _Training:
             lr=learning_rate(recipe, step - 1, recipe.epochs * self.steps_per_epoch),
             windows_per_second=round(speed, 2),
             **{f"validation_{key}": scores[key] for key in dict.fromkeys((name, "f1", "exact_match"))},
+            **learned_weights(self.loss),
         )
         count = self.config.recording.examples
         self.run.record.save_predictions(parts, outputs[:count], self.validation_windows.targets[:count])
@@ -262,7 +270,7 @@ class _Training:
             f"epoch {epoch:g}/{recipe.epochs}: loss {loss:.4f}, {speed:.1f} windows/s, validation F1 "
             f"{scores['f1']:.4f}, exact match {scores['exact_match']:.4f}"
         )
-        save_state(self.run, self.accelerator, self.model, self.optimizer, step, part=parts)
+        save_state(self.run, self.accelerator, self.model, self.optimizer, self.loss, step, part=parts)
 
 
 def epoch_order(lengths: np.ndarray, recipe: Train, seed: int, steps: int) -> np.ndarray:

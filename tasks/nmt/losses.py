@@ -29,18 +29,22 @@ from torch.nn import functional as F
 from reloss.runtime.errors import UsageError
 from reloss.surrogates import SurrogateLoss, TranslationReLoss, load
 from reloss.surrogates.expected.translation import ExpectedTranslation, gold_matrix
+from reloss.surrogates.uncertainty import UncertaintyWeights
 from reloss_tasks.nmt.watched_tasks import mark_symbols
 
 WORDS = "word_ins-loss"  # fairseq's name for the loss of the words; the other one is the loss of the length
 SURROGATE = {"help": "folder of a surrogate, or a name such as released/nat"}
-NLL_WEIGHT = {"help": "weight of the label-smoothed negative log-likelihood that is added"}
+NLL_WEIGHT = {
+    "help": "weight of the label-smoothed negative log-likelihood that is added; learned: both weights are learned in "
+    "training and stored in checkpoints"
+}
 
 
 @dataclass
 class BagOfNgramsConfig(LabelSmoothedDualImitationCriterionConfig):
     """Arguments of `bon_nat`."""
 
-    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+    nll_weight: str = field(default="0", metadata=NLL_WEIGHT)
     bon_order: int = field(default=2, metadata={"help": "length of the n-grams in words"})
 
 
@@ -49,7 +53,7 @@ class SurrogateNATConfig(LabelSmoothedDualImitationCriterionConfig):
     """Arguments of `reloss_nat`, `approx_nat` and `expected_nat`."""
 
     surrogate: str = field(default="", metadata=SURROGATE)
-    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+    nll_weight: str = field(default="0", metadata=NLL_WEIGHT)
 
 
 @dataclass
@@ -57,15 +61,42 @@ class SurrogateATConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """Arguments of `reloss_at` and `approx_at`."""
 
     surrogate: str = field(default="", metadata=SURROGATE)
-    nll_weight: float = field(default=0.0, metadata=NLL_WEIGHT)
+    nll_weight: str = field(default="0", metadata=NLL_WEIGHT)
 
 
-class _NATCriterion(LabelSmoothedDualImitationCriterion):
+class _WithLikelihood:
+    """What the criteria share: a loss plus the likelihood, with a fixed weight or learned weights.
+
+    Learned weights are parameters of the criterion, so that fairseq stores them in its checkpoints.
+    """
+
+    nll_weight: float
+    uncertainty: UncertaintyWeights | None
+
+    def _set_weight(self, nll_weight: str | float, surrogate: SurrogateLoss | None = None) -> None:
+        """Set the weight, from the option; without a surrogate, the loss cannot be below 0."""
+        if nll_weight == "learned":
+            self.nll_weight = 1.0
+            self.uncertainty = UncertaintyWeights() if surrogate is None else UncertaintyWeights.of(surrogate)
+        else:
+            self.nll_weight, self.uncertainty = _checked(nll_weight), None
+
+    def _add(self, loss: Tensor, nll: Tensor, size: int = 1) -> Tensor:
+        """Return the weighted sum of two losses, which are themselves sums over `size` tokens.
+
+        The likelihood can be infinite, so a weight of 0 leaves it out of the computation.
+        """
+        if self.uncertainty is not None:
+            return size * self.uncertainty(loss / size, nll / size)
+        return loss + self.nll_weight * nll if self.nll_weight else loss
+
+    def load_state_dict(self, state_dict: Any, *options: Any, **named: Any) -> Any:
+        """Load learned weights. The checkpoint of a criterion without any, which is fine-tuned, holds None."""
+        return super().load_state_dict(state_dict or self.state_dict(), *options, **named)  # type: ignore[misc]
+
+
+class _NATCriterion(_WithLikelihood, LabelSmoothedDualImitationCriterion):
     """fairseq's `nat_loss` with another loss for the words. The length loss is unchanged."""
-
-    def __init__(self, task: Any, label_smoothing: float, nll_weight: float) -> None:
-        super().__init__(task, label_smoothing)
-        self.nll_weight = _checked(nll_weight)
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         """Return the loss of a batch: log-probabilities [B, T, V], targets [B, T], and mask [B, T], true for tokens."""
@@ -87,7 +118,7 @@ class _NATCriterion(LabelSmoothedDualImitationCriterion):
             assert masks is not None
             with torch.autocast(outputs.device.type, enabled=False):
                 loss = factor * self.word_loss(F.log_softmax(outputs.float(), -1), targets, masks)
-            losses["loss"] = _sum(loss, self.nll_weight, losses["loss"])
+            losses["loss"] = self._add(loss, losses["loss"])
         return losses
 
 
@@ -98,9 +129,10 @@ class ReLossNAT(_NATCriterion):
     The surrogate gets a batch as the bank records it, except that it needs no predicted tokens.
     """
 
-    def __init__(self, task: Any, label_smoothing: float, surrogate: str, nll_weight: float) -> None:
-        super().__init__(task, label_smoothing, nll_weight)
+    def __init__(self, task: Any, label_smoothing: float, surrogate: str, nll_weight: str | float) -> None:
+        super().__init__(task, label_smoothing)
         self._surrogate = _load(surrogate)
+        self._set_weight(nll_weight, self._surrogate[0])
         self._dictionary = task.target_dictionary
 
     def word_loss(self, log_probs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -123,8 +155,9 @@ class ExpectedNAT(ReLossNAT):
 class BagOfNgramsNAT(_NATCriterion):
     """The distance of bags of n-grams, BoN-L1 (Shao et al., 2020), as the loss for the words."""
 
-    def __init__(self, task: Any, label_smoothing: float, nll_weight: float, bon_order: int) -> None:
-        super().__init__(task, label_smoothing, nll_weight)
+    def __init__(self, task: Any, label_smoothing: float, nll_weight: str | float, bon_order: int) -> None:
+        super().__init__(task, label_smoothing)
+        self._set_weight(nll_weight)
         if bon_order < 1:
             raise UsageError(f"--bon-order must be 1 or more, not {bon_order}")
         self.order = bon_order
@@ -135,7 +168,7 @@ class BagOfNgramsNAT(_NATCriterion):
 
 
 @register_criterion("reloss_at", dataclass=SurrogateATConfig)
-class ReLossAT(LabelSmoothedCrossEntropyCriterion):
+class ReLossAT(_WithLikelihood, LabelSmoothedCrossEntropyCriterion):
     """A frozen `reloss.TranslationReLoss` as the loss of an autoregressive model, given gold prefixes.
 
     fairseq's losses are sums over tokens, so the surrogate's mean is multiplied by the number of tokens.
@@ -147,7 +180,7 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
         sentence_avg: bool,
         label_smoothing: float,
         surrogate: str,
-        nll_weight: float,
+        nll_weight: str | float,
         ignore_prefix_size: int = 0,
         report_accuracy: bool = False,
     ) -> None:
@@ -158,7 +191,7 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
                 f"{surrogate} counts n-grams in all places, but an autoregressive model has seen the reference before "
                 "each position: use a surrogate with surrogate.features=likelihood"
             )
-        self.nll_weight = _checked(nll_weight)
+        self._set_weight(nll_weight, self._surrogate[0])
 
     def compute_loss(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
@@ -169,7 +202,7 @@ class ReLossAT(LabelSmoothedCrossEntropyCriterion):
         targets = model.get_targets(sample, net_output)[:, self.ignore_prefix_size :]
         loss = self._surrogate[0].to(log_probs.device)(log_probs, targets, targets != self.padding_idx)
         size = targets.size(0) if self.sentence_avg else sample["ntokens"]
-        return _sum(loss * size, self.nll_weight, ordinary), nll
+        return self._add(loss * size, ordinary, size), nll
 
 
 @register_criterion("approx_at", dataclass=SurrogateATConfig)
@@ -193,15 +226,14 @@ def _load(surrogate: str) -> tuple[SurrogateLoss]:
     return (loaded,)
 
 
-def _checked(nll_weight: float) -> float:
-    if not nll_weight >= 0:
-        raise UsageError(f"--nll-weight must be 0 or more, not {nll_weight}")
-    return nll_weight
-
-
-def _sum(loss: Tensor, nll_weight: float, nll: Tensor) -> Tensor:
-    """Return the weighted sum. The likelihood can be infinite, so a weight of 0 leaves it out of the computation."""
-    return loss + nll_weight * nll if nll_weight else loss
+def _checked(nll_weight: str | float) -> float:
+    try:
+        weight = float(nll_weight)
+    except ValueError:
+        weight = -1.0
+    if not weight >= 0:
+        raise UsageError(f"--nll-weight must be 0 or more, not {nll_weight}; or the word learned")
+    return weight
 
 
 def bag_of_ngrams_l1(log_probs: Tensor, targets: Tensor, mask: Tensor, order: int = 2) -> Tensor:

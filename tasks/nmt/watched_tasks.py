@@ -105,6 +105,10 @@ class _Watched:
             load_fitting_weights(model, Path(self.cfg.initial_weights))
         return model
 
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        self.criterion = super().build_criterion(cfg, from_checkpoint)  # type: ignore[misc]
+        return self.criterion
+
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)  # type: ignore[misc]
         for observer in _observers:

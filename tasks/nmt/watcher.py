@@ -86,6 +86,7 @@ class Watcher:
         seconds = round(time.monotonic() - self._start, 2)
         scores = validation_scores(task, model, self.run.config)
         nll_loss = stats["nll_loss"]
+        uncertainty = getattr(task.criterion, "uncertainty", None)
         self.run.record.log(
             int(stats["num_updates"]),
             epoch=self.epoch,
@@ -96,6 +97,7 @@ class Watcher:
             lr=float(training["lr"]),
             seconds=seconds,
             **scores,
+            **(uncertainty.summary() if uncertainty is not None else {}),
         )
         self._save_predictions()
         self.run.flush_bank()

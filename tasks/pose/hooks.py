@@ -29,6 +29,7 @@ from reloss_tasks.pose.config import PoseExperiment
 from reloss_tasks.pose.scoring import record_names
 
 VALIDATION = "validation_"
+LOSS = "head.loss_module."  # beginning of the names of a loss's weights in a model
 
 
 class RecordHook(Hook):
@@ -64,7 +65,7 @@ class RecordHook(Hook):
         if runner.iter == 0:
             self._rewind(epoch=0, step=0)
             if self.initial_weights is not None:
-                model.load_state_dict(self.initial_weights)
+                model.load_state_dict({**model.state_dict(), **self.initial_weights})
         elif runner.epoch % runner.val_interval == 0 and not self._validated(runner.epoch):
             runner.val_loop.run()  # the run was killed between the checkpoint and its validation
         if self.run.bank is not None:
@@ -110,6 +111,8 @@ class RecordHook(Hook):
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         seconds = round(time.monotonic() - self._start, 2)
         metrics = {f"train_{name}": float(mean) for name, mean in means.items()}
+        if (uncertainty := getattr(plain_model(runner).head.loss_module, "uncertainty", None)) is not None:
+            metrics |= uncertainty.summary()
         self.run.record.log(runner.iter, epoch=runner.epoch + 1, **metrics, lr=rate, seconds=seconds)
         say(f"epoch {runner.epoch + 1}/{runner.max_epochs}: loss {loss:.6f}, {seconds:.0f} s")
 
@@ -156,6 +159,11 @@ class RecordHook(Hook):
 def plain_model(runner: Runner) -> Any:
     """Return the model without the wrapper for several processes."""
     return getattr(runner.model, "module", runner.model)
+
+
+def network_weights(model: Any) -> dict[str, Tensor]:
+    """Return the weights of the network, without those of a loss."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(LOSS)}
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ module also lets mmpose's tools load the checkpoints that they write (see `check
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from mmpose.models.losses import KeypointMSELoss, KeypointOHKMMSELoss
 from mmpose.registry import MODELS
@@ -17,6 +18,7 @@ from reloss.experiment.task import Run
 from reloss.runtime.errors import RelossError, UsageError
 from reloss.surrogates import SurrogateLoss, load
 from reloss.surrogates.pose import JointLoss
+from reloss.surrogates.uncertainty import UncertaintyWeights
 from reloss_tasks.pose import checkpoints  # noqa: F401
 from reloss_tasks.pose.config import PoseExperiment
 
@@ -75,11 +77,13 @@ class KeypointReLoss(nn.Module):
         surrogate: a fitted surrogate, its folder, or its name (see `reloss.surrogates.load`).
         use_target_weight: whether joints are weighted by their visibility, as in mmpose.
         skip_empty_channel: whether joints whose target heatmap is 0 everywhere do not count.
-        ordinary_weight: weight of mmpose's mean squared error, which is added.
+        ordinary_weight: weight of mmpose's mean squared error, which is added. With `learned`, both weights are learned
+            in training and stored in the model's checkpoints (see `reloss.surrogates.uncertainty`).
         loss_weight: factor of the whole loss.
 
     Raises:
-        UsageError: the surrogate is for another kind of prediction, or there is none of this name.
+        UsageError: the surrogate is for another kind of prediction, there is none of this name, or the weights cannot
+            be learned for it.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class KeypointReLoss(nn.Module):
         surrogate: SurrogateLoss | str | Path,
         use_target_weight: bool = True,
         skip_empty_channel: bool = False,
-        ordinary_weight: float = 0.0,
+        ordinary_weight: float | Literal["learned"] = 0.0,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -101,6 +105,7 @@ class KeypointReLoss(nn.Module):
         self.use_target_weight = use_target_weight
         self.skip_empty_channel = skip_empty_channel
         self.ordinary_weight = ordinary_weight
+        self.uncertainty = UncertaintyWeights.of(loaded) if ordinary_weight == "learned" else None
         self.loss_weight = loss_weight
 
     @property
@@ -131,7 +136,11 @@ class KeypointReLoss(nn.Module):
         seen = output if pixels is None else target + pixels.sqrt() * (output - target)
         loss = self.surrogate.to(output.device)(seen, target, joints.to(output.dtype))
         if self.ordinary_weight:
-            loss = loss + self.ordinary_weight * self.ordinary(output.float(), target, target_weights, mask)
+            ordinary = self.ordinary(output.float(), target, target_weights, mask)
+            if self.uncertainty is not None:
+                loss = self.uncertainty(loss, ordinary)
+            else:
+                loss = loss + self.ordinary_weight * ordinary
         return self.loss_weight * loss
 
 

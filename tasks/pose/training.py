@@ -24,7 +24,7 @@ from reloss.runtime.errors import Unavailable
 from reloss.runtime.files import write_text
 from reloss_tasks.pose import data
 from reloss_tasks.pose.config import Model, PoseExperiment
-from reloss_tasks.pose.hooks import RecordHook, plain_model
+from reloss_tasks.pose.hooks import RecordHook, network_weights, plain_model
 from reloss_tasks.pose.losses import make_loss
 from reloss_tasks.pose.mean_pose import score_mean_pose
 from reloss_tasks.pose.pictures import draw_persons
@@ -61,7 +61,7 @@ def train(run: Run[PoseExperiment]) -> None:
     runner.register_hook(hook)
     with closing(hook), _naming_missing_weights(run.config.model):
         runner.train()
-    run.record.save_weights(model.state_dict())
+    run.record.save_weights(network_weights(model))
     distributed.barrier()  # every process evaluates the weights that the main process writes
 
 

@@ -5,7 +5,7 @@ that is declared here, so the core reads its fields by name. `--set key=value` c
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -49,7 +49,11 @@ class TrainSection(Section):
     """The recipe of the training, as far as the core reads it."""
 
     lr: float = Field(gt=0, description="learning rate, at its highest")
-    ordinary_weight: float = Field(0.0, ge=0, description="weight of the ordinary loss that is added to a learned loss")
+    ordinary_weight: Annotated[float, Field(ge=0)] | Literal["learned"] = Field(
+        0.0,
+        description="weight of the ordinary loss that is added to a learned loss; learned: both weights are learned in "
+        "training, by the uncertainty rule",
+    )
     init: Literal["scratch", "baseline"] = Field(
         "scratch", description="initial weights; baseline: fine-tune the finished baseline of the same seed"
     )

@@ -70,6 +70,14 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+def mean(values: Tensor) -> Tensor:
+    """Return the mean of `values` over all processes; every process gets the same."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values := values.clone())
+        values /= processes()
+    return values
+
+
 def gather_objects(value: T) -> list[T]:
     """Return the `value` of every process, in the order of their ranks."""
     if not torch.distributed.is_initialized():

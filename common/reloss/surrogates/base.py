@@ -168,6 +168,10 @@ class SurrogateLoss(nn.Module, ABC):
     def ordinary_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the ordinary loss for such predictions, per item: outputs [N, B, ...], targets [N, B, ...] -> [N]."""
 
+    def lowest(self) -> float | None:
+        """Return a value that no loss is below, close to the loss of perfect predictions; None if it is not known."""
+        return 0.0 if self.output == "absolute" else None
+
     def curve_at(self, log_p: Tensor) -> Tensor:
         """Return the loss of examples whose targets have these log-probabilities: [...] -> [...].
 

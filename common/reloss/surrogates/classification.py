@@ -88,6 +88,13 @@ class ClassificationReLoss(SurrogateLoss):
         """Return the learned loss of examples whose targets have these log-probabilities: [...] -> [...]."""
         return self.curve(log_p if self.input == "log_probability" else log_p.exp())
 
+    def lowest(self) -> float | None:
+        """Return the loss of a target with probability 1; None if the network may rise with the probability."""
+        if self.output != "monotone":
+            return super().lowest()
+        with torch.no_grad():
+            return float(self.curve_at(next(self.buffers()).new_zeros(())))
+
     # Faster than autograd: the gradient in the logits is known in closed form
 
     def curve_and_slope(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,6 +139,10 @@ class PoseReLoss(JointLoss):
         perfect = self.perceptron(features.new_zeros(features.shape[-1]))
         return perfect - self.perceptron(features)  # the network falls as an error grows
 
+    def lowest(self) -> float:
+        """Return the loss of right heatmaps, 0."""
+        return 0.0
+
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError unless both are heatmaps [N, B, K, H, W] of this surrogate's size."""
         check_heatmaps(outputs, targets, self.size)

@@ -155,15 +155,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_digits, tmp_path, m
     assert_same_bank(PredictionBank.open(bank), PredictionBank.open(tmp_path / "whole" / DIGITS / "bank"))
 
 
-def test_an_interrupted_run_with_a_learned_loss_resumes_too(run_digits, tmp_path, monkeypatch):
-    whole = run_digits("reloss", settings=EPOCHS)
+@pytest.mark.parametrize("weight", ["0", pytest.param("learned", marks=pytest.mark.slow)])
+def test_an_interrupted_run_with_a_learned_loss_resumes_too(run_digits, tmp_path, monkeypatch, weight):
+    settings = (*EPOCHS, f"train.ordinary_weight={weight}")
+    whole = run_digits("reloss", settings=settings)
     (tmp_path / "runs" / whole.relative_to(tmp_path / "runs")).rename(tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_after(patch, "save_checkpoint", 2)
         with pytest.raises(KeyboardInterrupt):
-            run_digits("reloss", settings=EPOCHS)
+            run_digits("reloss", settings=settings)
     assert status(whole)["status"] == "interrupted"
-    assert_same_run(run_digits("reloss", settings=EPOCHS), tmp_path / "whole")
+    assert_same_run(run_digits("reloss", settings=settings), tmp_path / "whole")
+    logged = [entry.get("ordinary_weight") for entry in metrics(whole)]
+    assert len(set(logged)) == (3 if weight == "learned" else 1)
 
 
 def test_resume_does_not_repeat_finished_epochs(run_digits, monkeypatch, capsys):

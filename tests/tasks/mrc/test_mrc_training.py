@@ -88,10 +88,17 @@ def test_cross_entropy_learns_to_read(run_reading):
     assert losses[-1] < 0.75 * losses[0]
 
 
-@pytest.mark.parametrize("loss", ["ce", "reloss"])
-def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, monkeypatch, loss):
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        ("ce", ()),
+        ("reloss", ()),
+        pytest.param("expected", ("train.ordinary_weight=learned",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, monkeypatch, loss, settings):
     stage = "baseline" if loss == "ce" else "all"
-    whole = run_reading(loss, runs=tmp_path / "whole", stage=stage)
+    whole = run_reading(loss, *settings, runs=tmp_path / "whole", stage=stage)
     save, calls = training.save_state, []
 
     def killed(*state, part):
@@ -103,8 +110,8 @@ def test_a_run_that_was_killed_ends_with_the_same_record(run_reading, tmp_path, 
 
     monkeypatch.setattr(training, "save_state", killed)
     with pytest.raises(Terminated):
-        run_reading(loss, stage=stage)
-    again = run_reading(loss, stage=stage)
+        run_reading(loss, *settings, stage=stage)
+    again = run_reading(loss, *settings, stage=stage)
     assert same(weights(again), weights(whole))
     assert lines(again) == lines(whole)
     assert read_summary(again)["scores"] == read_summary(whole)["scores"]

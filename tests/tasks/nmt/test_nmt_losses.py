@@ -97,6 +97,22 @@ def test_reloss_nat_is_the_surrogate_and_the_likelihood(surrogate, tmp_path, nll
     assert not list(criterion.parameters())
 
 
+def test_learned_weights_are_the_criterions(tmp_path):
+    folder = saved(ExpectedTranslation(metric="token_bleu"), tmp_path / "expected")
+    criterion, fixed = (ReLossNAT(task(), 0.1, folder, weight) for weight in ("learned", "1"))
+    learned, plain = (
+        each._compute_loss(logits(), TARGETS, MASK, 0.1, name="word_ins-loss")["loss"] for each in (criterion, fixed)
+    )
+    assert learned != plain
+    assert [name for name, _ in criterion.named_parameters()] == ["uncertainty.log_deviations"]
+    other = ReLossNAT(task(), 0.1, folder, "learned")
+    other.load_state_dict(criterion.state_dict(), strict=True)
+    assert torch.equal(other.uncertainty.log_deviations, criterion.uncertainty.log_deviations)
+    other.load_state_dict(None)  # of the baseline's checkpoint, which is fine-tuned
+    with pytest.raises(UsageError, match="cannot be learned for TranslationReLoss"):
+        ReLossNAT(task(), 0.1, saved(TranslationReLoss(), tmp_path / "likelihood"), "learned")
+
+
 def saved(surrogate, folder):
     surrogate.freeze().save_pretrained(folder)
     return str(folder)

@@ -154,6 +154,28 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_toy, tmp_path, monk
 
 
 @pytest.mark.slow
+def test_learned_weights_resume_and_fine_tune(run_toy, tmp_path, monkeypatch):
+    settings = ("expected", "train.ordinary_weight=learned", "train.init=baseline", "train.lr=0.001")
+    whole = run_toy(*settings, runs=tmp_path / "whole")
+    begin = Watcher.begin_epoch
+
+    def interrupted(self, epoch):
+        if epoch == 2 and self.run.loss == "expected":
+            raise KeyboardInterrupt
+        begin(self, epoch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watcher, "begin_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(*settings)
+    record = run_toy(*settings)
+    assert metrics(record) == metrics(whole)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(record).items())
+    logged = [entry["ordinary_weight"] for entry in metrics(record)]
+    assert len(set(logged)) == len(logged) > 1
+
+
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(run_toy, monkeypatch):
     record = run_toy()
     before, entries = weights(record), metrics(record)

@@ -108,6 +108,29 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run_lsp, tmp_path, monk
     assert kept == ["epoch_1.pth", "epoch_2.pth"]
 
 
+@pytest.mark.slow
+def test_learned_weights_resume(run_lsp, tmp_path, monkeypatch):
+    settings = ("expected", "train.ordinary_weight=learned", "train.init=baseline")
+    whole = run_lsp(*settings, runs=tmp_path / "whole")
+    begin = RecordHook.before_train_epoch
+
+    def interrupted(self, runner):
+        if runner.epoch == 1 and self.run.loss == "expected":
+            raise KeyboardInterrupt
+        begin(self, runner)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordHook, "before_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_lsp(*settings)
+    record = run_lsp(*settings)
+    assert metrics(record) == metrics(whole)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(record).items())
+    assert not any("uncertainty" in name for name in weights(record))
+    logged = [entry["ordinary_weight"] for entry in metrics(record) if "ordinary_weight" in entry]
+    assert len(set(logged)) == 2
+
+
 def test_a_missing_bank_is_recorded_again(run_lsp):
     record = run_lsp()
     bank = record.parents[1] / "bank"

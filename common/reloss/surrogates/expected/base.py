@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from reloss.surrogates.base import SurrogateLoss
@@ -68,6 +69,19 @@ class ExpectedLoss(SurrogateLoss):
             ValueError: this kind takes no outputs of this shape.
         """
         return {}
+
+    def best_features(self) -> Tensor:
+        """Return the largest value of each feature [F]: that of perfect predictions. It is 0, a logarithm's of 1."""
+        return torch.zeros(len(self.FEATURES), dtype=self.dtype)
+
+    def lowest(self) -> float:
+        """Return the loss of the best features, which no loss is below."""
+        if self.metric is not None:
+            return 0.0  # where the expected metric is 1
+        weight = self._first_weight()
+        assert weight is not None
+        with torch.no_grad():
+            return self.scale * float(self.network(self.best_features().to(weight.device)))
 
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each group: features [..., F] -> [...]. It falls as any feature rises."""

@@ -259,6 +259,10 @@ class ExpectedSets(ExpectedLoss):
         scores, positive = sets_of(outputs, targets)
         return torch.cat((count_features(scores, positive), rank_features(scores, positive)), -1)
 
+    def best_features(self) -> Tensor:
+        """Return the largest value of each feature [12]: 0 for logarithms, 1 for shares."""
+        return torch.tensor([float(name.startswith("share")) for name in self.FEATURES], dtype=self.dtype)
+
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return which sets of an item count: those that exist; see `reloss.surrogates.sets.existing_sets`."""
         return existing_sets(outputs, targets)
