@@ -143,14 +143,16 @@ class Experiment(Section):
     FIXED: ClassVar[frozenset[str]] = frozenset({"name", "scope", "scope_note", "score", "ordinary_loss", "losses"})
     """What defines an experiment: `--set` cannot change it."""
 
-    TUNED: ClassVar[tuple[str, ...]] = ("metric", "train.lr", "train.init", "train.length", "train.ordinary_weight")
+    TUNED: ClassVar[tuple[str, ...]] = (
+        *("metric", "refit", "train.lr", "train.init", "train.length", "train.ordinary_weight"),
+    )
     """Keys that may be tuned for each loss: they do not change the protocol. Even so, compared runs share `train.init`
     and `train.length`; see `reloss.report.groups.baseline_group`."""
 
     SURROGATE_KEYS: ClassVar[tuple[str, ...]] = ("surrogate.", "learn.")
     """Beginnings of keys that only losses with learned weights use."""
 
-    FITTED_KEYS: ClassVar[tuple[str, ...]] = ("metric", "train.ordinary_weight")
+    FITTED_KEYS: ClassVar[tuple[str, ...]] = ("metric", "refit", "train.ordinary_weight")
     """Further keys that only the losses in FITTED_LOSSES use."""
 
     PROTOCOL: ClassVar[tuple[str, ...]] = ("data", "model", "train")
@@ -172,6 +174,11 @@ class Experiment(Section):
     recording: Recording = Recording()
     surrogate: SurrogateSection = SurrogateSection()
     learn: LearnOptions = LearnOptions()
+    refit: bool = Field(
+        False,
+        description="fit the surrogate a second time, with the validation predictions of a finished run that was "
+        "trained with it (the run with the seed of the bank)",
+    )
 
     @model_validator(mode="after")
     def _fill_surrogate_from_fidelity(self) -> Self:
@@ -201,7 +208,7 @@ class Experiment(Section):
     def unused_keys(self, loss: str) -> tuple[str, ...]:
         """Return the keys, or beginnings of keys, that change nothing in a run with this loss."""
         if loss == "expected":
-            return self.SURROGATE_KEYS
+            return (*self.SURROGATE_KEYS, "refit")
         return () if loss in FITTED_LOSSES else (*self.SURROGATE_KEYS, *self.FITTED_KEYS)
 
     def scope_text(self) -> str:

@@ -18,7 +18,7 @@ from reloss.runtime.files import short_hash
 
 Stage = Literal["all", "baseline", "learn", "train", "evaluate"]
 
-FIT_KEYS = ("metric=", "surrogate.", "learn.")
+FIT_KEYS = ("metric=", "refit=", "surrogate.", "learn.")
 """Beginnings of the settings that change a surrogate or its fit."""
 
 MAX_SEED = 2**63 - 1
@@ -84,6 +84,11 @@ class RunSpec:
         """The loss and, after an `@`, the variant if there is one: the name of a folder."""
         return f"{self.loss}@{self.variant}" if self.variant else self.loss
 
+    def first_round(self) -> RunSpec:
+        """Return the run without `refit` and with the seed of the bank; a second fit learns from its predictions."""
+        settings = [setting for setting in self.settings if not setting.startswith("refit=")]
+        return RunSpec.resolve(self.experiment, self.loss, self.load()[1].recording.seed, settings)
+
     def label(self, stage: Stage = "all") -> str:
         """Return the name of the run, or of one stage that several runs share, for messages."""
         return f"{self.experiment} {self.loss_with_variant} {f'seed {self.seed}' if stage == 'all' else stage}"
@@ -117,7 +122,9 @@ def file_name(experiment: str, loss_with_variant: str, seed: int, stage: Stage =
 
 
 def select_fit_settings(settings: Sequence[str]) -> tuple[str, ...]:
-    """Return those settings that change a surrogate or its fit."""
+    """Return those settings that change a surrogate or its fit. A second fit learns from a run, so all change it."""
+    if any(setting.startswith("refit=") for setting in settings):
+        return tuple(settings)
     return tuple(setting for setting in settings if setting.startswith(FIT_KEYS))
 
 

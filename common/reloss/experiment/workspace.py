@@ -3,6 +3,7 @@
     RUNS/<task>/<data>_<model>/              one experiment
         <loss>[@<variant>]/seed<N>/          the record of one run
         bank[_<hash>]/                       the prediction bank of one protocol, shared by all seeds
+        bank_refit_<hash>/                   the predictions that a second fit learns from
         surrogates/<hash>/                   a fitted surrogate, named by its options; all seeds share it
         diagnostics/                         how well the losses rank the experiment's checkpoints
     RUNS/sweep/                              logs and notes of the jobs of sweeps; slurm/ holds the scheduler's own logs

@@ -10,21 +10,25 @@ the record, fill a second bank, and a fit uses it where the first one is saturat
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from reloss.experiment.config import Recording
 from reloss.experiment.predictions import read_predictions
 from reloss.learning import PredictionBank
+from reloss.learning.diagnostics import Checkpoints
 from reloss.learning.items import Items
 from reloss.learning.measure import Measure
 from reloss.metrics import get_metric
-from reloss.pipeline.context import Context
+from reloss.pipeline.context import Context, sole_writer
+from reloss.pipeline.preflight import is_finished
 from reloss.runtime import distributed
 from reloss.runtime.errors import UsageError
-from reloss.runtime.files import remove_stale
+from reloss.runtime.files import remove_stale, short_hash
 from reloss.runtime.progress import say
 
 SATURATED = 0.75  # a bank with a larger share of items at the best value of the metric is not learned from
@@ -82,14 +86,15 @@ def record_held_out(context: Context) -> None:
     predictions, recording = read_predictions(context.record), context.config.recording
     if predictions is None or len(predictions[0][0]) < recording.item_size:
         return
-    path = context.workspace.held_out_bank(context.bank)
-    shutil.rmtree(path, ignore_errors=True)
+    _fill(context.workspace.held_out_bank(context.bank), predictions, recording, _origin(context))
+
+
+def _fill(path: Path, predictions: Checkpoints, recording: Recording, origin: dict[str, Any]) -> PredictionBank:
+    """Return a new bank in the folder `path` of groups of the same examples, at all epochs."""
+    for part in path.glob("[!.]*"):  # all but the lock
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
     bank = PredictionBank.create(
-        path,
-        item_size=recording.item_size,
-        max_bytes=recording.max_bytes,
-        seed=recording.seed,
-        origin=_origin(context),
+        path, item_size=recording.item_size, max_bytes=recording.max_bytes, seed=recording.seed, origin=origin
     )
     generator = torch.Generator().manual_seed(recording.seed)
     examples = len(predictions[0][0])
@@ -100,13 +105,46 @@ def record_held_out(context: Context) -> None:
             group = torch.randperm(examples, generator=generator)[:whole]
             bank.append(outputs[group], targets[group], step=step)
     bank.finish()
+    return bank
+
+
+def refit_bank(context: Context) -> PredictionBank:
+    """Return the bank of a second fit: the predictions for validation examples of the baseline and of the first round.
+
+    The first round is the run without `refit` and with the seed of the bank. The bank is filled from both records, and
+    again if their predictions changed.
+
+    Raises:
+        UsageError: the first round is not finished, or it recorded too few predictions.
+        RelossError: a record is damaged.
+    """
+    first, recording = context.of(context.run.first_round()), context.config.recording
+    if not is_finished(first):
+        raise UsageError(f"a second fit needs the finished run {first.run.label()}; run --stage all")
+    sources = [read_predictions(each.record) for each in (context.of_baseline(recording.seed), first)]
+    parts = [source for source in sources if source is not None]
+    if len(parts) < len(sources) or len(parts[0][0][0]) < recording.item_size:
+        raise UsageError(
+            f"the records of {first.run.label()} and of its baseline hold too few validation predictions for a second "
+            f"fit; choose recording.item_size of at most {recording.examples}, and record again"
+        )
+    predictions = torch.cat([outputs for outputs, _ in parts]), torch.cat([targets for _, targets in parts])
+    digest = short_hash([hashlib.sha256(tensor.contiguous().numpy()).hexdigest() for tensor in predictions])
+    origin = {**_origin(first), "predictions": digest}
+    path = context.workspace.bank(context.config.name, f"refit_{short_hash([first.run.command(), origin])}")
+    with distributed.main_first(), sole_writer(path):
+        bank = _open_existing(path)
+        return bank if bank is not None and bank.meta["complete"] else _fill(path, predictions, recording, origin)
 
 
 def bank_to_fit(context: Context, bank: PredictionBank) -> PredictionBank:
     """Return the bank to learn from: the one of validation examples if the metric is saturated in the other.
 
-    If all validation items have the same metric too, only a fit with shifted items, which vary, learns from them.
+    If all validation items have the same metric too, only a fit with shifted items, which vary, learns from them. With
+    `refit`, it is the bank of `refit_bank`.
     """
+    if context.config.refit:
+        return refit_bank(context)
     held_out = _open_existing(context.workspace.held_out_bank(bank.path))
     if held_out is None or held_out.meta["origin"] != bank.meta["origin"]:
         return bank

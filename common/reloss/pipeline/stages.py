@@ -64,7 +64,13 @@ def run(
             what was recorded.
     """
     context = Context(spec, *spec.load(), workspace, stage, track, resume, allow_changed_data)
-    stages = {"all": train_with_inputs, "baseline": baseline, "learn": learn, "train": train, "evaluate": evaluate}
+    stages = {
+        "all": train_with_inputs,
+        "baseline": baseline,
+        "learn": learn_with_inputs,
+        "train": train,
+        "evaluate": evaluate,
+    }
     distributed.start()
     with terminable():
         if stage in ("all", "train"):
@@ -92,6 +98,13 @@ def baseline(context: Context) -> Path:
         return train(recorded)
     say(f"bank is complete: {bank.path}")
     return recorded.record
+
+
+def learn_with_inputs(context: Context) -> Path:
+    """Run what a second fit learns from, then fit the surrogate of the run's loss; return its folder."""
+    if context.is_fitted and context.config.refit:
+        train_with_inputs(context.of(context.run.first_round()))
+    return learn(context)
 
 
 def learn(context: Context) -> Path:
@@ -143,6 +156,8 @@ def train_with_inputs(context: Context) -> Path:
     """Run the baselines that the run needs, then train; return the record."""
     if context.is_fitted:
         baseline(context)
+        if context.config.refit:
+            train_with_inputs(context.of(context.run.first_round()))
     if context.config.fine_tunes and not preflight.baseline_weights(context):
         train(context.of_baseline(context.run.seed))
     return train(context)

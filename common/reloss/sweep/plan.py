@@ -66,8 +66,11 @@ class Plan:
         earlier = [*self.prerequisites, *self.baselines]
         if job in self.fits:
             same = [other for other in earlier if other.run.experiment == job.run.experiment]
-            return [other for other in same if other.stage == "baseline" or other.run.seed == job.run.seed]
+            starts = [other for other in same if other.stage == "baseline" or other.run.seed == job.run.seed]
+            surrogates = [_surrogate_of(first) for first in _first_round(job.run)]
+            return starts + [other for other in self.fits if _surrogate_of(other.run) in surrogates]
         fits = [fit for fit in self.fits if _surrogate_of(fit.run) == _surrogate_of(job.run)]
+        fits += [fit for fit in self.fits if job.run in _first_round(fit.run)]  # which runs it
         return fits + prerequisites + [start for start in _fine_tuned_baseline(job.run) if start in earlier]
 
     def is_done(self, job: Job, workspace: Workspace) -> bool:
@@ -182,6 +185,11 @@ def _fine_tuned_baseline(run: RunSpec) -> list[Job]:
         return []
     settings = baseline_settings(config, run.settings)
     return [Job(RunSpec.resolve(run.experiment, config.ordinary_loss, run.seed, settings))]
+
+
+def _first_round(run: RunSpec) -> list[RunSpec]:
+    """Return the run that a second fit learns from, and which its job trains; an empty list for other fits."""
+    return [run.first_round()] if run.loss in FITTED_LOSSES and run.load()[1].refit else []
 
 
 def _surrogate_of(run: RunSpec) -> tuple[str, str, tuple[str, ...]]:
