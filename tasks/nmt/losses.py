@@ -64,7 +64,7 @@ class SurrogateATConfig(LabelSmoothedCrossEntropyCriterionConfig):
     nll_weight: str = field(default="0", metadata=NLL_WEIGHT)
 
 
-class _WithLikelihood:
+class _WithLikelihood(torch.nn.Module):
     """What the criteria share: a loss plus the likelihood, with a fixed weight or learned weights.
 
     Learned weights are parameters of the criterion, so that fairseq stores them in its checkpoints.
@@ -90,9 +90,9 @@ class _WithLikelihood:
             return size * self.uncertainty(loss / size, nll / size)
         return loss + self.nll_weight * nll if self.nll_weight else loss
 
-    def load_state_dict(self, state_dict: Any, *options: Any, **named: Any) -> Any:
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load learned weights. The checkpoint of a criterion without any, which is fine-tuned, holds None."""
-        return super().load_state_dict(state_dict or self.state_dict(), *options, **named)  # type: ignore[misc]
+        return super().load_state_dict(state_dict or self.state_dict(), strict, assign)
 
 
 class _NATCriterion(_WithLikelihood, LabelSmoothedDualImitationCriterion):
