@@ -129,7 +129,7 @@ def refit_bank(context: Context) -> PredictionBank:
             f"fit; choose recording.item_size of at most {recording.examples}, and record again"
         )
     predictions = torch.cat([outputs for outputs, _ in parts]), torch.cat([targets for _, targets in parts])
-    digest = short_hash([hashlib.sha256(tensor.contiguous().numpy()).hexdigest() for tensor in predictions])
+    digest = short_hash([hashlib.sha256(tensor.contiguous().numpy().data).hexdigest() for tensor in predictions])
     origin = {**_origin(first), "predictions": digest}
     path = context.workspace.bank(context.config.name, f"refit_{short_hash([first.run.command(), origin])}")
     with distributed.main_first(), sole_writer(path):
