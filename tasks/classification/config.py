@@ -89,6 +89,9 @@ class Train(TrainSection):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: no clipping")
 
 
+TOP_METRICS = ("partial_auroc", "precision_at_10", "recall_at_10")  # which a few examples at the top decide
+
+
 class ClassificationExperiment(Experiment):
     """An experiment of image classification."""
 
@@ -102,5 +105,10 @@ class ClassificationExperiment(Experiment):
 
     @property
     def surrogate_kind(self) -> str:
-        """`set` for a positive class against the rest, whose metrics need a whole batch; else `classification`."""
-        return "classification" if self.data.positive_class is None else "set"
+        """`set` for a positive class against the rest, whose metrics need a whole batch; else `classification`.
+
+        For metrics of a ranking's top, it is `top`.
+        """
+        if self.data.positive_class is None:
+            return "classification"
+        return "top" if self.metric in TOP_METRICS else "set"

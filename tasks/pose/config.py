@@ -55,8 +55,8 @@ class PoseExperiment(Experiment):
 
     @property
     def surrogate_kind(self) -> str:
-        """The kind of surrogate for heatmaps."""
-        return "pose"
+        """`pose` for heatmaps; `pose_ranking` for COCO's average precision, which ranks persons by confidence."""
+        return "pose_ranking" if self.metric == "heatmap_ap" else "pose"
 
     @property
     def surrogate_shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
+from reloss.metrics import COCO_SIGMAS, decode_heatmaps, heatmap_ap, heatmap_oks, heatmap_pck, oks, pck
 
 
 def heatmaps(seed: int, *shape: int, levels: int = 5) -> Tensor:
@@ -297,3 +297,69 @@ def test_heatmap_oks_equals_oks_of_the_decoded_joints():
     assert heatmap_oks(targets, targets).tolist() == pytest.approx([1, 1])
     with pytest.raises(ValueError, match="17"):
         heatmap_oks(outputs[:, :, :14], targets[:, :, :14])
+
+
+class TestHeatmapAP:
+    """COCO's average precision of persons who are each alone in an image."""
+
+    @staticmethod
+    def persons(seed, b=12, n=1):
+        """Heatmaps of one pixel for each joint, the further from the target the later the person; some are hidden."""
+        generator = torch.Generator().manual_seed(seed)
+        targets = torch.zeros(n, b, 17, 32, 24)
+        outputs = torch.zeros(n, b, 17, 32, 24)
+        shifts = torch.randint(-2, 3, (n, b, 17, 2), generator=generator) * (torch.rand(n, b, 1, 1) < 0.8)
+        for index in np.ndindex(n, b, 17):
+            y, x = torch.randint(4, 20, (2,), generator=generator).tolist()
+            dy, dx = shifts[index].tolist()
+            targets[(*index, y, x)] = 1
+            outputs[(*index, y + dy, x + dx)] = torch.rand((), generator=generator) * 0.9 + 0.05
+        targets[torch.rand(n, b, 17, generator=generator) < 0.2] = 0
+        return outputs, targets
+
+    @staticmethod
+    def evaluate(outputs, targets):
+        """AP by xtcocotools."""
+        from xtcocotools.coco import COCO
+        from xtcocotools.cocoeval import COCOeval
+
+        area = 0.53 * 32 * 24 / 1.25**2
+        labels, detections = [], []
+        for number, (output, target) in enumerate(zip(outputs, targets, strict=True), 1):
+            seen = target.amax((-2, -1)) > 0
+            truth = torch.cat([decode_heatmaps(target), 2.0 * seen[:, None]], -1) * seen[:, None]
+            box = {"image_id": number, "category_id": 1, "bbox": [0, 0, 24, 32], "area": area, "iscrowd": 0}
+            labels.append(
+                {**box, "id": number, "keypoints": truth.flatten().tolist(), "num_keypoints": int(seen.sum())}
+            )
+            points = torch.cat([decode_heatmaps(output), torch.ones(17, 1)], -1)
+            largest = output.amax((-2, -1))
+            sure = largest[largest > 0.2]
+            score = float(sure.mean()) if len(sure) else 0.0
+            detections.append(
+                {"image_id": number, "category_id": 1, "keypoints": points.flatten().tolist(), "score": score}
+            )
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": label["id"]} for label in labels],
+            "annotations": labels,
+            "categories": [{"id": 1, "name": "person"}],
+        }
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections), "keypoints", np.array(COCO_SIGMAS), use_area=True)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return float(evaluation.eval["precision"][:, :, 0, 0, 0].mean())
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_it_is_cocos(self, seed, capsys):
+        outputs, targets = self.persons(seed)
+        if seed == 3:
+            targets[0, 2:5] = 0
+        assert heatmap_ap(outputs, targets).item() == pytest.approx(self.evaluate(outputs[0], targets[0]), abs=1e-6)
+
+    def test_it_is_1_for_the_targets_and_0_without_visible_joints(self):
+        outputs, targets = self.persons(0, n=2)
+        assert heatmap_ap(targets, targets).tolist() == [1, 1]
+        assert heatmap_ap(outputs, 0 * targets).tolist() == [0, 0]
+        assert heatmap_ap(outputs[:0], targets[:0]).shape == (0,)

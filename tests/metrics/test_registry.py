@@ -82,9 +82,9 @@ def test_names_and_their_order():
     assert list(METRICS) == [
         *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1"),
         *("binary_f1", "binary_f2", "binary_iou", "binary_accuracy", "binary_balanced_accuracy", "binary_kappa", "mcc"),
-        *("average_precision", "auroc"),
+        *("average_precision", "auroc", "partial_auroc", "precision_at_10", "recall_at_10"),
         *("ndcg", "ndcg10"),
-        *("heatmap_pck", "heatmap_oks"),
+        *("heatmap_pck", "heatmap_oks", "heatmap_ap"),
         *("span_f1", "span_exact_match", "token_f1", "token_exact_match", "bleu", "token_bleu"),
         *("reading_f1", "reading_exact_match"),
     ]

@@ -24,6 +24,10 @@ LIKELIHOOD = {
     "set": {"output": "monotone"},
     "translation": {"output": "monotone", "positions": "counted", "average": "token", "width": 32, "length": 7},
 }
+# The kinds that differ in their expected features only.
+for name, same in (("pose_ranking", "pose"), ("top", "set")):
+    for table in (SHAPES, RELEASED, LIKELIHOOD):
+        table[name] = table[same]
 
 
 def test_every_kind_is_covered():
@@ -120,6 +124,7 @@ BATCHES = {
     "set": (torch.randn(4, 10), torch.arange(4)),
     "translation": (-torch.rand(4, 7), torch.ones(4, 7, 2, dtype=torch.long)),
 }
+BATCHES |= {"pose_ranking": BATCHES["pose"], "top": BATCHES["set"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,7 +22,7 @@ from reloss.metrics.binary import (
     mcc,
 )
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
-from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_oks, heatmap_pck, oks, pck
+from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_ap, heatmap_oks, heatmap_pck, oks, pck
 from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.per_item import Metric, PerItem, as_metric
 from reloss.metrics.ranking import ndcg, ndcg10
@@ -37,6 +37,7 @@ from reloss.metrics.text import (
     token_exact_match,
     token_f1,
 )
+from reloss.metrics.top import partial_auroc, precision_at_10, precision_at_k, recall_at_10, recall_at_k
 from reloss.runtime.errors import UsageError, unknown
 
 METRICS: dict[str, Metric] = {
@@ -44,9 +45,9 @@ METRICS: dict[str, Metric] = {
     for metric in (
         *(accuracy, top5_accuracy, balanced_accuracy, macro_f1),
         *(binary_f1, binary_f2, binary_iou, binary_accuracy, binary_balanced_accuracy, binary_kappa, mcc),
-        *(average_precision, auroc),
+        *(average_precision, auroc, partial_auroc, precision_at_10, recall_at_10),
         *(ndcg, ndcg10),
-        *(heatmap_pck, heatmap_oks),
+        *(heatmap_pck, heatmap_oks, heatmap_ap),
         *(span_f1, span_exact_match, token_f1, token_exact_match, bleu, token_bleu),
         *(reading_f1, reading_exact_match),
     )
@@ -109,6 +110,7 @@ __all__ = [
     "decode_heatmaps",
     "decode_spans",
     "get_metric",
+    "heatmap_ap",
     "heatmap_oks",
     "heatmap_pck",
     "is_open",
@@ -117,9 +119,14 @@ __all__ = [
     "ndcg",
     "ndcg10",
     "oks",
+    "partial_auroc",
     "pck",
+    "precision_at_10",
+    "precision_at_k",
     "reading_exact_match",
     "reading_f1",
+    "recall_at_10",
+    "recall_at_k",
     "span_exact_match",
     "span_f1",
     "token_bleu",

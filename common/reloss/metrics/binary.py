@@ -105,7 +105,7 @@ def average_precision(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive_targets(outputs, targets)
+    positive = positive_targets(outputs, targets)
     order, _, end = descending(outputs)
     positive = positive.gather(-1, order)
     precision = positive.cumsum(-1).gather(-1, end - 1) / end
@@ -127,7 +127,7 @@ def auroc(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not agree, an output is not finite, or a target is neither 0 nor 1.
     """
-    positive = _positive_targets(outputs, targets)
+    positive = positive_targets(outputs, targets)
     positives, negatives = positive.sum(-1), (~positive).sum(-1)
     # The rank sum of the positives, minus the smallest possible one, counts the pairs in the right order.
     ordered_pairs = (hard_rank(outputs).double() * positive).sum(-1) - positives * (positives - 1) / 2
@@ -146,7 +146,7 @@ class _Counts(NamedTuple):
 
 def _counts(outputs: Tensor, targets: Tensor, threshold: float) -> _Counts:
     """Return the four counts of outputs [N, B] and targets [N, B]."""
-    positive = _positive_targets(outputs, targets)
+    positive = positive_targets(outputs, targets)
     predicted = outputs > threshold
     tp, fp, fn = (predicted & positive).sum(-1), (predicted & ~positive).sum(-1), (~predicted & positive).sum(-1)
     return _Counts(tp, fp, fn, outputs.shape[-1] - tp - fp - fn)
@@ -158,7 +158,7 @@ def _f_beta(outputs: Tensor, targets: Tensor, beta: int, threshold: float) -> Te
     return (1 + weight) * tp / ((1 + weight) * tp + fp + weight * fn).clamp(min=1)
 
 
-def _positive_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+def positive_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     """Check outputs and targets, and return which targets are 1, [N, B]."""
     check_shapes({"outputs [N, B]": outputs, "targets [N, B]": targets})
     check_values(outputs)

@@ -20,6 +20,8 @@ COCO_SIGMAS = (
     *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
 )
 
+SURE = 0.2  # a joint counts for the confidence of a person if its heatmap exceeds this value
+
 
 def decode_heatmaps(heatmaps: Tensor, *, refine: bool = True) -> Tensor:
     """Return the coordinates of the largest value of each heatmap; equal to `MSRAHeatmap.decode` of mmpose 1.1.
@@ -128,6 +130,53 @@ def heatmap_oks(outputs: Tensor, targets: Tensor) -> Tensor:
     height, width = targets.shape[-2:]
     areas = joints.new_full(joints.shape[:2], 0.53 * height * width / 1.25**2)
     return oks(decode_heatmaps(outputs), joints, areas)
+
+
+def heatmap_ap(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return COCO's average precision of persons who are each alone in an image, with one detection for each.
+
+    A detection is right if its OKS reaches a threshold. AP ranks all detections by confidence and averages precision
+    over 101 recalls and ten thresholds, from 0.5 to 0.95. So it depends on whether the confidence tells good poses from
+    bad ones. Equal to xtcocotools' `COCOeval`; persons, OKS and decoding are those of `heatmap_oks`. The confidence is
+    that of mmpose's `CocoMetric`, see `confidences`.
+
+    Args:
+        outputs: [N, B, 17, H, W] heatmaps.
+        targets: [N, B, 17, H, W] heatmaps; a joint without a positive value is not visible.
+
+    Returns:
+        [N] in [0, 1]; 0 for an item without visible joints. Persons without visible joints do not count.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    check_shapes({"outputs [N, B, 17, H, W]": outputs, "targets [N, B, 17, H, W]": targets})
+    counted = (targets.amax((-2, -1)) > 0).any(-1)
+    similarities = heatmap_oks(outputs.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None]).view(counted.shape)
+    scores = confidences(outputs).double().masked_fill(~counted, -1)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    similarities, counted = similarities.gather(-1, order), counted.gather(-1, order)
+    thresholds = torch.linspace(0.5, 0.95, 10, dtype=torch.float64, device=outputs.device)
+    right = (similarities[:, None] >= thresholds[:, None]) & counted[:, None]  # [N, 10, B]
+    found = right.cumsum(-1).double()
+    precision = found / torch.arange(1, right.shape[-1] + 1, device=outputs.device)
+    precision = precision.flip(-1).cummax(-1).values.flip(-1)  # the best precision at this recall or a higher one
+    recall = found / counted.sum(-1).clamp(min=1)[:, None, None]
+    levels = torch.linspace(0, 1, 101, dtype=torch.float64, device=outputs.device).expand(*recall.shape[:2], 101)
+    place = torch.searchsorted(recall.contiguous(), levels.contiguous())
+    reached = place < recall.shape[-1]
+    return (precision.gather(-1, place.clamp(max=recall.shape[-1] - 1)) * reached).mean((1, 2)).float()
+
+
+def confidences(heatmaps: Tensor) -> Tensor:
+    """Return the confidence of each person, as mmpose's `CocoMetric` computes it for a box of confidence 1.
+
+    It is the mean of the largest values of those joints whose largest value is above 0.2, or 0 if there are none:
+    heatmaps [..., K, H, W] -> [...].
+    """
+    largest = heatmaps.amax((-2, -1))
+    sure = largest > SURE
+    return (largest * sure).sum(-1) / sure.sum(-1).clamp(min=1)
 
 
 def oks(outputs: Tensor, targets: Tensor, areas: Tensor, sigmas: Sequence[float] | Tensor = COCO_SIGMAS) -> Tensor:

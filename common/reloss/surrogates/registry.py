@@ -1,7 +1,8 @@
 """All kinds of surrogates by name, and the two ways to get one: `build` a fresh one, or `load` a fitted one.
 
 Each kind of prediction has one class that sees the likelihood of the targets, in `KINDS`, and one that sees the
-expected parts of the metric, in `EXPECTED_KINDS`.
+expected parts of the metric, in `EXPECTED_KINDS`. The kind `top` is `set` for metrics of a ranking's top, and
+`pose_ranking` is `pose` for metrics that rank persons by their confidence.
 
 Code that works with any kind of surrogate goes through this module and never names a class.
 """
@@ -18,8 +19,10 @@ from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss
 from reloss.surrogates.expected.classification import ExpectedClassification
 from reloss.surrogates.expected.pose import ExpectedPose
+from reloss.surrogates.expected.pose_ranking import ExpectedPoseRanking
 from reloss.surrogates.expected.reading import ExpectedReading
 from reloss.surrogates.expected.sets import ExpectedSets
+from reloss.surrogates.expected.top import ExpectedTop
 from reloss.surrogates.expected.translation import ExpectedTranslation
 from reloss.surrogates.options import PRESETS, Features, Input, Output
 from reloss.surrogates.pose import PoseReLoss
@@ -32,16 +35,20 @@ from reloss.surrogates.translation import TranslationReLoss
 KINDS: dict[str, type[SurrogateLoss]] = {
     "classification": ClassificationReLoss,
     "pose": PoseReLoss,
+    "pose_ranking": PoseReLoss,
     "reading": ReadingReLoss,
     "set": SetReLoss,
+    "top": SetReLoss,
     "translation": TranslationReLoss,
 }
 
 EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
     "classification": ExpectedClassification,
     "pose": ExpectedPose,
+    "pose_ranking": ExpectedPoseRanking,
     "reading": ExpectedReading,
     "set": ExpectedSets,
+    "top": ExpectedTop,
     "translation": ExpectedTranslation,
 }
 

@@ -140,6 +140,10 @@ class ExpectedPose(JointLoss, ExpectedLoss):
         if metric is None:
             self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
 
+    def current_sharpness(self) -> Tensor | float:
+        """Return the factor of the heatmaps, as far as it is learned."""
+        return self.sharpness if self.metric is not None else self.log_sharpness.exp()
+
     def features(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the features of each joint: heatmaps [N, B, K, H, W] twice -> [N, B, K, 6], in order of `FEATURES`.
 
@@ -150,8 +154,7 @@ class ExpectedPose(JointLoss, ExpectedLoss):
         """
         check_heatmaps(outputs, targets)
         targets = targets.to(outputs.dtype)
-        sharpness = self.sharpness if self.metric is not None else self.log_sharpness.exp()
-        log_p = log_probabilities(outputs, sharpness)
+        log_p = log_probabilities(outputs, self.current_sharpness())
         single = torch.stack((log_expected_oks(log_p, targets), minus_relative_error(outputs, targets)), -1)
         return torch.cat((log_masses(log_p, targets), single), -1)
 
