@@ -1,13 +1,10 @@
-import multiprocessing
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import TORCHRUN
+from processes import TORCHRUN, in_two_processes
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -21,29 +18,6 @@ from reloss.runtime.errors import UsageError
 from reloss.surrogates.options import FEATURES, PRESETS
 
 SETTINGS = {"steps": 30, "items": 25, "validate_every": 10}  # with 25 items, one process has one more than the other
-
-
-def in_two_processes(function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """Return the value of `function` in each of two processes that share a group over gloo."""
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-
-    def child(rank: int) -> None:
-        try:
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-            )
-            answers.put((rank, function(*arguments)))
-        except BaseException:
-            answers.put((rank, traceback.format_exc()))
-
-    children = [context.Process(target=child, args=(rank,), daemon=True) for rank in range(2)]
-    for process in children:
-        process.start()
-    by_rank = dict(answers.get() for _ in children)
-    for process in children:
-        process.join()
-    return [by_rank[rank] for rank in range(2)]
 
 
 class Counting(ClassificationReLoss):

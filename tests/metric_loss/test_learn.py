@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from processes import in_two_processes
 from rare import FEW, checkpoints
+from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,6 +56,16 @@ def test_print_shows_the_verdict(learned):
     assert [line.split()[0] for line in lines[2:5]] == ["learned", "expected", "binary"]
     assert " ".join(lines[5:]) == learned.verdict()
     assert max(map(len, lines)) <= 100
+
+
+def test_the_same_seed_gives_the_same_loss(learned):
+    outputs, targets = checkpoints()
+    state = torch.get_rng_state()
+    again = learn_loss(outputs, targets, f1_score, item_size=32, **FEW)
+    assert torch.equal(again.loss(outputs[3], targets), learned.loss(outputs[3], targets))
+    assert torch.equal(torch.get_rng_state(), state)  # the random numbers of the training are untouched
+    other = learn_loss(outputs, targets, f1_score, item_size=32, seed=1, **FEW)
+    assert not torch.equal(other.loss(outputs[3], targets), learned.loss(outputs[3], targets))
 
 
 def test_arrays_and_a_single_checkpoint_will_do():
@@ -141,3 +153,28 @@ def test_wrong_calls_are_explained(tmp_path):
         learn_loss(outputs[0][:20], targets[:20], "f1")
     with pytest.raises(UsageError, match="outputs must be a tensor or an array of numbers, not list"):
         learn_loss([["a"]], [targets], "f1")
+
+
+def record_and_learn(folder):
+    torch.manual_seed(torch.distributed.get_rank())
+    recorder = Recorder(nn.BCEWithLogitsLoss(), path=folder)
+    train(recorder, 60)
+    result = recorder.learn("f1", **FEW)
+    probe = torch.linspace(-3, 3, 32)
+    return len(reloss.PredictionBank.open(folder / "bank")), float(result.loss(probe, (probe > 1).long()))
+
+
+def test_two_processes_record_and_learn_together(tmp_path):
+    (items, loss), other = in_two_processes(record_and_learn, tmp_path, tmp_path / "recording")
+    assert items == 120
+    assert other == (items, pytest.approx(loss, rel=1e-5))
+
+
+def test_two_processes_need_one_folder(tmp_path):
+    (error, _) = in_two_processes(lambda: Recorder(nn.BCEWithLogitsLoss()), tmp_path)
+    assert "several processes record together: pass Recorder(loss, path=FOLDER)" in error
+
+
+def test_a_batch_of_another_form_is_refused(learned):
+    with pytest.raises(ValueError, match=r"outputs \[6, 3\] and targets \[6\] are not scores of two classes: expected"):
+        learned.loss(torch.randn(6, 3), torch.zeros(6))

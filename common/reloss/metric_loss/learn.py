@@ -87,6 +87,7 @@ def learn_from_bank(
     metric: Any,
     *,
     keep: Any = None,
+    distributed: bool = False,
     predictions: Predictions | None = None,
     higher_is_better: bool | None = None,
     **options: Any,
@@ -99,6 +100,7 @@ def learn_from_bank(
         ordinary: the ordinary loss; None for the usual one of the kind.
         metric: see `learn_loss`.
         keep: an object to keep alive as long as the result, such as a temporary folder.
+        distributed: whether all processes of torch.distributed call this function, and share the work.
         predictions: what a plain function takes; None to recognise it.
         higher_is_better: the direction; None for what the metric declares, or higher.
         options: options of the fit.
@@ -110,8 +112,11 @@ def learn_from_bank(
     resolved = resolve_metric(metric, kind, items, predictions, higher_is_better)
     shape = bank.output_shape()
     name = surrogate_of(kind, shape)
-    surrogate = _build(name, shape, bank)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.get("seed", 0))  # the initial weights
+        surrogate = _build(name, shape, bank)
     settings = {"mixture": dict(kind.mixture), "items": _items(bank, shape), **DEFAULTS, **options}
+    settings |= {"distributed": distributed, "quiet": True}
     say(
         f"learning a loss for {resolved} from {len(bank)} items of {bank.meta['item_size']} examples: {kind.title} "
         f"(kind={kind.name}), compared with {kind.ordinary}"
@@ -193,7 +198,7 @@ def _items(bank: PredictionBank, shape: Sequence[int]) -> int:
 
 def _fit(surrogate: SurrogateLoss, bank: PredictionBank, metric: MetricForItems, settings: dict[str, Any]) -> FitResult:
     higher_is_better = metric.higher_is_better
-    return fit_surrogate(surrogate, bank, metric.metric, higher_is_better=higher_is_better, quiet=True, **settings)
+    return fit_surrogate(surrogate, bank, metric.metric, higher_is_better=higher_is_better, **settings)
 
 
 def _report_cost(metric: MetricForItems, items: tuple[Tensor, Tensor], count: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from reloss.metric_loss.kinds import KINDS, Kind
-from reloss.metrics.shapes import check_tensors
+from reloss.metrics.shapes import ShapeError, check_tensors
 from reloss.runtime.errors import RelossError
 from reloss.surrogates import SurrogateLoss, registry
 from reloss.surrogates.storage import read_card
@@ -37,10 +37,14 @@ class MetricLoss(nn.Module):
             ValueError: the batch has another form.
         """
         check_tensors(outputs=outputs, targets=targets)
-        outputs, targets = self.kind.prepare(outputs, targets)
-        if not len(outputs):
-            return outputs.sum()
-        return self.surrogate(outputs, targets)
+        try:
+            prepared, labels = self.kind.prepare(outputs, targets)
+            return self.surrogate(prepared, labels) if len(prepared) else prepared.sum()
+        except (IndexError, RuntimeError, ShapeError) as error:
+            raise ValueError(
+                f"outputs {list(outputs.shape)} and targets {list(targets.shape)} are not {self.kind.title}: expected "
+                f"{self.kind.shapes} ({error})"
+            ) from error
 
     def extra_repr(self) -> str:
         """Return the forms of a batch, for `print`."""
