@@ -5,7 +5,7 @@ FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow test-slurm lint format lock results scaling ablation bench-ranking bench-learning \
+.PHONY: setup demo test test-slow test-slurm lint format lock results scaling ablation bench-ranking bench-learning bench-losses \
   bench-tracking docker docker-test
 
 setup: .venv/.installed
@@ -67,6 +67,10 @@ bench-ranking: setup
 # Measures one step of a fit next to a loop over the items.
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning
+
+# Measures the losses next to cross-entropy, and the bag of 2-grams next to the formula as it is written.
+bench-losses: setup
+	$(BIN)/python -m benchmarks.losses
 
 # Measures W&B's share of the wall time of a short run on CIFAR-10. The images are in data/ (or RELOSS_DATA); for class
 # folders: make bench-tracking SET="--set data.format=folder".

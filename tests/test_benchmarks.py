@@ -1,4 +1,4 @@
-"""The benchmark of ranks gives operators equal conditions, and results of each device have their own folder."""
+"""Benchmarks give what they compare equal conditions, and results of each device have their own folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ranking, results_folder
+from benchmarks import losses, ranking, results_folder
 from reloss.ranking import soft_rank
 
 
@@ -35,6 +35,13 @@ def test_operators_take_turns_and_a_failing_one_becomes_a_note(monkeypatch):
         assert results[name]["forward_backward_ms"] > 0
         assert results[name]["note"] == "median of 3"
         assert results[name]["peak_mib"] * 2**20 >= 2 * 8 * 4  # the ranks alone take this much
+
+
+def test_losses_are_compared_with_the_first_one():
+    rows = losses.measure("logits", losses.class_losses("cpu"), torch.randn(8, 3), torch.arange(8) % 3, runs=3)
+    assert [row[1] for row in rows] == ["cross-entropy", "ClassificationReLoss", "SetReLoss"]
+    assert rows[0][3] == 1
+    assert all(row[2] > 0 and row[3] == row[2] / rows[0][2] for row in rows)
 
 
 @pytest.mark.parametrize(("gpu", "folder"), [(None, "cpu"), ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3")])

@@ -108,6 +108,13 @@ def test_values_whose_squares_leave_float32_are_correlated_correctly(scale):
     assert_close(soft_spearman(x * scale, y), soft_spearman(x, y), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-33, 1e-20, 1e30, 3e37])
+def test_gradients_are_finite_at_any_scale(scale):
+    x, y = (normal(4, 9, seed=0) * scale).requires_grad_(), normal(4, 9, seed=1)
+    for correlate in (pearson, soft_spearman, soft_kendall):
+        assert torch.autograd.grad(correlate(x, y).square().sum(), x)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("scale", [2e36, 1.7e38])
 def test_values_whose_sum_overflows_are_correlated_correctly(scale):
     x, y = torch.linspace(1, 2, 256) * scale, torch.linspace(1, 2, 256)

@@ -12,7 +12,7 @@ from reloss.metrics import Metric, average_precision, binary_f1, macro_f1
 from reloss.surrogates import build
 from reloss.surrogates.base import gradient_norms
 from reloss.surrogates.options import FEATURES, PRESETS
-from reloss.surrogates.sets import log_odds
+from reloss.surrogates.sets import log_odds, log_odds_of
 
 OUTPUTS = ["monotone", "identity", "absolute"]
 
@@ -165,6 +165,9 @@ def test_without_positives_only_negatives_count():
 def test_log_odds():
     outputs = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert_close(log_odds(outputs), outputs.softmax(-1).logit())
+    items, classes = torch.tensor([[0, 0, 1, 1], [3, 1, 0, 2]])
+    expected = log_odds(outputs.view(2, 25, 4))[items, :, classes]
+    assert_close(log_odds_of(outputs.view(2, 25, 4), items, classes), expected)
     assert torch.autograd.gradcheck(log_odds, outputs[:5].requires_grad_())
     certain = torch.tensor([[200.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # p rounds to 1 or 0; all logits are equal
     two = torch.tensor(2.0).log()

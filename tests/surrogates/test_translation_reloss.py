@@ -241,3 +241,10 @@ def test_learn_command(tmp_path, cli):
     assert TranslationReLoss.from_pretrained(tmp_path / "surrogate").output == "monotone"
     code, _, err = cli(*words[:-1], tmp_path / "other", "--kind", "classification", *fast[2:])
     assert code == 1
+
+
+@pytest.mark.parametrize("features", ["likelihood", "expected"])
+def test_a_token_beyond_the_vocabulary_is_named(features):
+    loss, log_probs = build("translation", (3, 3), features=features), torch.randn(2, 3, 5).log_softmax(-1)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 4, not 7"):
+        loss(log_probs, torch.tensor([[0, 1, 7], [1, 2, 3]]))

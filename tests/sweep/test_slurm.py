@@ -1,6 +1,9 @@
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -71,6 +74,18 @@ def test_options_of_sbatch_are_passed_on_or_set_by_the_sweep():
         "dependency": "afterok:7",
         "kill-on-invalid-dep": "yes",
     }
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="Slurm is not installed")
+def test_every_option_of_the_installed_sbatch_is_known(tmp_path, monkeypatch):
+    (tmp_path / "slurm.conf").write_text(
+        "ClusterName=x\nSlurmctldHost=localhost\nNodeName=n\nPartitionName=p Nodes=n\n"
+    )
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    page = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^ +(?:-\w,? +)?--([a-z][a-z-]+)", page, re.MULTILINE))
+    assert len(options) > 80
+    assert options - SBATCH_OPTIONS - SET_BY_THE_SWEEP.keys() == {"gpus", "mem", "nodes", "partition", "time"}
 
 
 def test_a_dependency_is_added_to_those_of_the_sweep():

@@ -163,7 +163,8 @@ def _without_overflow(values: Tensor, largest: float, sharpness: float) -> Tenso
 def standardized(values: Tensor) -> Tensor:
     """Return `values` [..., n] with mean 0 and standard deviation 1 in each row.
 
-    A constant row becomes zeros, with zero gradient.
+    A constant row becomes zeros, with zero gradient. So is the gradient of a row whose values are too close together
+    for a finite one, about 1e-32 in float32: the gradient grows as the differences shrink.
 
     Raises:
         ValueError: n is 0.
@@ -177,6 +178,8 @@ def standardized(values: Tensor) -> Tensor:
     varies = (values != values[..., :1]).any(-1, keepdim=True)
     centred = torch.where(varies, values - values.mean(-1, keepdim=True), 0.0)
     largest = centred.detach().abs().amax(-1, keepdim=True)
+    has_gradient = largest > torch.finfo(values.dtype).tiny * 2.0**20
+    centred = torch.where(has_gradient, centred, centred.detach())
     centred = centred / torch.where(largest > 0, largest, 1.0)  # otherwise squares can overflow or underflow float32
     variance = (centred * centred).mean(-1, keepdim=True)
     return centred / torch.where(variance > 0, variance, 1.0).sqrt()

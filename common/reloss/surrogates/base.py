@@ -17,14 +17,18 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from reloss.metrics.shapes import ShapeError, check_tensors
 from reloss.runtime.errors import UsageError
-from reloss.surrogates.checks import warn_of_probabilities
+from reloss.surrogates.checks import warn_of_probabilities, widen
 from reloss.surrogates.network import evaluate
 from reloss.surrogates.options import Features, Input, Output, Penalty
 from reloss.surrogates.pretrained import find_pretrained
 from reloss.surrogates.storage import load_file_of_weights, load_folder, save_surrogate
+
+LARGEST = 1e6
+"""Bounds the size of outputs: layers, squares and softmax are not finite for infinite or very large ones."""
 
 
 class SurrogateLoss(nn.Module, ABC):
@@ -101,7 +105,11 @@ class SurrogateLoss(nn.Module, ABC):
     # The loss
 
     def per_item(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each of N items, in the dtype of the parameters, also under autocast.
+        """Return the loss of each of N items, in float32 or float64 as the parameters, also under autocast.
+
+        The loss is finite for outputs of any size, infinite ones included: the size of outputs is bounded by `LARGEST`,
+        beyond which the gradient is 0. It is NaN where an output is NaN. Parameters in half precision, in which losses
+        overflow, are used in float32.
 
         Args:
             outputs: [N, B, ...] predictions; see `features` of the kind.
@@ -118,8 +126,11 @@ class SurrogateLoss(nn.Module, ABC):
     def _compute(self, outputs: Tensor, targets: Tensor, group_weights: Tensor | None = None) -> Tensor:
         """Return the loss of each item, with other `group_weights` than the targets give if they are passed."""
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.to(torch.promote_types(self.dtype, torch.float32))  # half precision is for the network
-            losses = self.network(self.features(outputs, targets).to(self.dtype))
+            if self.dtype.itemsize < torch.float32.itemsize:
+                weights = itertools.chain(self.named_parameters(), self.named_buffers())
+                wide = {f"surrogate.{name}": weight.float() for name, weight in weights if weight.is_floating_point()}
+                return functional_call(_Computation(self), wide, (outputs, targets, group_weights))
+            losses = self.network(self.features(bounded(outputs.to(self.dtype)), targets).to(self.dtype))
             if group_weights is None:
                 group_weights = self.group_weights(outputs, targets)
             return self.reduce(losses, group_weights)
@@ -209,7 +220,7 @@ class SurrogateLoss(nn.Module, ABC):
 
         Both are differentiable in the parameters. This one uses autograd, for any network, and ignores `statistics`.
         """
-        outputs = outputs.detach().requires_grad_()
+        outputs = widen(outputs.detach()).requires_grad_()
         losses = self.per_item(outputs, targets)
         return losses, gradient_norms(losses, outputs, create_graph=True)
 
@@ -305,6 +316,22 @@ class SurrogateLoss(nn.Module, ABC):
         if path.is_dir() and options:
             raise UsageError(f"{path} holds the options of its surrogate; remove {', '.join(options)}")
         return (load_folder(cls, path) if path.is_dir() else load_file_of_weights(cls, path, options)).freeze()
+
+
+class _Computation(nn.Module):
+    """The computation of a surrogate's losses as a module, so that `functional_call` can pass it other weights."""
+
+    def __init__(self, surrogate: SurrogateLoss) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+
+    def forward(self, outputs: Tensor, targets: Tensor, group_weights: Tensor | None) -> Tensor:
+        return self.surrogate._compute(outputs, targets, group_weights)
+
+
+def bounded(values: Tensor) -> Tensor:
+    """Return values with a size of at most `LARGEST`; NaN stays NaN."""
+    return values.clamp(-LARGEST, LARGEST)
 
 
 def gradient_norms(losses: Tensor, outputs: Tensor, create_graph: bool = False) -> Tensor:

@@ -61,8 +61,13 @@ def check_logits_or_scores(outputs: Tensor, targets: Tensor) -> None:
 def gather_targets(values: Tensor, targets: Tensor) -> Tensor:
     """Return each example's value at its target: values [..., C], targets [...] in an integer dtype -> [...].
 
+    The targets' values are not read, because reading them would wait for the device in every step. So on a GPU a wrong
+    target is an assertion of CUDA's `gather`, "index out of bounds". A later call raises it, as "device-side assert
+    triggered", and the process cannot use the GPU any more. `check` of the loss, or the same batch on a CPU, names the
+    wrong target.
+
     Raises:
-        ValueError: on a CPU, a target is not a class from 0 to C - 1. Other devices raise their own error.
+        ValueError: on a CPU, a target is not a class from 0 to C - 1.
     """
     try:
         return values.gather(-1, targets.long()[..., None]).squeeze(-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, bounded
 from reloss.surrogates.checks import check_choices, check_class_logits, check_logits, check_sizes, gather_targets, widen
 from reloss.surrogates.curve import value_and_slope
 from reloss.surrogates.options import PRESETS, Features, Input, Output
@@ -26,7 +26,8 @@ class ClassificationReLoss(SurrogateLoss):
     """ReLoss for classification: the mean over a batch of a learned function of each target's probability.
 
     Takes logits [B, C] and classes [B] from 0 to C - 1. Layers and parameter names are the release's, so that its
-    weights load. The release has input `probability` and output `absolute`; the defaults fix their flaws.
+    weights load. The release has input `probability` and output `absolute`; the defaults fix their flaws. On a GPU,
+    classes are not checked; see `reloss.surrogates.checks.gather_targets`.
 
     Args:
         input: `probability` p of the target, or its logarithm, which still passes a gradient where p is 0.
@@ -118,7 +119,7 @@ class ClassificationReLoss(SurrogateLoss):
             [N, B, 3]: the largest logit; log of the sum of exp(logit - largest); the sum of the squared probabilities
             of all classes except the one with the largest logit.
         """
-        outputs = widen(outputs)
+        outputs = bounded(widen(outputs))
         largest, where = outputs.max(-1, keepdim=True)
         shifted = outputs - largest
         log_sum = shifted.exp().sum(-1, keepdim=True).log()
@@ -134,9 +135,11 @@ class ClassificationReLoss(SurrogateLoss):
         plus the squared probabilities of the other classes. The gradient of p is p times that of log p.
         """
         check_logits(outputs, targets)
+        if self.dtype.itemsize < torch.float32.itemsize:
+            return super().losses_and_norms(outputs, targets)
         with torch.no_grad():
             largest, log_sum, others = (self.statistics(outputs) if statistics is None else statistics).unbind(-1)
-            distance = widen(gather_targets(outputs, targets)) - largest
+            distance = bounded(widen(gather_targets(outputs, targets))) - largest
             log_p = (distance - log_sum).clamp(min=LOWEST)
             # `others` lacks the largest probability: add it and subtract the target's, unless they are the same.
             p, top = log_p.exp(), (-log_sum).exp()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from reloss.metrics.shapes import ShapeError, check_shapes
-from reloss.surrogates.base import SurrogateLoss
+from reloss.surrogates.base import SurrogateLoss, bounded
 from reloss.surrogates.checks import check_heatmaps, check_sizes, widen
 from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.pose import joint_network, weighted_error
@@ -130,7 +130,7 @@ class PoseReLoss(JointLoss):
             ValueError: the shapes do not agree, or the heatmaps have another size.
         """
         self.check(outputs, targets)
-        return (outputs - targets.to(outputs.dtype)).square().flatten(-2)
+        return (outputs - bounded(targets.to(outputs.dtype))).square().flatten(-2)
 
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each joint: squared errors [..., H·W] -> [...]."""

@@ -131,7 +131,7 @@ class ReadingReLoss(SurrogateLoss):
         if mask is not None:
             check_span_shapes(outputs, targets)
             check_shapes({"outputs [N, B, 2, T]": outputs, "mask [N, B, T]": mask})
-            outputs = outputs.to(self.dtype).where(mask.bool()[..., None, :], MASKED)
+            outputs = widen(outputs).where(mask.bool()[..., None, :], MASKED)
         return self._compute(outputs, targets)
 
     def forward(self, outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -18,8 +18,6 @@ from reloss.surrogates.checks import check_choices, check_logits_or_scores, chec
 from reloss.surrogates.network import rising
 from reloss.surrogates.options import Features, Input, Output
 
-LARGEST = 1e6  # bounds the size of scores: layers are not finite for an infinite one
-
 
 class SetReLoss(SurrogateLoss):
     """ReLoss of a set: positives and negatives are embedded one by one, averaged separately, and judged together.
@@ -36,7 +34,7 @@ class SetReLoss(SurrogateLoss):
     An item without positives has zeros instead of their mean, and a weight of its own that marks this; the same holds
     without negatives. Loss and gradient stay finite, and the loss still falls as the existing scores get better.
 
-    Scores are clamped to +-1e6, so that a logit of -inf can mask a class, and are not standardised. Average precision
+    Scores are bounded by 1e6, so that a logit of -inf can mask a class, and are not standardised. Average precision
     does not depend on their scale, and scores relative to the other class's mean, divided by the item's deviation, rank
     items a little better. But they train worse: the gradient is largest where all scores are alike, at the start. Units
     that may also bend the other way have the same drawback.
@@ -91,11 +89,10 @@ class SetReLoss(SurrogateLoss):
             ValueError: the shapes do not agree, or a target is out of range.
         """
         check_logits_or_scores(outputs, targets)
-        outputs = outputs.clamp(-LARGEST, LARGEST)
         if outputs.dim() == 2:
             return torch.stack((outputs, (targets == 1).to(outputs.dtype)), -1)
         items, classes = self.group_weights(outputs, targets).nonzero().unbind(-1)
-        scores = log_odds(outputs).movedim(-1, 1)[items, classes]
+        scores = log_odds_of(outputs, items, classes)
         return torch.stack((scores, (targets[items] == classes[:, None]).to(scores.dtype)), -1)
 
     def group_weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -105,18 +102,18 @@ class SetReLoss(SurrogateLoss):
     def network(self, features: Tensor) -> Tensor:
         """Return the loss of each of M sets: features [M, B, 2] -> [M]."""
         monotone = self.output == "monotone"
-        scores, positive = features[..., :1], features[..., 1] > 0
-        units = F.softplus(
-            torch.where(
-                positive[..., None],
-                F.linear(-scores, *rising(self.positive, monotone=monotone)),
-                F.linear(scores, *rising(self.negative, monotone=monotone)),
-            )
-        )
-        members = torch.stack((positive, ~positive), 1).to(features.dtype)  # [M, 2, B]
-        count = members.sum(-1)  # [M, 2]
-        means = members @ units / count.clamp(min=1)[..., None]
-        counts = torch.cat((count[:, :1] / members.shape[-1], (count == 0).to(count.dtype)), -1)
+        scores, positive = features[..., 0], features[..., 1] > 0
+        sets = positive.nonzero()[:, 0]  # of each positive
+        units = _units(-scores[positive], self.positive, monotone)
+        sums = units.new_zeros(len(features), self.width).index_add(0, sets, units)
+        negative = (~positive).to(features.dtype)[:, None]  # [M, 1, B]
+        # With many classes, nearly all examples are negatives. Their units take most of the time, so they are computed
+        # once for all examples, and the product skips the positives.
+        sums = torch.stack((sums, (negative @ _units(scores, self.negative, monotone)).squeeze(1)), 1)
+        negatives = negative.sum(-1)
+        count = torch.cat((positive.shape[-1] - negatives, negatives), -1)  # [M, 2]
+        means = sums / count.clamp(min=1)[..., None]
+        counts = torch.cat((count[:, :1] / positive.shape[-1], (count == 0).to(count.dtype)), -1)
         hidden = F.linear(means.flatten(1), *rising(self.pooled, monotone=monotone)) + self.counts(counts)
         losses = F.linear(F.softplus(hidden), *rising(self.loss, monotone=monotone)).squeeze(-1)
         return losses.abs() if self.output == "absolute" else losses
@@ -141,7 +138,8 @@ class SetReLoss(SurrogateLoss):
         if outputs.dim() == 2:
             losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         else:
-            losses = F.cross_entropy(outputs.movedim(-1, 1), targets.long(), reduction="none")
+            losses = F.cross_entropy(outputs.flatten(0, 1), targets.long().flatten(), reduction="none")
+            losses = losses.view(targets.shape)
         return losses.mean(-1)
 
 
@@ -164,8 +162,34 @@ def log_odds(outputs: Tensor) -> Tensor:
     Exact even where p rounds to 1: log(1 - p) of the largest logit is computed from the other logits. For the rest,
     p <= 1/2.
     """
-    top = torch.zeros_like(outputs, dtype=torch.bool).scatter(-1, outputs.argmax(-1, keepdim=True), True)
-    total = outputs.logsumexp(-1, keepdim=True)
-    log_rest = torch.log1p(-(outputs - total).masked_fill(top, -torch.inf).exp()) + total
-    log_rest_of_top = outputs.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
-    return outputs - torch.where(top, log_rest_of_top, log_rest)
+    top, log_total, log_others = _log_sums(outputs)
+    is_top = torch.arange(outputs.shape[-1], device=outputs.device) == top[..., None]
+    return _log_odds(outputs, is_top, log_total[..., None], log_others[..., None])
+
+
+def log_odds_of(outputs: Tensor, items: Tensor, classes: Tensor) -> Tensor:
+    """Return the log-odds of M pairs of an item and a class: logits [N, B, C], both [M] -> [M, B]; see `log_odds`."""
+    top, log_total, log_others = _log_sums(outputs)
+    logits = outputs.mT.flatten(0, 1).index_select(0, items * outputs.shape[-1] + classes)
+    return _log_odds(logits, top[items] == classes[:, None], log_total[items], log_others[items])
+
+
+def _log_sums(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest logit's class, and log of the sum of exp of all logits and of the others: [..., C] -> [...].
+
+    `logsumexp` of a pair has finite second derivatives for logits that are far apart, unlike `logaddexp`.
+    """
+    top = outputs.argmax(-1, keepdim=True)
+    log_others = outputs.scatter(-1, top, -torch.inf).logsumexp(-1)
+    log_total = torch.stack((outputs.gather(-1, top).squeeze(-1), log_others), -1).logsumexp(-1)
+    return top.squeeze(-1), log_total, log_others
+
+
+def _log_odds(logits: Tensor, is_top: Tensor, log_total: Tensor, log_others: Tensor) -> Tensor:
+    rest = torch.log1p(-(logits - log_total).masked_fill(is_top, -torch.inf).exp()) + log_total
+    return logits - torch.where(is_top, log_others, rest)
+
+
+def _units(scores: Tensor, layer: nn.Linear, monotone: bool) -> Tensor:
+    """Return the softplus units of each score: [...] -> [..., width]."""
+    return F.softplus(F.linear(scores[..., None], *rising(layer, monotone=monotone)))

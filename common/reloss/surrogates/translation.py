@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reloss.metrics.shapes import check_shapes
 from reloss.surrogates.base import SurrogateLoss
-from reloss.surrogates.checks import check_choices, check_sizes, check_tokens, widen
+from reloss.surrogates.checks import check_choices, check_sizes, check_tokens, gather_targets, widen
 from reloss.surrogates.options import Features, Input, Output
 from reloss.surrogates.released.translation import (
     PositionEmbedding,
@@ -190,7 +190,7 @@ class TranslationReLoss(SurrogateLoss):
         self._refuse_unfitted(outputs, targets)
         mask = targets >= 0 if mask is None else mask
         check_shapes({"outputs [B, T, V]": outputs, "targets [B, T]": targets, "mask [B, T]": mask})
-        gold = outputs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        gold = gather_targets(outputs, targets.clamp(min=0))
         return self.of_gold(gold[None], mask[None])[0]
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:

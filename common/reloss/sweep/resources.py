@@ -20,21 +20,25 @@ TIMES = (
 LEAST = {"nodes": 1, "processes": 1, "parallel": 1, "grace": 1}
 """The smallest values of numbers that must not be 0."""
 
+# As `sbatch --help` and the manual of Slurm 22.05 list them, and newer ones, which an older sbatch refuses:
+# container-id, oom-kill-step, resv-ports, segment, stepmgr, tres-bind, tres-per-task.
 _SBATCH_OPTIONS = """
     account acctg-freq batch bb bbf begin cluster-constraint clusters comment constraint container container-id
     contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu deadline delay-boot dependency distribution
-    exclude exclusive export export-file extra extra-node-info get-user-env gpu-bind gpu-freq gpus-per-socket
+    exclude exclusive export export-file extra extra-node-info get-user-env gid gpu-bind gpu-freq gpus-per-socket
     gres gres-flags hint hold ignore-pbs licenses mail-type mail-user mcs-label mem-bind mem-per-cpu mem-per-gpu
     mincpus network nice no-kill nodefile nodelist oom-kill-step overcommit oversubscribe power prefer priority
     profile propagate qos reboot reservation resv-ports segment sockets-per-node spread-job stepmgr switches
-    thread-spec threads-per-core time-min tmp tres-bind tres-per-task use-min-nodes wait-all-nodes wckey
+    thread-spec threads-per-core time-min tmp tres-bind tres-per-task uid use-min-nodes wait-all-nodes wckey
 """
 SBATCH_OPTIONS = frozenset(_SBATCH_OPTIONS.split())
-"""Long options of sbatch that do not interfere with a sweep, from the manual of Slurm 24.11."""
+"""Long options of sbatch that do not interfere with a sweep."""
 
 SET_BY_THE_SWEEP = {
     **dict.fromkeys(("gpus-per-node", "gpus-per-task"), "gpus"),
-    **dict.fromkeys(("ntasks", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket"), "processes"),
+    **dict.fromkeys(
+        ("ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket"), "processes"
+    ),
     **{"cpus-per-task": "cpus", "array": "parallel", "signal": "grace"},
     **dict.fromkeys(("requeue", "no-requeue"), "timeouts"),
     **dict.fromkeys(("chdir", "error", "input", "job-name", "kill-on-invalid-dep", "open-mode", "output"), ""),

@@ -14,7 +14,7 @@ from reloss.learning import PredictionBank, fit_surrogate
 from reloss.learning.items import Items, shifted
 from reloss.metrics import get_metric
 from reloss.ranking import spearman
-from reloss.surrogates.expected import sets
+from reloss.surrogates.base import LARGEST
 from reloss.surrogates.expected.sets import (
     FEATURES,
     ExpectedSets,
@@ -219,7 +219,7 @@ def test_sets_of_scores_and_of_classes():
     scores, positive = sets_of(*classes())
     assert scores.shape == positive.shape == (5, 4, 12)
     assert (positive.sum(1) == 1).all()
-    assert scores.abs().max() < sets.LARGEST
+    assert scores.abs().max() < LARGEST
 
 
 def test_ordinary_loss_and_checks_are_those_of_sets():

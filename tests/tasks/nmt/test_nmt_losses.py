@@ -8,6 +8,7 @@ from fairseq.data import Dictionary
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from benchmarks.losses import bags
 from reloss import ClassificationReLoss, TranslationReLoss
 from reloss.runtime.errors import UsageError
 from reloss.surrogates.expected.translation import ExpectedTranslation
@@ -243,3 +244,10 @@ def test_gold_tokens_of_all_positions():
         assert matrix[0, position, place] == log_probs[0, position, TARGETS[0, place]]
     assert matrix[~MASK].abs().max() == 0
     assert matrix.mT[~MASK].abs().max() == 0
+
+
+def test_both_bags_of_ngrams_are_the_same_loss():
+    targets = torch.randint(5, (4, 9), generator=torch.Generator().manual_seed(0))
+    log_probs = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    ours, formula = (loss(log_probs, targets) for loss in bags().values())
+    assert_close(ours, formula)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reloss.metrics.keypoints import COCO_SIGMAS
+from reloss.surrogates.base import bounded
 from reloss.surrogates.checks import check_heatmaps
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
 from reloss.surrogates.pose import JointLoss
 
 RADII = (0.025, 0.05, 0.1, 0.2)  # fractions of width and height; `heatmap_pck` asks for a distance below 0.05
 BODY_SIGMA = sum(COCO_SIGMAS[5:]) / len(COCO_SIGMAS[5:])  # mean of COCO's joints without those of the face
+SMALLEST_POWER = 1e-12  # of a heatmap; the error relative to less is not finite
 FEATURES = (*(f"log_mass_{radius}" for radius in RADII), "log_expected_oks", "minus_relative_error")
 
 
@@ -96,7 +98,7 @@ def minus_relative_error(heatmaps: Tensor, targets: Tensor) -> Tensor:
     """
     power = targets.square().sum((-2, -1))
     errors = (heatmaps - targets).square().sum((-2, -1))
-    return (-errors / power.where(power > 0, 1)).where(power > 0, 0)
+    return (-errors / power.where(power > 0, 1).clamp(min=SMALLEST_POWER)).where(power > 0, 0)
 
 
 def expected_pck(features: Tensor) -> Tensor:
@@ -114,8 +116,7 @@ class ExpectedPose(JointLoss, ExpectedLoss):
 
     Takes heatmaps [B, K, H, W] twice, of any size. Unlike mmpose's losses, the mean is over the visible joints of an
     item (or weighted, with the weights passed), as in PCK. Over all joints, the loss would also rank items by their
-    share of visible joints. Loss and gradient are finite for values up to 1e4 and more, and the loss is 0 without a
-    visible joint. Neither infinite nor NaN values are caught.
+    share of visible joints. The loss is 0 without a visible joint.
 
     Args:
         metric: see `ExpectedLoss`; `heatmap_pck` or `heatmap_oks` (in whole pixels) need no learning.
@@ -153,7 +154,7 @@ class ExpectedPose(JointLoss, ExpectedLoss):
             ValueError: the shapes do not agree.
         """
         check_heatmaps(outputs, targets)
-        targets = targets.to(outputs.dtype)
+        targets = bounded(targets.to(outputs.dtype))
         log_p = log_probabilities(outputs, self.current_sharpness())
         single = torch.stack((log_expected_oks(log_p, targets), minus_relative_error(outputs, targets)), -1)
         return torch.cat((log_masses(log_p, targets), single), -1)

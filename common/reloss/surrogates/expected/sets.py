@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from reloss.surrogates.checks import check_logits_or_scores, warn_of_probabilities
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
-from reloss.surrogates.sets import LARGEST, SetReLoss, existing_sets, log_odds
+from reloss.surrogates.sets import SetReLoss, existing_sets, log_odds
 
 LOG_OF_NOTHING = -1e9  # logarithm of an empty count; far below that of every other count
 LOG_WORST = math.log(1e-3)  # logarithm of a ratio that is 0 by definition, such as the precision without positives
@@ -42,13 +42,11 @@ def sets_of(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         outputs: [N, B] scores, or [N, B, C] logits. With logits, each class is a set: its log-odds against the rest.
-            Scores are clamped to +-1e6.
-        targets: [N, B] labels 0 or 1, or classes.
+            targets: [N, B] labels 0 or 1, or classes.
 
     Returns:
         Scores [N, G, B] and positives [N, G, B]; G is 1 for scores, C for logits.
     """
-    outputs = outputs.clamp(-LARGEST, LARGEST)
     if outputs.dim() == 2:
         return outputs[:, None], targets[:, None] == 1
     classes = torch.arange(outputs.shape[-1], device=targets.device)
@@ -222,8 +220,8 @@ class ExpectedSets(ExpectedLoss):
     with the rest by its log-odds. The counts are exact expectations; precision, F1, MCC, kappa and IoU are those of the
     expected counts, recall, specificity, balanced accuracy and AUROC are expectations themselves.
 
-    Loss and gradient are finite for scores of any size, in items of one class and of one example. Scores beyond +-1e6
-    are clamped. The arguments are those of `ExpectedLoss`.
+    Loss and gradient are finite for scores of any size, in items of one class and of one example. The arguments are
+    those of `ExpectedLoss`.
     """
 
     takes_logits = True

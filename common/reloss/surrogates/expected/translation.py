@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reloss.metrics.shapes import check_shapes
-from reloss.surrogates.checks import check_token_matrices
+from reloss.surrogates.checks import check_classes, check_token_matrices
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
 from reloss.surrogates.translation import LOWEST_LOG_P, NO_TOKEN, TranslationReLoss
 
@@ -36,8 +36,16 @@ def gold_matrix(log_probs: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         [..., T, T]: row t holds what position t gives to the gold tokens of all positions.
+
+    Raises:
+        ValueError: on a CPU, a target is not a token from 0 to V - 1; see `reloss.surrogates.checks.gather_targets`.
     """
-    return log_probs.gather(-1, targets[..., None, :].expand(*targets.shape, targets.shape[-1]))
+    places = targets.long()[..., None, :].expand(*targets.shape, targets.shape[-1])
+    try:
+        return log_probs.gather(-1, places)
+    except (IndexError, RuntimeError):
+        check_classes(targets, log_probs.shape[-1])
+        raise
 
 
 def expected_counts(probs: Tensor, orders: int = ORDERS) -> list[Tensor]:
