@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from reloss.experiment.config import to_yaml
 from reloss.experiment.metrics_log import MetricsFile, read_metrics
 from reloss.experiment.record import Record, read_summary, read_weights, weights_file
+from reloss.experiment.record_parts import LiveFolder
+from reloss.experiment.records import read_run
 from reloss.experiment.settings import override
 from reloss.experiment.task import find_experiment
 from reloss.runtime.checkpoint import load_checkpoint, previous, save_checkpoint
@@ -302,3 +304,13 @@ def test_tied_weights_are_saved_under_each_name(tmp_path):
     assert len(weights) == 3
     assert all(torch.equal(value, shared.weight) for value in weights.values())
     model.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("scores", [{"accuracy": 0.75}, {"accuracy": 0.25, "error": 0.75}, {}])
+def test_scores_that_were_changed_are_refused(tmp_path, scores):
+    open_record(tmp_path).close("finished", {"accuracy": 0.25, "undefined": float("nan")})
+    assert read_summary(tmp_path)["scores"] == {"accuracy": 0.25}
+    (tmp_path / "summary.json").write_text(json.dumps({**summary(tmp_path), "scores": scores}))
+    for read in (read_summary, lambda path: read_run(LiveFolder("run", path))):
+        with pytest.raises(RelossError, match=r"summary\.json is damaged \(its scores differ from the recorded ones\)"):
+            read(tmp_path)

@@ -31,9 +31,19 @@ from reloss.learning.bank import compact
 from reloss.runtime import distributed
 from reloss.runtime.checkpoint import latest_intact, load_checkpoint, previous, save_checkpoint
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import damage, read_object, read_text, remove_folder, write_json, write_text
+from reloss.runtime.files import (
+    check_hash,
+    damage,
+    read_object,
+    read_text,
+    remove_folder,
+    short_hash,
+    write_json,
+    write_text,
+)
 from reloss.runtime.progress import say
 from reloss.runtime.tensors import load_tensors, save_tensors
+from reloss.runtime.text import finite
 
 FROM_SCRATCH = "to train this run from scratch"
 
@@ -234,7 +244,9 @@ class Record:
         if not self._writes:
             return
         seconds = self._previous_seconds + time.monotonic() - self._start_time
-        summary = {"status": status, **self._facts, "scores": scores or {}, "wall_seconds": round(seconds, 1), **more}
+        scores = finite(scores or {})
+        summary = {"status": status, **self._facts, "scores": scores, "scores_hash": short_hash(scores)}
+        summary |= {"wall_seconds": round(seconds, 1), **more}
         if self.tracker.enabled:
             summary["tracking"] = self.tracker.cost(seconds)
         write_json(self.path / "summary.json", summary)
@@ -298,6 +310,7 @@ def read_summary(record: Path) -> dict[str, Any]:
     wrong += [name for name, score in summary.get("scores", {}).items() if not isinstance(score, int | float)]
     if wrong:
         raise damage(path, f"wrong: {', '.join(wrong)}")
+    check_hash(summary, "scores", path)
     return summary
 
 

@@ -27,6 +27,7 @@ from reloss.experiment.record_parts import (
 from reloss.experiment.run_spec import MAX_SEED
 from reloss.experiment.settings import current_config, renamed
 from reloss.experiment.status import RECORDED, Status
+from reloss.runtime.files import check_hash
 from reloss.surrogates.options import FEATURES
 
 DIAGNOSTICS = "/diagnostics"  # ends the name of the folder in which `reloss diagnose` leaves its results
@@ -266,6 +267,7 @@ def read_run(source: Source) -> RunRecord | None:
         if source.folder is None:
             raise damage(source.where("summary"), "missing")
         return None
+    check_hash(summary, "scores", source.where("summary"))
     surrogate = _validated(OBJECT, summary.get("surrogate", {}), source.where("summary"))
     values = {name: value for name, value in summary.items() if name in RunRecord.model_fields}
     values |= {"surrogate": surrogate.get("folder", ""), "environment": environment, "name": source.name}
@@ -285,6 +287,7 @@ def read_surrogate(source: Source) -> SurrogateRecord | None:
     card = _part(source, "card", OBJECT)
     if card is None:
         return None
+    check_hash(card, "fit", source.where("card"))
     values = {name: value for name, value in card.items() if name in SurrogateRecord.model_fields}
     values |= {"name": source.name, "source": source}
     record = _validated(SURROGATE, values, source.where("card"))

@@ -89,13 +89,14 @@ def learn(
 def _save(result: FitResult, bank: PredictionBank, options: LearnOptions, folder: Path, facts: dict[str, Any]) -> None:
     """Write the surrogate, its card with the `facts` about the metric, its picture and the history of the fit."""
     write_text(folder / "history.jsonl", "".join(json.dumps(finite(entry)) + "\n" for entry in result.history))
-    metric = facts["metric"]
+    metric, fit = facts["metric"], finite(result.summary())
     card = {
         **facts,
         "features": result.surrogate.sees,
         "learn": options.model_dump(),
         "bank": bank.fingerprint(),
-        "fit": finite(result.summary()),
+        "fit": fit,
+        "fit_hash": short_hash(fit),
     }
     write_picture(folder, measure_picture(result.surrogate.cpu(), bank, get_metric(metric), options))
     result.surrogate.save_pretrained(folder, card)

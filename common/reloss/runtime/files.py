@@ -278,6 +278,15 @@ def damage(where: object, reason: str) -> RelossError:
     return RelossError(f"{where} is damaged ({reason}); {RESTORE}")
 
 
+def check_hash(values: Mapping[str, Any], name: str, where: object) -> None:
+    """Raise RelossError if `values[name]` differs from its hash in `values`; earlier versions recorded none.
+
+    The hash is `short_hash(values[name])`, under the name `<name>_hash`.
+    """
+    if values.get(f"{name}_hash") not in (None, short_hash(values.get(name))):
+        raise damage(where, f"its {name} differ from the recorded ones")
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 sum of a file."""
     with path.open("rb") as file:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reloss.runtime.errors import RelossError, UsageError
-from reloss.runtime.files import atomic, read_json, sha256_of, short_hash, write_json
+from reloss.runtime.files import atomic, check_hash, read_json, sha256_of, short_hash, write_json
 
 if TYPE_CHECKING:
     from reloss.surrogates.base import SurrogateLoss
@@ -43,12 +43,13 @@ def read_card(folder: Path) -> dict[str, Any]:
     """Return the card of the surrogate in `folder`.
 
     Raises:
-        RelossError: the card is missing, or names no class and options.
+        RelossError: the card is missing, names no class and options, or the figures of its fit were changed.
     """
     path = folder / CARD_FILE
     card = read_json(path)
     if not (isinstance(card, dict) and isinstance(card.get("class"), str) and isinstance(card.get("options"), dict)):
         raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
+    check_hash(card, "fit", path)
     return card
 
 
