@@ -10,8 +10,10 @@ from torch import nn
 from reloss import ClassificationReLoss, PoseReLoss, ReadingReLoss, SetReLoss, TranslationReLoss
 from reloss.surrogates.expected.classification import ExpectedClassification
 from reloss.surrogates.expected.pose import ExpectedPose
+from reloss.surrogates.expected.pose_ranking import ExpectedPoseRanking
 from reloss.surrogates.expected.reading import ExpectedReading
 from reloss.surrogates.expected.sets import ExpectedSets
+from reloss.surrogates.expected.top import ExpectedTop
 from reloss.surrogates.expected.translation import ExpectedTranslation
 
 SIZES = (5e-324, 1e-45, 1e-40, 1e-20, 1e-9, 1.0, 1e4, 6e4, 1e10, 1e19, 1e20, 3e38, 1e300, math.inf)
@@ -26,8 +28,9 @@ LOSSES = [
     *(SetReLoss(output) for output in OUTPUTS),
     *(TranslationReLoss(output, average=average, **SMALL) for output in OUTPUTS for average in ("sentence", "token")),
     *(PoseReLoss((6, 5), monotone) for monotone in (True, False)),
-    *(kind(metric=metric) for kind in (ExpectedClassification, ExpectedSets, ExpectedPose, ExpectedReading,
+    *(kind(metric=metric) for kind in (ExpectedClassification, ExpectedSets, ExpectedTop, ExpectedPose, ExpectedReading,
                                        ExpectedTranslation) for metric in (None, *kind.EXPECTED)),
+    ExpectedPoseRanking(),
 ]  # fmt: skip
 
 
