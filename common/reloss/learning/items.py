@@ -6,8 +6,9 @@ outputs, so that the surrogate learns to rank the whole range.
 
 Every source takes N recorded items and a generator on the CPU, and returns N items. Outputs [N, B, C] are class logits
 with targets [N, B]; outputs [N, B] are scores, above 0 for the positive class, with targets in {0, 1}. Sources that
-draw targets (`relabelled`, `random`) or move a threshold (`shifted`) need one of the two; the other sources take
-outputs [N, B, ...] of any kind.
+draw targets (`relabelled`, `random`) need one of the two. `shifted`, which moves a threshold, also takes labels and
+masks with one score for each target. The other sources take outputs [N, B, ...] of any kind. No source changes which
+targets count.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -119,6 +120,8 @@ def shifted(items: Items, generator: torch.Generator) -> Items:
         UsageError: the outputs are neither class logits nor scores.
     """
     outputs, targets = items.outputs, items.targets
+    if are_decisions(items):
+        return _shifted_decisions(items, generator)
     if outputs.dim() == 2:
         margins, members = outputs, targets == 1
     elif outputs.dim() == 3 and targets.dim() == 2:
@@ -140,6 +143,16 @@ def shifted(items: Items, generator: torch.Generator) -> Items:
     if outputs.dim() == 3:
         constants = constants[..., None] * is_class
     return Items(outputs + constants, targets)
+
+
+def _shifted_decisions(items: Items, generator: torch.Generator) -> Items:
+    """Return `shifted` items of labels or masks: one constant for all scores of an item."""
+    scores, targets = items.outputs.flatten(1), items.targets.flatten(1)
+    wants_positive = (torch.rand(len(scores), 1, generator=generator) < 0.5).to(scores.device)
+    chances = torch.rand(targets.shape, generator=generator).to(scores.device) + ((targets == 1) & wants_positive)
+    chances = chances.where(((targets == 0) | (targets == 1)) & is_open(scores), -1)
+    constants = -scores.gather(1, chances.argmax(1, keepdim=True)).nan_to_num(neginf=0)
+    return Items((scores + constants).view(items.outputs.shape), items.targets)
 
 
 def blended(items: Items, generator: torch.Generator) -> Items:
@@ -207,6 +220,18 @@ def are_scores(items: Items) -> bool:
         and items.outputs.dim() == 2
         and bool(((items.targets == 0) | (items.targets == 1)).all())
     )
+
+
+def are_decisions(items: Items) -> bool:
+    """Return whether the outputs are scores of labels or of a foreground, [N, B, ...], one for each target.
+
+    The targets are 0 and 1, some of them 1; those that do not count are negative or 255.
+    """
+    outputs, targets = items.outputs, items.targets
+    if outputs.dim() < 3 or outputs.numel() != targets.numel():
+        return False
+    positive = targets == 1
+    return bool(positive.any() and ((targets <= 0) | positive | (targets == 255)).all())
 
 
 def _per_item(largest: float, outputs: Tensor, generator: torch.Generator) -> Tensor:

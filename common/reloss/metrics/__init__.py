@@ -23,10 +23,19 @@ from reloss.metrics.binary import (
 )
 from reloss.metrics.classification import accuracy, balanced_accuracy, macro_f1, top5_accuracy, topk_accuracy
 from reloss.metrics.keypoints import COCO_SIGMAS, decode_heatmaps, heatmap_ap, heatmap_oks, heatmap_pck, oks, pck
+from reloss.metrics.lists import list_ndcg, list_ndcg10, mrr
 from reloss.metrics.masks import MASKED, is_open
+from reloss.metrics.multilabel import (
+    label_macro_f1,
+    label_mean_average_precision,
+    label_micro_f1,
+    label_ranking_average_precision,
+)
 from reloss.metrics.per_item import Metric, PerItem, as_metric
 from reloss.metrics.ranking import ndcg, ndcg10
 from reloss.metrics.reading import decode_spans, reading_exact_match, reading_f1
+from reloss.metrics.regression import concordance, r2, regression_spearman, share_within
+from reloss.metrics.segmentation import dice, mask_iou, mean_iou
 from reloss.metrics.text import (
     NO_ANSWER,
     SPAN_PADDING,
@@ -47,6 +56,10 @@ METRICS: dict[str, Metric] = {
         *(binary_f1, binary_f2, binary_iou, binary_accuracy, binary_balanced_accuracy, binary_kappa, mcc),
         *(average_precision, auroc, partial_auroc, precision_at_10, recall_at_10),
         *(ndcg, ndcg10),
+        *(list_ndcg, list_ndcg10, mrr),
+        *(label_macro_f1, label_micro_f1, label_mean_average_precision, label_ranking_average_precision),
+        *(dice, mask_iou, mean_iou),
+        *(r2, concordance, regression_spearman, share_within),
         *(heatmap_pck, heatmap_oks, heatmap_ap),
         *(span_f1, span_exact_match, token_f1, token_exact_match, bleu, token_bleu),
         *(reading_f1, reading_exact_match),
@@ -107,15 +120,26 @@ __all__ = [
     "binary_iou",
     "binary_kappa",
     "bleu",
+    "concordance",
     "decode_heatmaps",
     "decode_spans",
+    "dice",
     "get_metric",
     "heatmap_ap",
     "heatmap_oks",
     "heatmap_pck",
     "is_open",
+    "label_macro_f1",
+    "label_mean_average_precision",
+    "label_micro_f1",
+    "label_ranking_average_precision",
+    "list_ndcg",
+    "list_ndcg10",
     "macro_f1",
+    "mask_iou",
     "mcc",
+    "mean_iou",
+    "mrr",
     "ndcg",
     "ndcg10",
     "oks",
@@ -123,10 +147,13 @@ __all__ = [
     "pck",
     "precision_at_10",
     "precision_at_k",
+    "r2",
     "reading_exact_match",
     "reading_f1",
     "recall_at_10",
     "recall_at_k",
+    "regression_spearman",
+    "share_within",
     "span_exact_match",
     "span_f1",
     "token_bleu",

@@ -1,8 +1,8 @@
 """All kinds of surrogates by name, and the two ways to get one: `build` a fresh one, or `load` a fitted one.
 
 Each kind of prediction has one class that sees the likelihood of the targets, in `KINDS`, and one that sees the
-expected parts of the metric, in `EXPECTED_KINDS`. The kind `top` is `set` for metrics of a ranking's top, and
-`pose_ranking` is `pose` for metrics that rank persons by their confidence.
+expected parts of the metric, in `EXPECTED_KINDS`. Some kinds have the latter only. The kind `top` is `set` for metrics
+of a ranking's top, and `pose_ranking` is `pose` for metrics that rank persons by their confidence.
 
 Code that works with any kind of surrogate goes through this module and never names a class.
 """
@@ -18,9 +18,13 @@ from reloss.surrogates.base import SurrogateLoss
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss
 from reloss.surrogates.expected.classification import ExpectedClassification
+from reloss.surrogates.expected.labels import ExpectedLabels
+from reloss.surrogates.expected.lists import ExpectedLists
+from reloss.surrogates.expected.masks import ExpectedMasks
 from reloss.surrogates.expected.pose import ExpectedPose
 from reloss.surrogates.expected.pose_ranking import ExpectedPoseRanking
 from reloss.surrogates.expected.reading import ExpectedReading
+from reloss.surrogates.expected.regression import ExpectedRegression
 from reloss.surrogates.expected.sets import ExpectedSets
 from reloss.surrogates.expected.top import ExpectedTop
 from reloss.surrogates.expected.translation import ExpectedTranslation
@@ -44,9 +48,13 @@ KINDS: dict[str, type[SurrogateLoss]] = {
 
 EXPECTED_KINDS: dict[str, type[ExpectedLoss]] = {
     "classification": ExpectedClassification,
+    "labels": ExpectedLabels,
+    "lists": ExpectedLists,
+    "masks": ExpectedMasks,
     "pose": ExpectedPose,
     "pose_ranking": ExpectedPoseRanking,
     "reading": ExpectedReading,
+    "regression": ExpectedRegression,
     "set": ExpectedSets,
     "top": ExpectedTop,
     "translation": ExpectedTranslation,
@@ -57,8 +65,10 @@ def find_kind(kind: str) -> type[SurrogateLoss]:
     """Return the class of the surrogates of this kind.
 
     Raises:
-        UsageError: the kind is unknown; the message names the nearest ones.
+        UsageError: the kind is unknown, and the message names the nearest ones; or it has expected features only.
     """
+    if kind not in KINDS and kind in EXPECTED_KINDS:
+        raise UsageError(f'kind {kind} has expected features only; choose features="expected"')
     if kind not in KINDS:
         raise unknown("kind of surrogate", kind, KINDS)
     return KINDS[kind]
@@ -87,7 +97,7 @@ def build(
     """Return a fresh surrogate, ready to be fitted.
 
     Args:
-        kind: a key of `KINDS`.
+        kind: a key of `KINDS`; with expected features, of `EXPECTED_KINDS`.
         shape: of one example's outputs, such as [C] for class logits or [K, H, W] for heatmaps.
         features: what the surrogate sees of a prediction; chooses `input` and `output` where they are None.
         input: how probabilities enter the network; kinds whose features are not probabilities ignore it.
@@ -100,7 +110,6 @@ def build(
         ValueError: this kind takes no outputs of this shape, or an option has a wrong value.
         TypeError: the constructor has no such option.
     """
-    surrogate_class = find_kind(kind)
     if features not in PRESETS:
         raise unknown("features", features, PRESETS)
     preset = PRESETS[features]
@@ -110,6 +119,7 @@ def build(
             raise ValueError("input and output are options of features likelihood and released")
         expected_class = find_expected_kind(kind)
         return expected_class(**{**expected_class.expected_arguments(shape), **options})
+    surrogate_class = find_kind(kind)
     arguments = surrogate_class.arguments(shape, features=features, input=input, output=output)
     return surrogate_class(**{**arguments, **options})
 

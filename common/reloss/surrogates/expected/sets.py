@@ -55,12 +55,12 @@ def sets_of(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_expected_counts(scores: Tensor, positive: Tensor) -> LogCounts:
     """Return the logarithms of the expected counts: scores [..., B], positive [..., B] -> [...] each."""
-    return _log_counts(*_log_p_and_classes(scores, positive))
+    return _log_counts(*_log_p_and_classes(scores, positive, ~positive))
 
 
-def _log_p_and_classes(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+def _log_p_and_classes(scores: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Return log p and log(1 - p) [..., 2, B], and which examples are positive and negative [..., 2, B]."""
-    return F.logsigmoid(torch.stack((scores, -scores), -2)), torch.stack((positive, ~positive), -2)
+    return F.logsigmoid(torch.stack((scores, -scores), -2)), torch.stack((positive, negative), -2)
 
 
 def _log_counts(log_p: Tensor, classes: Tensor) -> LogCounts:
@@ -68,15 +68,17 @@ def _log_counts(log_p: Tensor, classes: Tensor) -> LogCounts:
     return LogCounts(*by_prediction_and_class.logsumexp(-1).flatten(-2).unbind(-1))
 
 
-def count_features(scores: Tensor, positive: Tensor) -> Tensor:
+def count_features(scores: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
     """Return what the metrics of one threshold are made of: scores [..., B], positive [..., B] -> [..., 9].
+
+    `negative` [..., B] are all other examples, unless some are neither positive nor negative and do not count.
 
     Logarithms of precision, recall, F1, specificity and negative predictive value of the expected counts; mean
     log-likelihoods of positives and of negatives; shares of positives and of negatives, which do not depend on the
     scores. A mean or a ratio over an empty class is perfect (0). There are three exceptions: without positives,
     precision and F1 are log(0.001); without negatives, the negative predictive value is log(0.001).
     """
-    log_p, classes = _log_p_and_classes(scores, positive)
+    log_p, classes = _log_p_and_classes(scores, positive, ~positive if negative is None else negative)
     sizes = classes.sum(-1)  # [..., 2]
     tp, fp, fn, tn = _log_counts(log_p, classes)
     parts = torch.stack((tp, tp, tp + math.log(2), tn, tn), -1)
@@ -85,11 +87,13 @@ def count_features(scores: Tensor, positive: Tensor) -> Tensor:
     is_undefined = (sizes == 0)[..., [0, 0, 0, 1, 1]]
     ratios = torch.where(is_undefined, ratios.new_tensor([LOG_WORST, 0, LOG_WORST, 0, LOG_WORST]), ratios)
     likelihoods = (log_p * classes).sum(-1) / sizes.clamp(min=1)
-    return torch.cat((ratios, likelihoods, sizes / scores.shape[-1]), -1)
+    return torch.cat((ratios, likelihoods, sizes / sizes.sum(-1, keepdim=True).clamp(min=1)), -1)
 
 
-def rank_features(scores: Tensor, positive: Tensor) -> Tensor:
+def rank_features(scores: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
     """Return what the metrics of a ranking are made of: scores [..., B], positive [..., B] -> [..., 3].
+
+    For `negative`, see `count_features`.
 
     One score is above another with the probability sigmoid(difference): both carry Gumbel noise. The features are the
     logarithm of the expected AUROC; the mean over all pairs of a positive and a negative of the log-probability that
@@ -99,13 +103,14 @@ def rank_features(scores: Tensor, positive: Tensor) -> Tensor:
 
     Without negatives, all are 0. Without positives, the average precision is log(0.001), the others are 0.
     """
-    positives, negatives = positive.sum(-1), (~positive).sum(-1)
+    negative = ~positive if negative is None else negative
+    positives, negatives = positive.sum(-1), negative.sum(-1)
     most = int(positives.max()) if positives.numel() else 0
     places = torch.arange(1, most + 1, device=scores.device)
     best = scores.masked_fill(~positive, -math.inf).sort(-1, descending=True).values[..., : len(places)]
     is_place = places <= positives[..., None]
     margins = best.masked_fill(~is_place, 0)[..., None] - scores[..., None, :]  # [..., P, B]
-    is_pair = is_place[..., None] & ~positive[..., None, :]
+    is_pair = is_place[..., None] & negative[..., None, :]
     above = torch.sigmoid(-margins).mul(is_pair).sum(-1)  # negatives expected above each positive, [..., P]
     log_below = F.logsigmoid(margins).masked_fill(~is_pair, 0).flatten(-2)
     pairs = positives * negatives
