@@ -1,7 +1,7 @@
 """Image classification through torchvision and accelerate."""
 
 from reloss.experiment.task import Task
-from reloss_tasks.classification.ablation import ABLATION
+from reloss_tasks.classification.ablation import ABLATION, RARE_ABLATION
 from reloss_tasks.classification.experiments import EXPERIMENTS
 
 TASK = Task(
@@ -10,5 +10,5 @@ TASK = Task(
     libraries=("torchvision", "accelerate"),
     experiments=EXPERIMENTS,
     install="pip install '.[classification]'",
-    ablation=ABLATION,
+    ablations=(ABLATION, RARE_ABLATION),
 )

@@ -1,6 +1,8 @@
-"""The ablation of image classification: each variant changes one factor of a centre. Imports no torch.
+"""The ablations of classification: each variant changes one factor of a centre. Imports no torch.
 
-The centre is loss `reloss` with the experiment's own settings and fidelity=corrected.
+The centre is loss `reloss` with the experiment's own settings and fidelity=corrected. `ABLATION` is about the fit, on
+balanced classes. `RARE_ABLATION` is about what decides in training, on rare classes: the features, learning, the
+start, the share of the ordinary loss, and a second fit.
 """
 
 from reloss.sweep.ablation import Ablation, Variant
@@ -62,5 +64,34 @@ ABLATION = Ablation(
             for name, (loss, settings) in TUNED.items()
             for size, rate in RATES.items()
         ),
+    ),
+)
+
+# The KEEL sets whose results are committed.
+RARE_SETS = (
+    *("abalone17", "abalone20", "cargood", "carvgood", "flaref", "segment0", "winered4"),
+    *("yeast1", "yeast3", "yeast4", "yeast5", "yeast6"),
+)
+FINE_TUNED = ("train.init=baseline", "train.length=0.5")
+ALONE, LEARNED = "train.ordinary_weight=0", "train.ordinary_weight=learned"
+
+RARE_ABLATION = Ablation(
+    name="rare_ablation",
+    experiments={"classification/rare_digit_mlp": 0.05, **{f"classification/keel_{name}": 0.05 for name in RARE_SETS}},
+    variants=(
+        Variant("baseline", "cross-entropy", "ce"),
+        Variant("baseline", "cross-entropy, fine-tuned", "ce", FINE_TUNED),
+        CENTRE,
+        Variant("features", "likelihood", "reloss", ("surrogate.features=likelihood",)),
+        Variant("learning", "none (expected)", "expected"),
+        Variant("learning", "none, alone", "expected", (ALONE,)),
+        Variant("learning", "none, learned weights", "expected", (LEARNED,)),
+        Variant("start", "fine-tuned", "reloss", FINE_TUNED),
+        Variant("start", "fine-tuned, alone", "reloss", (*FINE_TUNED, ALONE)),
+        Variant("start", "fine-tuned, not learned", "expected", FINE_TUNED),
+        Variant("mixing", "alone", "reloss", (ALONE,)),
+        Variant("mixing", "learned weights", "reloss", (LEARNED,)),
+        Variant("second fit", "yes", "reloss", ("refit=true",)),
+        Variant("second fit", "fine-tuned", "reloss", ("refit=true", *FINE_TUNED)),
     ),
 )

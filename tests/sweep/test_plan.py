@@ -87,6 +87,23 @@ def test_the_settings_of_an_ablation_override_those_of_the_sweep():
     assert any("learn.penalty=item" in settings for settings in learned)
 
 
+def test_the_ablation_of_rare_classes():
+    plan = make_plan("rare_ablation", [], [0, 1], ["train.lr=0.03"])
+    experiments = {job.run.experiment for job in plan}
+    assert "classification/rare_digit_mlp" in experiments
+    assert len([name for name in experiments if name.startswith("classification/keel_")]) == 12
+    of_one = [job for job in plan.runs if job.run.experiment == "classification/keel_yeast4"]
+    assert {job.run.seed for job in of_one} == {0, 1}
+    second = [
+        fit for fit in plan.fits if "refit=true" in fit.run.settings and fit.run.experiment == of_one[0].run.experiment
+    ]
+    assert len(second) == 2  # from scratch and fine-tuned: they learn from other runs
+    for fit in second:
+        (first,) = [need for need in plan.needs[fit] if need in plan.fits]
+        assert not any(setting.startswith("refit") for setting in first.run.settings)
+        assert fit in plan.needs[next(job for job in of_one if job.run == fit.run.first_round())]
+
+
 def test_a_bank_and_a_fit_are_done_when_every_run_that_needs_them_is(tmp_path, run_digits):
     plan = make_plan(DIGITS, ["reloss"], [1], SMALL)
     workspace = Workspace(tmp_path / "runs")

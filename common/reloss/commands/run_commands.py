@@ -145,7 +145,7 @@ class Sweep:
     """
 
     name: Name
-    """A task, an experiment, or ablation."""
+    """A task, an experiment, or an ablation: ablation or rare_ablation."""
     losses: str = ""
     """Comma-separated losses; by default all losses of the experiment."""
     seeds: str = "0-2"
@@ -186,7 +186,7 @@ class Status:
     """
 
     name: Name
-    """A task, an experiment, or ablation."""
+    """A task, an experiment, or an ablation: ablation or rare_ablation."""
     losses: str = ""
     """Comma-separated losses; by default all losses of the experiment."""
     seeds: str = ""
@@ -215,7 +215,7 @@ class Forget:
     """
 
     name: Name
-    """A task, an experiment, or ablation."""
+    """A task, an experiment, or an ablation: ablation or rare_ablation."""
     losses: str = ""
     """Comma-separated losses; by default all losses of the experiment."""
     seeds: str = ""

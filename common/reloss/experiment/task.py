@@ -83,7 +83,7 @@ class Task:
         libraries: distribution names of the packages whose versions decide a result, kept in every record.
         experiments: functions that return the experiments, by the experiments' names.
         install: command that installs the packages that the task needs besides the core's.
-        ablation: the task's part of the ablation, if it has one.
+        ablations: the task's ablations.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Task:
     libraries: tuple[str, ...]
     experiments: Mapping[str, Callable[[], Experiment]]
     install: str = ""
-    ablation: Ablation | None = None
+    ablations: tuple[Ablation, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -198,8 +198,8 @@ def tasks() -> dict[str, Task]:
 
 
 def ablations() -> list[Ablation]:
-    """Return the ablations of all tasks that have one."""
-    return [task.ablation for task in tasks().values() if task.ablation is not None]
+    """Return the ablations of all tasks."""
+    return [ablation for task in tasks().values() for ablation in task.ablations]
 
 
 def find_experiment(name: str) -> tuple[Task, Experiment]:

@@ -13,7 +13,7 @@ from reloss.report.groups import Key, commits, group_key, group_runs, scores_by_
 from reloss.report.row_status import RowKind, RowStatus
 from reloss.report.statistics import Difference, Sample, describe, paired_difference
 from reloss.report.table import Cell, Missing, Number, Table
-from reloss.sweep.ablation import Variant
+from reloss.sweep.ablation import ABLATION, Variant
 
 BASELINE, CENTRE = "baseline", "centre"
 """The factors of the two variants that all others are compared with: the ordinary loss, and the unchanged surrogate."""
@@ -74,6 +74,7 @@ def ablation_rows(records: Records) -> list[AblationRow]:
     return [
         row
         for ablation in ablations()
+        if ablation.name == ABLATION
         for experiment in ablation.experiments
         for row in _experiment_rows(experiment, ablation.variants, records)
     ]

@@ -14,7 +14,7 @@ from reloss.report.table import Table
 from reloss.report.task_table import task_rows, task_table
 from reloss.report.tuned_table import tuned_rows, tuned_table
 from reloss.runtime.errors import UsageError, unknown
-from reloss.sweep.plan import ABLATION
+from reloss.sweep.ablation import ABLATION
 
 CORRELATION = "correlation"
 """The name of the table of how well each loss ranks."""

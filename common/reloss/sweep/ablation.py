@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+ABLATION = "ablation"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -21,7 +23,9 @@ class Ablation:
     Attributes:
         experiments: names of the experiments, each with the approximate minutes of a run on one core.
         variants: variants of each experiment, including the ordinary loss and the centre.
+        name: what `reloss sweep` calls it. The table of the ablation shows those called `ablation`.
     """
 
     experiments: Mapping[str, float]
     variants: tuple[Variant, ...]
+    name: str = ABLATION

@@ -22,7 +22,6 @@ from reloss.experiment.workspace import Workspace
 from reloss.runtime.errors import RelossError, UsageError, unknown
 from reloss.sweep.job import Job
 
-ABLATION = "ablation"
 MAX_SEEDS = 1000  # of one sweep; the intervals of a table need fewer
 
 Variants = list[tuple[str, tuple[str, ...]]]
@@ -116,10 +115,10 @@ def parse_losses(text: str) -> list[str]:
 
 
 def make_plan(name: str, losses: Sequence[str], seeds: Sequence[int], settings: Sequence[str] = ()) -> Plan:
-    """Return the plan for a task's table, an experiment or the `ablation`.
+    """Return the plan for a task's table, an experiment or an ablation.
 
     Args:
-        name: name of the task or the experiment, or `ablation`.
+        name: name of the task, the experiment or the ablation.
         losses: losses to run; all of each experiment if empty.
         seeds: seeds of every loss.
         settings: changes of the config for all runs; the settings of an ablation's variant override them.
@@ -211,17 +210,17 @@ def _variants(name: str, losses: Sequence[str]) -> dict[str, Variants]:
     """Return the losses and settings to run, by experiment.
 
     Raises:
-        UsageError: an unknown table, experiment or loss, or losses chosen for the ablation.
+        UsageError: an unknown table, experiment or loss, or losses chosen for an ablation.
     """
-    if name == ABLATION:
+    chosen: dict[str, Variants] = {}
+    if parts := [ablation for ablation in ablations() if ablation.name == name]:
         if losses:
             raise UsageError("the ablation fixes the losses that it compares; drop --losses")
         return {
             experiment: [(variant.loss, variant.settings) for variant in ablation.variants]
-            for ablation in ablations()
+            for ablation in parts
             for experiment in ablation.experiments
         }
-    chosen: dict[str, Variants] = {}
     for experiment in _experiments(name):
         config = find_experiment(experiment)[1]
         for loss in losses:
@@ -237,7 +236,9 @@ def _experiments(name: str) -> list[str]:
         return list(tasks()[name].experiments)
     experiments = [full for task in tasks().values() for full in task.experiments]
     if name not in experiments:
-        raise unknown("table or experiment", name, [ABLATION, *tasks(), *experiments])
+        raise unknown(
+            "table or experiment", name, [*(ablation.name for ablation in ablations()), *tasks(), *experiments]
+        )
     return [name]
 
 
