@@ -126,11 +126,12 @@ class SurrogateLoss(nn.Module, ABC):
     def _compute(self, outputs: Tensor, targets: Tensor, group_weights: Tensor | None = None) -> Tensor:
         """Return the loss of each item, with other `group_weights` than the targets give if they are passed."""
         with torch.autocast(outputs.device.type, enabled=False):
-            if self.dtype.itemsize < torch.float32.itemsize:
+            dtype = self.dtype
+            if dtype.itemsize < torch.float32.itemsize:
                 weights = itertools.chain(self.named_parameters(), self.named_buffers())
                 wide = {f"surrogate.{name}": weight.float() for name, weight in weights if weight.is_floating_point()}
                 return functional_call(_Computation(self), wide, (outputs, targets, group_weights))
-            losses = self.network(self.features(bounded(outputs.to(self.dtype)), targets).to(self.dtype))
+            losses = self.network(self.features(bounded(outputs.to(dtype)), targets).to(dtype))
             if group_weights is None:
                 group_weights = self.group_weights(outputs, targets)
             return self.reduce(losses, group_weights)
@@ -158,7 +159,9 @@ class SurrogateLoss(nn.Module, ABC):
             ValueError: outputs or targets are not a tensor.
         """
         check_tensors(outputs=outputs, targets=targets)
-        if outputs.grad_fn is not None and any(parameter.requires_grad for parameter in self.parameters()):
+        if self._frozen_names or outputs.grad_fn is None:
+            return
+        if any(parameter.requires_grad for parameter in self.parameters()):
             raise UsageError(
                 f"this {type(self).__name__} has not been fitted, so it cannot train a model: fit it with "
                 "fit_surrogate, or load one with from_pretrained; to use its weights as they are, call freeze()"

@@ -84,8 +84,10 @@ def count_features(scores: Tensor, positive: Tensor, negative: Tensor | None = N
     parts = torch.stack((tp, tp, tp + math.log(2), tn, tn), -1)
     others = torch.stack((fp, fn, torch.logaddexp(fp, fn), fp, fn), -1)
     ratios = F.logsigmoid(parts - others)  # log(part / (part + other))
-    is_undefined = (sizes == 0)[..., [0, 0, 0, 1, 1]]
-    ratios = torch.where(is_undefined, ratios.new_tensor([LOG_WORST, 0, LOG_WORST, 0, LOG_WORST]), ratios)
+    is_empty = sizes == 0
+    if bool(is_empty.any()):
+        worst = ratios.new_tensor([LOG_WORST, 0, LOG_WORST, 0, LOG_WORST])
+        ratios = torch.where(is_empty[..., [0, 0, 0, 1, 1]], worst, ratios)
     likelihoods = (log_p * classes).sum(-1) / sizes.clamp(min=1)
     return torch.cat((ratios, likelihoods, sizes / sizes.sum(-1, keepdim=True).clamp(min=1)), -1)
 
@@ -105,26 +107,30 @@ def rank_features(scores: Tensor, positive: Tensor, negative: Tensor | None = No
     """
     negative = ~positive if negative is None else negative
     positives, negatives = positive.sum(-1), negative.sum(-1)
-    most = int(positives.max()) if positives.numel() else 0
+    fewest, most = (int(bound) for bound in positives.aminmax()) if positives.numel() else (0, 0)
     places = torch.arange(1, most + 1, device=scores.device)
-    best = scores.masked_fill(~positive, -math.inf).sort(-1, descending=True).values[..., : len(places)]
-    is_place = places <= positives[..., None]
-    margins = best.masked_fill(~is_place, 0)[..., None] - scores[..., None, :]  # [..., P, B]
-    is_pair = is_place[..., None] & negative[..., None, :]
-    above = torch.sigmoid(-margins).mul(is_pair).sum(-1)  # negatives expected above each positive, [..., P]
-    log_below = F.logsigmoid(margins).masked_fill(~is_pair, 0).flatten(-2)
-    pairs = positives * negatives
-    log_pairs = pairs.clamp(min=1).log()
-    log_wins = log_below.masked_fill(~is_pair.flatten(-2), LOG_OF_NOTHING).logsumexp(-1)
-    precision = (places / (places + above)).mul(is_place).sum(-1) / positives.clamp(min=1)
-    return torch.stack(
-        (
-            (log_wins - log_pairs).clamp(max=0).masked_fill(pairs == 0, 0),
-            log_below.sum(-1) / pairs.clamp(min=1),
-            precision.masked_fill(positives == 0, 1).log().masked_fill(positives == 0, LOG_WORST),
-        ),
-        -1,
-    )
+    best = scores.masked_fill(~positive, -math.inf).sort(-1, descending=True).values[..., :most]
+    counted = negative[..., None, :]  # [..., P, B]
+    if fewest < most:  # some sets have fewer places
+        is_place = places <= positives[..., None]
+        best, counted = best.masked_fill(~is_place, 0), is_place[..., None] & counted
+    excluded = ~counted
+    margins = best[..., None] - scores[..., None, :]
+    above = torch.sigmoid(-margins).mul(counted).sum(-1)  # negatives expected above each positive, [..., P]
+    log_below = F.logsigmoid(margins).masked_fill(excluded, 0)
+    pairs = (positives * negatives).clamp(min=1)
+    log_wins = log_below.masked_fill(excluded, LOG_OF_NOTHING).flatten(-2).logsumexp(-1)
+    precisions = places / (places + above)
+    if fewest < most:
+        precisions = precisions.mul(is_place)
+    precision = precisions.sum(-1) / positives.clamp(min=1)
+    area, likelihood = (log_wins - pairs.log()).clamp(max=0), log_below.flatten(-2).sum(-1) / pairs
+    if fewest > 0 and bool(negatives.all()):
+        return torch.stack((area, likelihood, precision.log()), -1)
+    none = positives == 0
+    area = area.masked_fill(none | (negatives == 0), 0)
+    log_precision = precision.masked_fill(none, 1).log().masked_fill(none, LOG_WORST)
+    return torch.stack((area, likelihood, log_precision), -1)
 
 
 FEATURES = (
