@@ -189,11 +189,11 @@ def test_a_job_waits_for_the_scheduler_only_after_a_signal(tmp_path, monkeypatch
 def test_a_job_whose_time_is_over_resumes_in_the_next(tmp_path, run_digits):
     start = time.monotonic()
     run_digits(settings=("train.epochs=100",), runs=tmp_path / "timed")
-    # 20 seconds of training in jobs that must end after 18, including their start; submitit allows 20 jobs.
-    settings = (f"train.epochs={int(100 * 20 / (time.monotonic() - start))}",)
+    # 28 seconds of training in jobs that must end after 22, including their start; submitit allows 6 jobs.
+    settings = (f"train.epochs={int(100 * 28 / (time.monotonic() - start))}",)
     workspace = Workspace(tmp_path / "runs")
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
-    executor.update_parameters(timeout_min=0.6, signal_delay_s=18)
+    executor.update_parameters(timeout_min=0.7, signal_delay_s=20)
     job = Job(RunSpec(DIGITS, "ce", 0, settings))
     handle = executor.submit(SlurmJob(job, ("--runs", str(workspace.runs), "--track", "off"), workspace))
     assert handle.result() == 0

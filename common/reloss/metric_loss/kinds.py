@@ -261,7 +261,7 @@ KINDS: dict[str, Kind] = {
             prepare=_prepare_tokens,
             labels=_largest,
             probabilities=_softmax,
-            item_size=512,
+            item_size=256,
             mixture=THRESHOLDS,
         ),
         Kind(

@@ -29,7 +29,7 @@ from reloss.surrogates.registry import EXPECTED_KINDS
 
 SMALLEST_ITEM, LARGEST_ITEM = 16, 256
 MOST_ITEMS = 2048  # items of a recording; more cost time and hardly change the fit
-STEP_ELEMENTS = 1 << 22  # numbers that the items of one step may hold
+STEP_ELEMENTS = 1 << 22  # numbers that the items of one step may hold; fewer where they are compared in pairs
 DEFAULTS: dict[str, Any] = {"steps": 200, "patience": 5}
 
 
@@ -191,9 +191,10 @@ def _build(name: str, shape: Sequence[int], bank: PredictionBank, **options: Any
 
 
 def _items(bank: PredictionBank, shape: Sequence[int]) -> int:
-    """Return the number of items of a step of the fit."""
-    elements = bank.meta["item_size"] * math.prod(shape)
-    return min(max(STEP_ELEMENTS // elements, 16), 128)
+    """Return the number of items of a step of the fit, so that a step takes a fraction of a second."""
+    size = bank.meta["item_size"]
+    pairs = size if len(shape) < 2 else 16  # features of sets and lists compare scores in pairs
+    return min(max(16 * STEP_ELEMENTS // (size * math.prod(shape) * max(pairs, 16)), 16), 128)
 
 
 def _fit(surrogate: SurrogateLoss, bank: PredictionBank, metric: MetricForItems, settings: dict[str, Any]) -> FitResult:
