@@ -74,6 +74,14 @@ def test_the_page_of_kinds_lists_all_of_them() -> None:
         assert f"| `{kind.name}` | {kind.title} | {kind.shapes} | {kind.ordinary} |" in text
 
 
+def test_one_case_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    results = run_page("kinds.md", capsys)["results"]
+    assert {*results, "signed_labels"} == KINDS.keys()
+    for kind, result in results.items():
+        assert result.loss.kind.name == kind
+        assert result.fit.spearman > 0.8, kind
+
+
 PAGES = sorted(path for folder in (".", "docs", "results", "tasks/*") for path in ROOT.glob(f"{folder}/*.md"))
 CALL = re.compile(r"^    (?:[A-Z_]+=\S+ |torchrun .* -m )?reloss(?:\.cli)? ([a-z].*)$", re.MULTILINE)
 

@@ -28,6 +28,7 @@ from reloss.surrogates import SurrogateLoss, build
 from reloss.surrogates.registry import EXPECTED_KINDS
 
 SMALLEST_ITEM, LARGEST_ITEM = 16, 256
+FEWEST_ITEMS = 150  # items that predictions are divided into; smaller ones where there are fewer examples
 MOST_ITEMS = 2048  # items of a recording; more cost time and hardly change the fit
 STEP_ELEMENTS = 1 << 22  # numbers that the items of one step may hold; fewer where they are compared in pairs
 DEFAULTS: dict[str, Any] = {"steps": 200, "patience": 5}
@@ -53,7 +54,7 @@ def learn_loss(
         metric: a function of one batch, (outputs, targets) or (y_true, y_pred), of tensors or arrays, that returns a
             number; a torchmetrics object; or a name such as "f1".
         kind: kind of the predictions, a key of `KINDS`; recognised from shapes and values by default.
-        item_size: number of examples that are scored together; by default about 1/40 of the examples.
+        item_size: number of examples that are scored together; by default a batch, of 16 to 128.
         ordinary: the ordinary loss, for the comparison; by default the usual one for the kind.
         seed: seed of the items' composition and of the fit.
         options: `predictions` ("outputs", "labels", "scores", "probabilities": what a plain function takes),
@@ -67,8 +68,8 @@ def learn_loss(
     found = find_kind(kind) if kind else KINDS[detect(*batches[0])]
     batches = [found.prepare(*batch) for batch in batches]
     folder = tempfile.TemporaryDirectory(prefix="reloss-")
-    examples = len(batches[0][0])
-    size = item_size or found.item_size or min(max(examples // 40, SMALLEST_ITEM), LARGEST_ITEM // 2)
+    examples = sum(len(labels) for _, labels in batches)
+    size = item_size or found.item_size or min(max(examples // FEWEST_ITEMS, SMALLEST_ITEM), LARGEST_ITEM // 2)
     bank = PredictionBank.create(
         Path(folder.name) / "bank", item_size=size, seed=seed, full_precision=found.full_precision
     )

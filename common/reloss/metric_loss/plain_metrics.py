@@ -37,8 +37,9 @@ LOWER_IS_BETTER = ("_error", "_loss")  # scikit-learn's convention for names
 
 ALIASES: dict[str, dict[str, str]] = {
     "accuracy": {"binary": "binary_accuracy"},
-    "f1": {"binary": "binary_f1", "classes": "macro_f1", "tokens": "macro_f1", "labels": "label_macro_f1"},
-    "dice": {"masks": "dice"},
+    "f1": {"binary": "binary_f1", "classes": "macro_f1", "tokens": "macro_f1", "labels": "label_macro_f1"}
+    | {"spans": "reading_f1"},
+    "exact_match": {"spans": "reading_exact_match"},
     "iou": {"binary": "binary_iou", "masks": "mean_iou"},
     "balanced_accuracy": {"binary": "binary_balanced_accuracy"},
     "kappa": {"binary": "binary_kappa"},
