@@ -74,6 +74,7 @@ def test_the_page_of_kinds_lists_all_of_them() -> None:
         assert f"| `{kind.name}` | {kind.title} | {kind.shapes} | {kind.ordinary} |" in text
 
 
+@pytest.mark.slow
 def test_one_case_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
     results = run_page("kinds.md", capsys)["results"]
     assert {*results, "signed_labels"} == KINDS.keys()

@@ -178,3 +178,27 @@ def test_two_processes_need_one_folder(tmp_path):
 def test_a_batch_of_another_form_is_refused(learned):
     with pytest.raises(ValueError, match=r"outputs \[6, 3\] and targets \[6\] are not scores of two classes: expected"):
         learned.loss(torch.randn(6, 3), torch.zeros(6))
+
+
+@pytest.mark.parametrize("kind", ["classes", "spans"])
+def test_losses_that_decompose_can_be_weighted(kind):
+    generator = torch.Generator().manual_seed(0)
+    shape, high = {"classes": ((40,), 40), "spans": ((2, 20), 20)}[kind]
+    outputs = [torch.randn(400, *shape, generator=generator) for _ in range(4)]
+    targets = torch.randint(high, (400,) if kind == "classes" else (400, 2), generator=generator)
+    targets = targets if kind == "classes" else targets.sort(-1).values
+    loss = learn_loss(outputs, targets, {"classes": "accuracy", "spans": "f1"}[kind], kind=kind, **FEW).loss
+    batch, labels = outputs[0][:16], targets[:16]
+    each = loss(batch, labels, reduction="none")
+    assert each.shape == (16,)
+    assert torch.allclose(each.mean(), loss(batch, labels), rtol=1e-5)
+    assert torch.allclose(loss(batch, labels, reduction="sum"), each.sum())
+    weights = torch.arange(16.0)
+    assert torch.allclose(loss(batch, labels, weights), (weights * each).sum() / weights.sum())
+    alone = torch.stack([loss(batch[number, None], labels[number, None]) for number in range(16)])
+    assert torch.allclose(each, alone, atol=1e-5)
+
+
+def test_losses_of_a_whole_batch_refuse_weights(learned):
+    with pytest.raises(ValueError, match="ExpectedSets scores a batch as a whole"):
+        learned.loss(torch.randn(6), torch.tensor([0, 1, 0, 1, 0, 1]), torch.ones(6))

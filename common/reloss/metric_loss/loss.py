@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -28,23 +28,50 @@ class MetricLoss(nn.Module):
         super().__init__()
         self.surrogate, self.kind = surrogate, kind
 
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of one batch, a scalar: outputs [B, ...], targets [B, ...] in a form of the kind.
+    def forward(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> Tensor:
+        """Return the loss of one batch, a scalar; 0 if all examples are ignored.
 
-        If all examples are ignored, the loss is 0.
+        Args:
+            outputs: [B, ...] in a form of the kind.
+            targets: [B, ...].
+            weights: [B] weights of the examples; the mean is then weighted.
+            reduction: `mean`, or as in torch, `sum`, or `none` for the losses of the examples [B].
 
         Raises:
-            ValueError: the batch has another form.
+            ValueError: the batch has another form; or there are weights or another reduction, but the loss belongs to
+                the batch as a whole, as for F1, or ignored examples were dropped.
         """
         check_tensors(outputs=outputs, targets=targets)
         try:
             prepared, labels = self.kind.prepare(outputs, targets)
+            if weights is not None or reduction != "mean":
+                return self._reduced(prepared, labels, weights, reduction)
             return self.surrogate(prepared, labels) if len(prepared) else prepared.sum()
         except (IndexError, RuntimeError, ShapeError) as error:
             raise ValueError(
                 f"outputs {list(outputs.shape)} and targets {list(targets.shape)} are not {self.kind.title}: expected "
                 f"{self.kind.shapes} ({error})"
             ) from error
+
+    def _reduced(self, outputs: Tensor, targets: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+        if not self.surrogate.decomposes:
+            raise ValueError(
+                f"{type(self.surrogate).__name__} scores a batch as a whole, so it has neither weights of examples nor "
+                "another reduction than mean; select or repeat examples instead"
+            )
+        losses = self.surrogate.per_item(outputs[:, None], targets[:, None])
+        if weights is not None and weights.shape != losses.shape:
+            raise ValueError(f"weights {list(weights.shape)}, but there are {len(losses)} examples that count")
+        weighted = losses if weights is None else losses * weights
+        if reduction == "none":
+            return weighted
+        return weighted.sum() / (1 if reduction == "sum" else len(losses) if weights is None else weights.sum())
 
     def extra_repr(self) -> str:
         """Return the forms of a batch, for `print`."""

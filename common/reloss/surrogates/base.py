@@ -60,6 +60,9 @@ class SurrogateLoss(nn.Module, ABC):
     takes_logits: ClassVar[bool] = False
     """Whether the outputs are logits. Then the first batch is checked for probabilities, a common mistake."""
 
+    decomposes: ClassVar[bool] = False
+    """Whether the loss of an item is the mean of its examples' own losses, so that examples can be weighted."""
+
     has_curve: ClassVar[bool] = False
     """Whether the loss of an example is a curve over the probability of its target; then `curve_at` returns it."""
 

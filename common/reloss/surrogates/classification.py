@@ -43,6 +43,7 @@ class ClassificationReLoss(SurrogateLoss):
         ValueError: an unknown input or output, or a width or scale that is not positive.
     """
 
+    decomposes = True
     has_curve = True
     takes_logits = True
 

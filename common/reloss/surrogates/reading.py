@@ -47,6 +47,8 @@ class ReadingReLoss(SurrogateLoss):
         ValueError: an unknown structure, input or output, or a width or scale that is not positive.
     """
 
+    decomposes = True
+
     def __init__(
         self,
         structure: Structure = "span",

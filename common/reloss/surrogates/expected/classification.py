@@ -38,6 +38,7 @@ class ExpectedClassification(ExpectedLoss):
         ValueError: there is no formula for the metric, or a width or scale is not positive.
     """
 
+    decomposes = True
     takes_logits = True
     FEATURES = ("log_p", "log_beats_rival", "log_top_5")
     EXPECTED: ClassVar[Mapping[str, ExpectedMetric]] = {

@@ -45,6 +45,7 @@ class ExpectedReading(ExpectedLoss):
         ValueError: there is no formula for the metric, or a limit, width or scale is not positive.
     """
 
+    decomposes = True
     FEATURES = ("log_exact_match", "log_f1", "log_start", "log_end")
     EXPECTED: ClassVar[Mapping[str, ExpectedMetric]] = {
         "reading_exact_match": lambda features: features[..., 0].exp(),
