@@ -31,6 +31,7 @@ SMALLEST_ITEM, LARGEST_ITEM = 16, 256
 FEWEST_ITEMS = 150  # items that predictions are divided into; smaller ones where there are fewer examples
 MOST_ITEMS = 2048  # items of a recording; more cost time and hardly change the fit
 STEP_ELEMENTS = 1 << 22  # numbers that the items of one step may hold; fewer where they are compared in pairs
+MOST_STEP_ITEMS = 64  # more of them sharpen the correlation of a step little
 DEFAULTS: dict[str, Any] = {"steps": 200, "patience": 5}
 
 
@@ -195,7 +196,7 @@ def _items(bank: PredictionBank, shape: Sequence[int]) -> int:
     """Return the number of items of a step of the fit, so that a step takes a fraction of a second."""
     size = bank.meta["item_size"]
     pairs = size if len(shape) < 2 else 16  # features of sets and lists compare scores in pairs
-    return min(max(16 * STEP_ELEMENTS // (size * math.prod(shape) * max(pairs, 16)), 16), 128)
+    return min(max(16 * STEP_ELEMENTS // (size * math.prod(shape) * max(pairs, 16)), 16), MOST_STEP_ITEMS)
 
 
 def _fit(surrogate: SurrogateLoss, bank: PredictionBank, metric: MetricForItems, settings: dict[str, Any]) -> FitResult:
