@@ -1,6 +1,8 @@
 """Time of losses, forward + backward, next to cross-entropy and to another way of computing them: `make bench-losses`.
 
 - `SetReLoss` and `ClassificationReLoss` next to cross-entropy, for 256 examples with 1,000 classes.
+- Learned losses over expected parts of a metric, for each kind of predictions, next to its ordinary loss; and a step of
+  ResNet-20 on 256 images of CIFAR-10, for scale.
 - The bag of 2-grams of `bon_nat`, for 32 sentences of 24 tokens with 10,000 subwords, next to the same loss that takes
   the probabilities of the whole vocabulary before it picks those of the reference tokens. Needs fairseq.
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ from torch.nn import functional as F
 
 from benchmarks import results_folder
 from benchmarks.ranking import seconds
-from reloss import ClassificationReLoss, SetReLoss
+from reloss import ClassificationReLoss, MetricLoss, SetReLoss, build
 from reloss.experiment import environment
+from reloss.metric_loss.kinds import KINDS, surrogate_of
+from reloss.metric_loss.loss import OrdinaryLoss
 from reloss.report.table import Table
 
 EXAMPLES, CLASSES = 256, 1000
@@ -43,6 +47,37 @@ def class_losses(device: str) -> Mapping[str, Loss]:
         "ClassificationReLoss": ClassificationReLoss().freeze().to(device),
         "SetReLoss": SetReLoss().freeze().to(device),
     }
+
+
+def kinds(device: str) -> Iterator[tuple[str, Mapping[str, Loss], Tensor, Tensor]]:
+    """Yield inputs, losses, outputs and targets for each kind of predictions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator).to(device)
+
+    targets = {
+        ("binary", (256,)): (draw(10, 256) == 0).long(),
+        ("classes", (256, 2)): draw(2, 256),
+        ("classes", (256, 1000)): draw(1000, 256),
+        ("labels", (256, 20)): (draw(10, 256, 20) == 0).long(),
+        ("masks", (32, 1, 128, 128)): (draw(5, 32, 1, 128, 128) == 0).long(),
+        ("regression", (256,)): torch.randn(256, generator=generator).to(device),
+        ("lists", (32, 100)): draw(4, 32, 100),
+    }
+    for (name, shape), labels in targets.items():
+        kind = KINDS[name]
+        surrogate = build(surrogate_of(kind, shape[1:]), shape[1:], features="expected").freeze().to(device)
+        losses = {kind.ordinary: OrdinaryLoss(surrogate, kind), "learned": MetricLoss(surrogate, kind)}
+        yield f"{name} {list(shape)}", losses, torch.randn(shape, generator=generator).to(device), labels
+
+
+def resnet20(device: str) -> Mapping[str, Loss]:
+    """Return one loss of images [256, 3, 32, 32] and classes: a step of ResNet-20 without the optimiser."""
+    from reloss_tasks.classification import models
+
+    model = models.build("resnet20", classes=10).to(device)
+    return {"ResNet-20 and cross-entropy": lambda images, classes: F.cross_entropy(model(images), classes)}
 
 
 def bags() -> Mapping[str, Loss]:
@@ -90,6 +125,10 @@ def measure_all(device: str, runs: int) -> Table:
     log_probs = torch.randn(SENTENCES, TOKENS, SUBWORDS, generator=generator).log_softmax(-1).to(device)
     tokens = torch.randint(SUBWORDS, (SENTENCES, TOKENS), generator=generator).to(device)
     rows = measure(f"logits [{EXAMPLES}, {CLASSES}]", class_losses(device), logits, classes, runs)
+    for inputs, losses, outputs, targets in kinds(device):
+        rows += measure(inputs, losses, outputs, targets, runs)
+    images = torch.randn(EXAMPLES, 3, 32, 32, generator=generator).to(device)
+    rows += measure(f"images {list(images.shape)}", resnet20(device), images, classes % 10, max(runs // 5, 1))
     try:
         rows += measure(f"log-probabilities {list(log_probs.shape)}", bags(), log_probs, tokens, runs)
     except ImportError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import losses, ranking, results_folder
+from reloss.metric_loss import KINDS
 from reloss.ranking import soft_rank
 
 
@@ -49,3 +50,11 @@ def test_the_results_folder_is_named_after_the_device(monkeypatch, gpu, folder):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
     assert results_folder() == Path("results", "benchmarks", folder)
+
+
+def test_learned_losses_of_all_kinds_are_measured():
+    measured = [losses.measure(*case, runs=1) for case in losses.kinds("cpu")]
+    assert [row[1] for rows in measured for row in rows][1::2] == ["learned"] * len(measured)
+    assert {rows[0][0].partition(" ")[0] for rows in measured} == KINDS.keys() - {
+        *("signed_labels", "tokens", "heatmaps", "spans")
+    }

@@ -160,8 +160,10 @@ def log_odds(outputs: Tensor) -> Tensor:
     """Return log p - log(1 - p) for the probability p of each class: logits [..., C], C >= 2 -> [..., C].
 
     Exact even where p rounds to 1: log(1 - p) of the largest logit is computed from the other logits. For the rest,
-    p <= 1/2.
+    p <= 1/2. With two classes it is the difference of the logits.
     """
+    if outputs.shape[-1] == 2:
+        return outputs - outputs.flip(-1)
     top, log_total, log_others = _log_sums(outputs)
     is_top = torch.arange(outputs.shape[-1], device=outputs.device) == top[..., None]
     return _log_odds(outputs, is_top, log_total[..., None], log_others[..., None])
