@@ -202,3 +202,36 @@ def test_losses_that_decompose_can_be_weighted(kind):
 def test_losses_of_a_whole_batch_refuse_weights(learned):
     with pytest.raises(ValueError, match="ExpectedSets scores a batch as a whole"):
         learned.loss(torch.randn(6), torch.tensor([0, 1, 0, 1, 0, 1]), torch.ones(6))
+
+
+def class_logits(examples: int = 160, classes: int = 4):
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(classes, (examples,), generator=generator)
+    noise = torch.randn(8, examples, classes, generator=generator)
+    return list(noise + torch.linspace(0, 3, 8)[:, None, None] * F.one_hot(targets, classes)), targets
+
+
+def test_remedies_of_messages_work():
+    outputs, targets = class_logits()
+    with pytest.raises(RelossError, match="count classes from 0: targets - 1"):
+        learn_loss(outputs, targets + 1, "f1", **FEW)
+    cured = learn_loss(outputs, (targets + 1) - 1, "f1", **FEW)
+    assert cured.fit.spearman > 0.9
+    with pytest.warns(UserWarning, match="pass what comes before the softmax"):
+        learn_loss([checkpoint.softmax(1) for checkpoint in outputs], targets, "f1", **FEW)
+    with pytest.raises(RelossError, match="all targets in the bank"):
+        learn_loss(outputs, torch.zeros(160, dtype=torch.long), "f1", **FEW)
+    with pytest.raises(UsageError, match=r"(?s)outputs \[160, 4\] with targets \[160\].*regression: outputs \[B\]"):
+        learn_loss(outputs, targets + 0.5, "f1", **FEW)
+    cured = learn_loss(outputs, F.one_hot(targets, 4) + 0.5, "r2", **FEW)
+    assert cured.loss.kind.name == "regression"
+
+
+def test_soft_and_one_hot_labels_are_the_same_as_classes():
+    outputs, targets = class_logits()
+    losses = [
+        learn_loss(outputs, labels, "f1", **FEW).loss(outputs[3], labels)
+        for labels in (targets, F.one_hot(targets, 4), 0.6 * F.one_hot(targets, 4) + 0.1)
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
+from torchmetrics.classification import BinaryF1Score
 
 from reloss import UsageError
 from reloss.metric_loss.kinds import KINDS
@@ -133,3 +134,10 @@ def test_the_direction_can_be_stated():
 def test_what_is_no_metric_is_refused(metric):
     with pytest.raises(UsageError, match="metric"):
         resolve(metric)
+
+
+def test_torchmetrics_objects_take_outputs():
+    metric = BinaryF1Score()
+    expected = loop(lambda o, t: float(metric(torch.tensor(o), torch.tensor(t))), SCORES)
+    assert values(metric) == pytest.approx(expected, abs=1e-6)
+    assert resolve(metric).higher_is_better

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reloss.metric_loss.kinds import Batch, Kind
-from reloss.metrics import METRICS, Metric, PerItem, get_metric
+from reloss.metrics import METRICS, Metric, PerItem, as_metric, get_metric
 from reloss.metrics.per_item import is_torchmetrics
 from reloss.runtime.errors import UsageError, unknown
 
@@ -149,7 +149,7 @@ def resolve_metric(
     if equal is not None and predictions is None:
         return MetricForItems(METRICS[equal], name, higher_is_better, equal, None)
     if isinstance(metric, PerItem) or is_torchmetrics(metric):
-        return MetricForItems(metric, name, higher_is_better, None, None)
+        return MetricForItems(as_metric(metric), name, higher_is_better, None, None)
     plain = _recognise(metric, kind, items, predictions)
     return MetricForItems(PerItem(plain), name, higher_is_better, None, plain)
 
