@@ -1,8 +1,8 @@
 """Time of losses, forward + backward, next to cross-entropy and to another way of computing them: `make bench-losses`.
 
 - `SetReLoss` and `ClassificationReLoss` next to cross-entropy, for 256 examples with 1,000 classes.
-- Learned losses over expected parts of a metric, for each kind of predictions, next to its ordinary loss; and a step of
-  ResNet-20 on 256 images of CIFAR-10, for scale.
+- Learned losses over expected parts of a metric, for each kind of predictions, next to torch's ordinary loss; and a
+  step of ResNet-20 on 256 images of CIFAR-10, for scale.
 - The bag of 2-grams of `bon_nat`, for 32 sentences of 24 tokens with 10,000 subwords, next to the same loss that takes
   the probabilities of the whole vocabulary before it picks those of the reference tokens. Needs fairseq.
 
@@ -31,7 +31,6 @@ from benchmarks.ranking import seconds
 from reloss import ClassificationReLoss, MetricLoss, SetReLoss, build
 from reloss.experiment import environment
 from reloss.metric_loss.kinds import KINDS, surrogate_of
-from reloss.metric_loss.loss import OrdinaryLoss
 from reloss.report.table import Table
 
 EXAMPLES, CLASSES = 256, 1000
@@ -56,20 +55,24 @@ def kinds(device: str) -> Iterator[tuple[str, Mapping[str, Loss], Tensor, Tensor
     def draw(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=generator).to(device)
 
-    targets = {
-        ("binary", (256,)): (draw(10, 256) == 0).long(),
-        ("classes", (256, 2)): draw(2, 256),
-        ("classes", (256, 1000)): draw(1000, 256),
-        ("labels", (256, 20)): (draw(10, 256, 20) == 0).long(),
-        ("masks", (32, 1, 128, 128)): (draw(5, 32, 1, 128, 128) == 0).long(),
-        ("regression", (256,)): torch.randn(256, generator=generator).to(device),
-        ("lists", (32, 100)): draw(4, 32, 100),
-    }
-    for (name, shape), labels in targets.items():
+    def list_net(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets / targets.sum(1, keepdim=True))
+
+    bce = F.binary_cross_entropy_with_logits
+    cases: list[tuple[str, tuple[int, ...], Loss, Tensor]] = [
+        ("binary", (256,), bce, (draw(10, 256) == 0).float()),
+        ("classes", (256, 2), F.cross_entropy, draw(2, 256)),
+        ("classes", (256, 1000), F.cross_entropy, draw(1000, 256)),
+        ("labels", (256, 20), bce, (draw(10, 256, 20) == 0).float()),
+        ("masks", (32, 1, 128, 128), bce, (draw(5, 32, 1, 128, 128) == 0).float()),
+        ("regression", (256,), F.mse_loss, torch.randn(256, generator=generator).to(device)),
+        ("lists", (32, 100), list_net, draw(4, 32, 100).float()),
+    ]
+    for name, shape, ordinary, targets in cases:
         kind = KINDS[name]
         surrogate = build(surrogate_of(kind, shape[1:]), shape[1:], features="expected").freeze().to(device)
-        losses = {kind.ordinary: OrdinaryLoss(surrogate, kind), "learned": MetricLoss(surrogate, kind)}
-        yield f"{name} {list(shape)}", losses, torch.randn(shape, generator=generator).to(device), labels
+        losses = {kind.ordinary: ordinary, "learned": MetricLoss(surrogate, kind)}
+        yield f"{name} {list(shape)}", losses, torch.randn(shape, generator=generator).to(device), targets
 
 
 def resnet20(device: str) -> Mapping[str, Loss]:
