@@ -9,6 +9,7 @@ import torch
 import yaml
 from small import DIGITS
 
+import reloss
 from reloss.cli import main
 from reloss.experiment.task import tasks
 from reloss.learning import LearnOptions, PredictionBank
@@ -17,6 +18,17 @@ from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.signals import Terminated
 from reloss.surrogates import ClassificationReLoss
 from reloss_tasks.classification.experiments import KEEL_SETS
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"reloss {reloss.__version__}\n", "")
+    assert "`reloss --version` prints the version" in " ".join(cli("--help")[1].split())
+
+
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "reloss", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"reloss {reloss.__version__}\n", "")
 
 
 def test_list_names_every_experiment(cli):

@@ -19,7 +19,7 @@ LAYERS = (
     {"sweep"},
     {"report"},
     {"metric_loss"},
-    {"commands", "cli"},
+    {"commands", "cli", "__main__"},
 )
 LIBRARIES = {
     "PIL",

@@ -42,6 +42,7 @@ def _run(words: Sequence[str]) -> None:
     """
     import tyro
 
+    import reloss
     from reloss.commands.subcommands import COMMANDS
     from reloss.runtime.errors import UsageError, unknown
 
@@ -53,12 +54,15 @@ def _run(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{word!r} is not UTF-8; records hold the words of the command as UTF-8") from None
+    if list(words) == ["--version"]:
+        print(f"reloss {reloss.__version__}")
+        return
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="reloss",
-        description="Learn losses that rank predictions as a metric does.",
+        description="Learn losses that rank predictions as a metric does. `reloss --version` prints the version.",
         args=words,
     )()
 

@@ -73,6 +73,8 @@ def _cpu_name() -> str:
 
 def describe() -> dict[str, Any]:
     """Return what a record's `environment.json` states about the checkout, the command and the machine."""
-    command = ["reloss", *sys.argv[1:]] if Path(sys.argv[0]).name in ("reloss", "cli.py") else sys.argv
+    script = Path(sys.argv[0])
+    is_reloss = script.name in ("reloss", "cli.py") or script.parts[-2:] == ("reloss", "__main__.py")
+    command = ["reloss", *sys.argv[1:]] if is_reloss else sys.argv
     source = {"commit": commit(), "image": image(), "command": shlex.join(command)}
     return {**source, "versions": versions(), "devices": devices()}
