@@ -11,7 +11,21 @@ if TYPE_CHECKING:
     from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
     from reloss.metric_loss import Comparison, LearnedLoss, MetricLoss, Recorder, learn_loss, load
     from reloss.metrics import Metric, PerItem, get_metric
-    from reloss.ranking import hard_rank, kendall, pearson, soft_kendall, soft_rank, soft_spearman, spearman
+    from reloss.ranking import (
+        hard_rank,
+        kendall,
+        pearson,
+        soft_argsort,
+        soft_kendall,
+        soft_median,
+        soft_quantile,
+        soft_rank,
+        soft_sort,
+        soft_spearman,
+        soft_top_k,
+        soft_top_k_mask,
+        spearman,
+    )
     from reloss.runtime.errors import RelossError, UsageError
     from reloss.surrogates import (
         ClassificationReLoss,
@@ -52,9 +66,15 @@ __all__ = [
     "load",
     "pearson",
     "pretrained_names",
+    "soft_argsort",
     "soft_kendall",
+    "soft_median",
+    "soft_quantile",
     "soft_rank",
+    "soft_sort",
     "soft_spearman",
+    "soft_top_k",
+    "soft_top_k_mask",
     "spearman",
 ]
 
@@ -62,7 +82,19 @@ _NAMES = {
     "reloss.learning": ("FitResult", "LearnOptions", "PredictionBank", "fit_surrogate"),
     "reloss.metric_loss": ("Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load"),
     "reloss.metrics": ("Metric", "PerItem", "get_metric"),
-    "reloss.ranking": ("hard_rank", "kendall", "pearson", "soft_kendall", "soft_rank", "soft_spearman", "spearman"),
+    "reloss.ranking": (
+        *(
+            "hard_rank",
+            "kendall",
+            "pearson",
+            "soft_argsort",
+            "soft_kendall",
+            "soft_median",
+            "soft_quantile",
+            "soft_rank",
+        ),
+        *("soft_sort", "soft_spearman", "soft_top_k", "soft_top_k_mask", "spearman"),
+    ),
     "reloss.runtime.errors": ("RelossError", "UsageError"),
     "reloss.surrogates": (
         *("ClassificationReLoss", "PoseReLoss", "ReadingReLoss", "SetReLoss", "SurrogateLoss", "TranslationReLoss"),

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
 from reloss.ranking import Interpolation, hard_rank, pearson, soft_rank
-from reloss.ranking.networks import Network, _bitonic, _wiring, bitonic_sorts
+from reloss.ranking.wiring import Network, Wiring, diffsort_sorts, wiring_of
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -38,33 +38,56 @@ def test_ranks_do_not_depend_on_the_mean(method):
 
 @pytest.mark.parametrize("interpolation", ["logistic", "logistic_phi", "gaussian"])
 @pytest.mark.parametrize("method", get_args(Network))
-@pytest.mark.parametrize("n", [2, 7, 32, 100])
+@pytest.mark.parametrize("n", [2, 7, 22, 32, 100, 704])
 def test_well_separated_values_get_their_hard_ranks(n, method, interpolation):
     values = torch.randperm(n, generator=torch.Generator().manual_seed(n)).double()
     ranks = soft_rank(values, method, steepness=100, interpolation=interpolation)
     assert_close(ranks, hard_rank(values), rtol=0, atol=1e-9)
 
 
-def test_bitonic_warns_where_it_can_misorder_well_separated_values():
+def test_the_released_network_warns_where_it_misorders_well_separated_values():
     values = torch.randperm(22, generator=torch.Generator().manual_seed(1)).double()
-    _wiring.cache_clear()
-    with pytest.warns(UserWarning, match="for n = 22 values.*use n = 16 or 32, or the method odd_even"):
-        errors = soft_rank(values, steepness=100, interpolation="logistic") - hard_rank(values)
+    options = {"steepness": 100, "interpolation": "logistic"}
+    wiring_of.cache_clear()
+    with pytest.warns(UserWarning, match="for n = 22 values.*use fidelity='corrected', or the method odd_even"):
+        errors = soft_rank(values, **options, fidelity="released") - hard_rank(values)
     assert errors.abs().max() == pytest.approx(1)
+    assert_close(soft_rank(values, **options), hard_rank(values), rtol=0, atol=1e-9)
 
 
-def test_bitonic_sorts_where_it_does_not_warn():
+def sorts(wiring: Wiring, values: torch.Tensor) -> bool:
+    """Whether a network with hard comparisons sorts every column of values [n, columns]."""
+    for partner, sign in zip(wiring.partners, wiring.signs, strict=True):
+        pair = values, values[partner]
+        values = torch.minimum(*pair).where(sign[:, None] > 0, torch.maximum(*pair))
+    return bool((values.diff(dim=0) >= 0).all())
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("network", get_args(Network))
+@pytest.mark.filterwarnings("ignore:diffsort's bitonic")
+def test_a_network_sorts_every_input_for_every_n(network):
+    """A network that sorts all inputs of zeros and ones sorts everything (Knuth, 1973)."""
     for n in range(2, 13):
-        values = torch.arange(2**n) >> torch.arange(n)[:, None] & 1  # all zeros and ones
-        for partner, sign in _bitonic(n):
-            pair = values, values[partner]
-            values = torch.minimum(*pair).where(sign[:, None] > 0, torch.maximum(*pair))
-        assert bitonic_sorts(n)
-        assert (values.diff(dim=0) >= 0).all()
-    sorts = {n for n in range(2, 80) if bitonic_sorts(n)}
-    assert set(range(2, 80)) - sorts == {22, 38, *range(42, 47), 54, 70, *range(74, 79)}
-    assert not any(map(bitonic_sorts, (300, 704)))
-    assert all(map(bitonic_sorts, (100, 128, 256, 1024)))
+        values = torch.arange(2**n) >> torch.arange(n)[:, None] & 1
+        assert sorts(wiring_of(network, n, "corrected", CPU), values)
+    for n in (22, 37, 75, 100, 129):
+        threshold = torch.rand(2000, generator=torch.Generator().manual_seed(n))
+        values = (torch.rand(n, 2000, generator=torch.Generator().manual_seed(0)) < threshold).int()
+        assert sorts(wiring_of(network, n, "corrected", CPU), values)
+        released = wiring_of(network, n, "released", CPU)
+        assert sorts(released, values) == (network == "odd_even" or diffsort_sorts(n))
+
+
+def test_the_corrected_network_is_the_released_one_where_that_sorts():
+    unsorted = {n for n in range(2, 80) if not diffsort_sorts(n)}
+    assert unsorted == {22, 38, *range(42, 47), 54, 70, *range(74, 79)}
+    assert not any(map(diffsort_sorts, (300, 704)))
+    assert all(map(diffsort_sorts, (100, 128, 256, 1024)))
+    values = normal(3, 100)
+    assert_close(soft_rank(values), soft_rank(values, fidelity="released"), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", get_args(Network))
@@ -128,6 +151,8 @@ def test_invalid_arguments_raise():
         soft_rank(torch.zeros(3), interpolation="")
     with pytest.raises(ValueError, match="interpolation 'cauchy' has no option 'art_lambda'; remove it"):
         soft_rank(torch.zeros(3), interpolation="cauchy", art_lambda=0.5)
+    with pytest.raises(ValueError, match="unknown fidelity 'paper'; valid: corrected, released"):
+        soft_rank(torch.zeros(3), fidelity="paper")
 
 
 @pytest.mark.parametrize("art_lambda", [float("nan"), -0.1, 1.0, "0.5", True])

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from reloss.ranking import Method, hard_rank, kendall, soft_kendall, soft_rank, soft_spearman
-from reloss.ranking.laplace import _sort
-from reloss.ranking.networks import Comparator, _rank_sweeps, _wiring
+from reloss.ranking.inversions import count_inversions
+from reloss.ranking.networks import Comparator, _place_sweeps
 from reloss.ranking.scans import recurrence
+from reloss.ranking.sorting import stable_order
+from reloss.ranking.wiring import wiring_of
 
 METHODS = get_args(Method)
 SUMS = ("laplace", "pairwise")
@@ -84,8 +86,9 @@ def test_networks_depend_on_the_order_of_the_input() -> None:
 @pytest.mark.parametrize("n", [2, 5, 8, 13])
 def test_every_layer_of_a_network_is_doubly_stochastic(network: str, n: int) -> None:
     x = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    wiring = _wiring(network, n, x.device)
-    weights = _rank_sweeps(x, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
+    wiring = wiring_of(network, n, "corrected", x.device)
+    worth = torch.arange(n, dtype=x.dtype)
+    weights = _place_sweeps(x, worth, wiring, Comparator(5.0, "logistic_phi", 0.25))[1][0]
     assert len(weights) == len(wiring.partners) > 0
     for partner, weight in zip(wiring.partners, weights, strict=True):
         layer = weight.diag()
@@ -202,6 +205,7 @@ def test_the_gradient_is_the_same_under_autocast(rank) -> None:
 def test_an_option_of_another_method_raises(method: Method) -> None:
     x = torch.tensor([0.3, 0.1, 0.2])
     network_options = {"steepness": 5.0, "interpolation": "logistic", "art_lambda": 0.25}
+    network_options["fidelity"] = "corrected"
     for name, value in (network_options if method in SUMS else {"temperature": 0.1}).items():
         with pytest.raises(ValueError, match=f"method '{method}' has no option '{name}'; remove it"):
             soft_spearman(x, x, method, **{name: value})
@@ -240,15 +244,12 @@ def test_compiled_ranks_equal_eager_ranks(method: Method, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 300, 5000])
-def test_the_radix_sort_of_laplace_equals_pytorch_sort(n: int) -> None:
+def test_the_radix_sort_equals_pytorch_sort(n: int) -> None:
     x = torch.randn(3, n, generator=torch.Generator().manual_seed(n)) * 1e3
     x[0, : n // 2] = x[0, n // 2 : 2 * (n // 2)]  # ties
     x[1, ::3] = 0.0
-    for values in (x, x.double(), x[0]):
-        ordered, order = _sort(values)
-        assert torch.equal(ordered, values.sort(dim=-1).values)
-        assert torch.equal(order.sort(dim=-1).values, torch.arange(n).expand_as(order))
-    assert torch.equal(_sort(x)[1], x.sort(dim=-1, stable=True).indices)
+    for values in (x, x.double(), x[0], x.int(), x.long() << 40):
+        assert torch.equal(stable_order(values), values.argsort(dim=-1, stable=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -277,6 +278,24 @@ def test_kendall_equals_scipy(x: np.ndarray, y: np.ndarray) -> None:
     correlation = kendall(torch.from_numpy(x).double(), torch.from_numpy(y).double()).item()
     expected = stats.kendalltau(x, y).statistic
     assert correlation == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 100, 1025])
+def test_kendall_equals_scipy_for_rows_of_any_length(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randint(max(n // 2, 2), (3, n), generator=generator)
+    y = x + torch.randint(50, (3, n), generator=generator)
+    expected = [stats.kendalltau(*pair).statistic if n > 1 else 0.0 for pair in zip(x, y, strict=True)]
+    expected = torch.tensor(expected, dtype=torch.float64).nan_to_num(0.0)
+    torch.testing.assert_close(kendall(x.double(), y), expected, rtol=0, atol=1e-14)
+
+
+@given(permutation=st.permutations(range(13)))
+@settings(max_examples=30, deadline=None)
+def test_inversions_are_counted(permutation: list[int]) -> None:
+    pairs = [(i, j) for i in range(13) for j in range(i + 1, 13) if permutation[i] > permutation[j]]
+    both = torch.tensor([permutation, sorted(permutation)])
+    assert count_inversions(both).tolist() == [len(pairs), 0]
 
 
 def test_kendall_orders_large_integers() -> None:

@@ -59,6 +59,7 @@ def correlate(losses: Tensor, metric: Tensor, options: LearnOptions) -> Tensor:
         standardize=options.standardize,
         ties=options.ties,
         steepness=options.steepness if options.sorts_by_network() else None,
+        fidelity=options.fidelity if options.sorts_by_network() else None,
     )
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from reloss.ranking.hard import Ties, check_pair, check_values, hard_rank
-from reloss.ranking.pairwise import concordance, soft_concordance
-from reloss.ranking.soft import Method, as_float, check_scale, soft_rank, standardized
+from reloss.ranking.inversions import count_inversions
+from reloss.ranking.options import Method, as_float, check_scale, standardized
+from reloss.ranking.pairwise import soft_concordance
+from reloss.ranking.soft import soft_rank
+from reloss.ranking.sorting import gather, run_starts, stable_order
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def soft_spearman(
 def kendall(x: Tensor, y: Tensor) -> Tensor:
     """Return Kendall's tau-b of x [..., n] and y [..., n] as [...] (Kendall, Biometrika 1945).
 
-    Compares all pairs in bounded memory: O(n^2) work, about 3 s for n = 10,000 on one core. Equal to
+    Counts the pairs in different order exactly, in O(n log n) work and O(n) memory (Knight, 1966). Equal to
     `scipy.stats.kendalltau`, except that a constant x or y gives 0 instead of NaN. Not differentiable.
 
     Raises:
@@ -88,7 +91,25 @@ def kendall(x: Tensor, y: Tensor) -> Tensor:
     """
     check_pair(x, y)
     x, y = torch.broadcast_tensors(hard_rank(x), hard_rank(y))  # ranks are exact in float32, unlike large integers
-    return _normalized(concordance(x, y), _unequal_pairs(x) * _unequal_pairs(y))
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    # Sorted by x, and equal x by y, the pairs that y orders differently are the inversions of the places in y's order.
+    # There, equal y are sorted by x, so that equal values add no inversion.
+    by_x = stable_order(x)
+    by_y = gather(by_x, stable_order(gather(y, by_x)))
+    order = stable_order(gather(x, by_y))
+    inversions = count_inversions(order)
+    x_steps, y_steps = (gather(gather(side, by_y), order).diff(dim=-1) != 0 for side in (x, y))
+    pairs = y.shape[-1] * (y.shape[-1] - 1) // 2
+    unequal_x = pairs - _equal_pairs(x_steps)
+    unequal_y = pairs - _equal_pairs(gather(y, by_y).diff(dim=-1) != 0)
+    unequal_both = unequal_x + unequal_y - pairs + _equal_pairs(x_steps | y_steps)
+    return _normalized((unequal_both - 2 * inversions).double(), unequal_x.double() * unequal_y.double()).to(dtype)
+
+
+def _equal_pairs(steps: Tensor) -> Tensor:
+    """Return the number of pairs of equal values in sorted rows, [...]; `steps` as for `run_starts`."""
+    starts = run_starts(steps)
+    return (torch.arange(starts.shape[-1], device=starts.device) - starts).sum(-1)
 
 
 def soft_kendall(x: Tensor, y: Tensor, *, standardize: bool = True, temperature: float = 0.1) -> Tensor:

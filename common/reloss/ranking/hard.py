@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from reloss.ranking.sorting import gather, run_starts, scatter, stable_order
+
 Ties = Literal["mean", "ordinal"]
 # Tensors of these types have no `sort`. A wider signed type holds the first two; float64 rounds the last one.
 _SORTED_AS = {
@@ -20,16 +22,17 @@ _SORTED_AS = {
 }
 
 
-def check_values(values: Tensor) -> float:
-    """Return the largest magnitude of `values` [..., n], after checking that n >= 1 and that all are finite.
+def check_values(values: Tensor, dim: int = -1) -> float:
+    """Return the largest magnitude of `values`, after checking that the axis `dim` has n >= 1 and all are finite.
 
     Reading values would break a graph. So under `torch.compile`, and while a CUDA graph is captured, they are not
     checked, and 0 is returned.
 
     Raises:
-        ValueError: n is 0, or `values` is not a tensor of real, finite numbers. The message names the first bad index.
+        ValueError: n is 0, `values` is not a tensor of real, finite numbers, or `dim` is none of its axes. The message
+            names the first bad index.
     """
-    check_row(values)
+    check_row(values, dim)
     if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
         return 0.0
     if values.numel() == 0:
@@ -42,12 +45,16 @@ def check_values(values: Tensor) -> float:
     return float(max(-smallest, largest))
 
 
-def check_row(values: Tensor) -> None:
-    """Raise ValueError unless `values` is a tensor [..., n] of real numbers with n >= 1. Reads no values."""
+def check_row(values: Tensor, dim: int = -1) -> None:
+    """Raise ValueError unless `values` is a tensor of real numbers whose axis `dim` has n >= 1. Reads no values."""
     if not isinstance(values, Tensor) or values.is_complex():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"values must be a tensor of real numbers, not {kind}")
-    if values.dim() == 0 or values.shape[-1] == 0:
+    if not (isinstance(dim, int) and -max(values.dim(), 1) <= dim < max(values.dim(), 1)):
+        raise ValueError(f"dim must be an axis of values {list(values.shape)}, not {dim!r}")
+    if values.dim() == 0 or values.shape[dim] == 0:
+        if dim != -1:
+            raise ValueError(f"values must have n >= 1 along dim {dim}, not the shape {list(values.shape)}")
         raise ValueError(f"values must be [..., n] with n >= 1, not {list(values.shape)}")
 
 
@@ -96,8 +103,8 @@ def hard_rank(values: Tensor, ties: Ties = "mean") -> Tensor:
     values = sortable(values.detach())
     if ties == "ordinal":
         return values.argsort(dim=-1).argsort(dim=-1).to(dtype)
-    values = values.contiguous()
-    sorted_values = values.sort(dim=-1).values
-    start = torch.searchsorted(sorted_values, values, right=False)  # equal values take the places start .. end - 1
-    end = torch.searchsorted(sorted_values, values, right=True)
-    return (start + end - 1).to(dtype) / 2
+    order = stable_order(values)
+    steps = gather(values, order).diff(dim=-1) != 0
+    starts = run_starts(steps)
+    ends = (values.shape[-1] - 1) - run_starts(steps.flip(-1)).flip(-1)
+    return scatter((starts + ends).to(dtype) / 2, order)  # equal values take the places start .. end

@@ -3,8 +3,9 @@
 A sorting network compares fixed pairs of positions ("wires"), layer by layer, and swaps the values of a pair that are
 out of order (Batcher, 1968). Here a swap is soft: the pair (a, b) becomes (w a + (1 - w) b, (1 - w) a + w b), the
 softly smaller and larger value, with the weight w = f(b - a) in [0, 1]. Each layer is then a doubly stochastic matrix
-L_k, the network is P = L_1 L_2 ... L_K, and the rank of a value is the place where it is expected to land, the vector
-P (0, 1, ..., n-1).
+L_k, and the network is P = L_1 L_2 ... L_K: P_ij is the share of value i that lands on place j. The soft ranks are the
+places where the values are expected to land, P (0, 1, ..., n-1). The shares of the values on the last k places are a
+soft choice of the k largest, P (0, ..., 0, 1, ..., 1). The values themselves arrive sorted, as P^T x.
 
 No matrix is needed for that: two sweeps through the layers give the ranks. The values go forwards and determine the
 weights; the places (0, 1, ..., n-1) go backwards with these weights and arrive as ranks. The gradient takes two more
@@ -19,33 +20,20 @@ ICLR 2022 (`cauchy`, `reciprocal`, `optimal`).
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Network = Literal["bitonic", "odd_even"]
+from reloss.ranking.wiring import Network as Network
+from reloss.ranking.wiring import Wiring
+
 Interpolation = Literal["logistic", "logistic_phi", "cauchy", "gaussian", "reciprocal", "optimal"]
 
 EPSILON = 1e-10  # of logistic_phi, as in diffsort
 # Adding a tensor takes a third of the time of adding a number. One on the CPU needs no synchronisation with a GPU.
 _EPSILON = torch.tensor(EPSILON, device="cpu")
-
-
-class Wiring(NamedTuple):
-    """The comparisons in a network of K layers on n wires.
-
-    Attributes:
-        partners: K tensors [n], the wire that each wire is compared with in a layer: itself if it is idle.
-        signs: [K, n], 1 for the wire that receives the smaller value of its pair, -1 for the other one.
-    """
-
-    partners: tuple[Tensor, ...]
-    signs: Tensor
 
 
 class Comparator(NamedTuple):
@@ -56,31 +44,85 @@ class Comparator(NamedTuple):
     art_lambda: float
 
 
-def network_rank(values: Tensor, network: Network, comparator: Comparator) -> Tensor:
-    """Return the soft ranks [..., n] of `values` [..., n], float32 or float64, n >= 2."""
-    ranks: Tensor = _NetworkRank.apply(values, network, comparator)
-    return ranks
+def network_places(values: Tensor, worth: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+    """Return the expected worth [..., n] of the places where `values` [..., n] land: P times `worth` [n].
+
+    The places 0, 1, ..., n-1 as their own worth give the soft ranks. Every layer preserves the mean; without it, less
+    is lost to rounding. Differentiable in the values.
+    """
+    result: Tensor = _NetworkPlaces.apply(values, worth, wiring, comparator)
+    return result
 
 
-class _NetworkRank(torch.autograd.Function):
-    """The ranks of `network_rank`, with a gradient by two sweeps."""
+def network_sort(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+    """Return softly sorted `values` [..., n], ascending: P^T times the values. Differentiable."""
+    result: Tensor = _NetworkSort.apply(values, wiring, comparator)
+    return result
+
+
+def network_matrix(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+    """Return P^T [..., n, n] for `values` [..., n]: row k holds the shares of the values on place k. Differentiable."""
+    _, weights = _sorted_and_weights(_to_wires(values), wiring, comparator)
+    n = values.shape[-1]
+    shares = torch.eye(n, dtype=values.dtype, device=values.device)  # [place, value] or, with rows, [place, row, value]
+    shares = shares if weights[0].dim() == 1 else shares[:, None].expand(n, weights[0].shape[-1], n)
+    for partner, weight in zip(wiring.partners, weights, strict=True):
+        shares = torch.lerp(shares.index_select(0, partner), shares, weight[..., None])
+    return (shares if shares.dim() == 2 else shares.transpose(0, 1)).reshape(*values.shape, n)
+
+
+class _NetworkPlaces(torch.autograd.Function):
+    """The result of `network_places`, with a gradient by two sweeps."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, network: Network, comparator: Comparator) -> Tensor:
-        wiring = _wiring(network, values.shape[-1], values.device)
-        ranks, saved = _rank_sweeps(_to_wires(values), wiring, comparator)
+    def forward(ctx: Any, values: Tensor, worth: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+        result, saved = _place_sweeps(_to_wires(values), worth, wiring, comparator)
+        ctx.wiring, ctx.comparator = wiring, comparator
+        ctx.save_for_backward(values, worth, saved)
+        return _from_wires(result, values.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        values, worth, saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the definition
+            wires = _to_wires(values)
+            _, weights = _sorted_and_weights(wires, ctx.wiring, ctx.comparator)
+            places = _expanded(worth, wires)
+            for partner, weight in zip(reversed(ctx.wiring.partners), reversed(weights), strict=True):
+                places = torch.lerp(places.index_select(0, partner), places, weight)
+            result = _from_wires(places, values.shape)
+            (result,) = torch.autograd.grad(result, values, gradient, create_graph=True)
+            return result, None, None, None
+        weights, differences, gaps = saved.unbind()
+        result = _gradient_sweeps(_to_wires(gradient), ctx.wiring, ctx.comparator, weights, differences, gaps)
+        return _from_wires(result, values.shape), None, None, None
+
+
+class _NetworkSort(torch.autograd.Function):
+    """The result of `network_sort`, with a gradient by one sweep."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
+        wires = _to_wires(values)
+        saved = wires.new_empty(2, len(wiring.partners), *wires.shape)
+        result, _ = _value_sweep(wires, wiring, comparator, *saved.unbind())
         ctx.wiring, ctx.comparator = wiring, comparator
         ctx.save_for_backward(values, saved)
-        return _from_wires(ranks, values.shape)
+        return _from_wires(result, values.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         values, saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the definition
-            ranks = _from_wires(_ranks_for_autograd(_to_wires(values), ctx.wiring, ctx.comparator), values.shape)
-            (result,) = torch.autograd.grad(ranks, values, gradient, create_graph=True)
+        if torch.is_grad_enabled():
+            wires, _ = _sorted_and_weights(_to_wires(values), ctx.wiring, ctx.comparator)
+            result = _from_wires(wires, values.shape)
+            (result,) = torch.autograd.grad(result, values, gradient, create_graph=True)
             return result, None, None
-        result = _gradient_sweeps(_to_wires(gradient), ctx.wiring, ctx.comparator, saved)
+        weights, differences = saved.unbind()
+        gradient = _to_wires(gradient).clone()
+        slopes = _slopes(weights, differences, _signed_steepness(ctx.wiring, ctx.comparator, gradient), ctx.comparator)
+        shares = torch.addcmul(weights, slopes, differences)
+        result = _value_gradient_sweep(gradient, torch.empty_like(gradient), ctx.wiring, shares)
         return _from_wires(result, values.shape), None, None
 
 
@@ -94,10 +136,15 @@ def _from_wires(wires: Tensor, shape: torch.Size) -> Tensor:
     return (wires if wires.dim() == 1 else wires.T).reshape(shape)
 
 
-def _ranks_for_autograd(values: Tensor, wiring: Wiring, comparator: Comparator) -> Tensor:
-    """Return the ranks of [n] or [n, rows] by operations that autograd can differentiate any number of times.
+def _expanded(worth: Tensor, like: Tensor) -> Tensor:
+    """Return `worth` [n] in the shape of `like`, [n] or [n, rows]."""
+    return (worth if like.dim() == 1 else worth[:, None]).expand_as(like)
 
-    This is the definition; `_rank_sweeps` computes the same in place. In each layer, a wire keeps the share `weight` of
+
+def _sorted_and_weights(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, list[Tensor]]:
+    """Return softly sorted values [n] or [n, rows], and each layer's weights, differentiable any number of times.
+
+    This is the definition; `_value_sweep` computes the same in place. In each layer, a wire keeps the share `weight` of
     its value x and takes the rest from its partner's value x': x <- x' + weight (x - x').
     """
     weights = []
@@ -105,38 +152,28 @@ def _ranks_for_autograd(values: Tensor, wiring: Wiring, comparator: Comparator) 
         partner_values = values.index_select(0, partner)
         weights.append(_interpolate(partner_values - values, steepness, comparator))
         values = torch.lerp(partner_values, values, weights[-1])
-    places, middle = _centred_places(values)
-    for partner, weight in zip(reversed(wiring.partners), reversed(weights), strict=True):
-        places = torch.lerp(places.index_select(0, partner), places, weight)
-    return places + middle
+    return values, weights
 
 
-def _centred_places(like: Tensor) -> tuple[Tensor, float]:
-    """Return the places minus their mean, shaped like `like`, and the mean.
-
-    Every layer preserves the mean. Removing it loses less to rounding.
-    """
-    n = len(like)
-    middle = (n - 1) / 2
-    places = torch.arange(n, dtype=like.dtype, device=like.device) - middle
-    return places.view(n, *[1] * (like.dim() - 1)).expand_as(like), middle
-
-
-def _rank_sweeps(values: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor]:
-    """Return the ranks of [n] or [n, rows], and what the gradient needs.
+def _value_sweep(
+    values: Tensor, wiring: Wiring, comparator: Comparator, weights: Tensor, differences: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return softly sorted values [n] or [n, rows], and a tensor of this shape to overwrite.
 
     Writes into preallocated tensors. For few values, allocation would take half of the time; for many rows, the system
     would map and unmap memory in every layer.
 
-    Returns:
-        The ranks, and [3, K, *values.shape]: for each layer the weights, the partner's value minus the own value, and
-        the own place minus the partner's place.
+    Args:
+        values: [n] or [n, rows].
+        wiring: the network.
+        comparator: its comparisons.
+        weights: [K, *values.shape], set to each layer's weights.
+        differences: [K, *values.shape], set to each layer's partner's value minus the own value.
     """
-    saved = values.new_empty(3, len(wiring.partners), *values.shape)
-    weights, differences, gaps = (part.unbind() for part in saved.unbind())
     values = values.clone()
     partner_values, base = torch.empty_like(values), torch.empty_like(values)
-    layers = (wiring.partners, _signed_steepness(wiring, comparator, values).unbind(), weights, differences)
+    steepnesses = _signed_steepness(wiring, comparator, values).unbind()
+    layers = (wiring.partners, steepnesses, weights.unbind(), differences.unbind())
     for partner, steepness, weight, difference in zip(*layers, strict=True):
         torch.index_select(values, 0, partner, out=partner_values)
         torch.sub(partner_values, values, out=difference)
@@ -146,18 +183,31 @@ def _rank_sweeps(values: Tensor, wiring: Wiring, comparator: Comparator) -> tupl
         else:
             weight.copy_(_interpolate(difference, steepness, comparator))
         values, partner_values = partner_values.lerp_(values, weight), values
-    places, middle = _centred_places(values)
-    places, partner_places = values.copy_(places), partner_values
-    for partner, weight, gap in zip(*map(reversed, (wiring.partners, weights, gaps)), strict=True):
+    return values, partner_values
+
+
+def _place_sweeps(values: Tensor, worth: Tensor, wiring: Wiring, comparator: Comparator) -> tuple[Tensor, Tensor]:
+    """Return the expected worth of the places of [n] or [n, rows], and what the gradient needs.
+
+    Returns:
+        The result, and [3, K, *values.shape]: for each layer the weights, the partner's value minus the own value, and
+        the own place's worth minus the partner's.
+    """
+    saved = values.new_empty(3, len(wiring.partners), *values.shape)
+    weights, differences, gaps = saved.unbind()
+    values, partner_places = _value_sweep(values, wiring, comparator, weights, differences)
+    places = values.copy_(_expanded(worth, values))
+    for partner, weight, gap in zip(*map(reversed, (wiring.partners, weights.unbind(), gaps.unbind())), strict=True):
         torch.index_select(places, 0, partner, out=partner_places)
         torch.sub(places, partner_places, out=gap)
         places, partner_places = partner_places.lerp_(places, weight), places
-    return places.add_(middle), saved
+    return places, saved
 
 
-def _gradient_sweeps(gradient: Tensor, wiring: Wiring, comparator: Comparator, saved: Tensor) -> Tensor:
-    """Return the gradient in the values, from the gradient in the ranks and the second result of `_rank_sweeps`."""
-    weights, differences, gaps = saved.unbind()
+def _gradient_sweeps(
+    gradient: Tensor, wiring: Wiring, comparator: Comparator, weights: Tensor, differences: Tensor, gaps: Tensor
+) -> Tensor:
+    """Return the gradient in the values, from the gradient in the result of `_place_sweeps` and what it saved."""
     # A weight acts on the ranks through the places: its gradient is the difference between the gradients of the pair,
     # times the gap between their places ...
     gradient_differences = []
@@ -170,13 +220,32 @@ def _gradient_sweeps(gradient: Tensor, wiring: Wiring, comparator: Comparator, s
     # ... and through the values of all later layers. It depends on the difference of its pair, so on both values.
     slopes = _slopes(weights, differences, _signed_steepness(wiring, comparator, gradient), comparator)
     shares = torch.addcmul(weights, slopes, differences)
-    pulls = slopes.mul_(gaps)
-    result = gradient.zero_()
-    partner_result = partner_gradient
-    layers = (wiring.partners, shares.unbind(), pulls.unbind(), gradient_differences)
-    for partner, share, pull, gradient_difference in zip(*map(reversed, layers), strict=True):
-        torch.index_select(result, 0, partner, out=partner_result)
-        result, partner_result = partner_result.lerp_(result, share).addcmul_(pull, gradient_difference), result
+    pulls = zip(slopes.mul_(gaps).unbind(), gradient_differences, strict=True)
+    return _value_gradient_sweep(gradient.zero_(), partner_gradient, wiring, shares, list(pulls))
+
+
+def _value_gradient_sweep(
+    result: Tensor,
+    partner_result: Tensor,
+    wiring: Wiring,
+    shares: Tensor,
+    pulls: list[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Return the gradient in the values, from the gradient `result` in the sorted values, which is overwritten.
+
+    Args:
+        result: [n] or [n, rows].
+        partner_result: a tensor of this shape to overwrite.
+        wiring: the network.
+        shares: [K, *result.shape], the derivative of a layer's values in the values before it.
+        pulls: two factors for each layer. Their product is a gradient in the values that does not pass through the
+            sorted ones.
+    """
+    for layer in reversed(range(len(shares))):
+        torch.index_select(result, 0, wiring.partners[layer], out=partner_result)
+        result, partner_result = partner_result.lerp_(result, shares[layer]), result
+        if pulls is not None:
+            result.addcmul_(*pulls[layer])
     return result
 
 
@@ -228,57 +297,3 @@ _CURVES: dict[Interpolation, Callable[[Tensor], Tensor]] = {
     "reciprocal": lambda scaled: 0.5 * (scaled / (2 + scaled.abs()) + 1),
     "optimal": _optimal,
 }
-
-
-@lru_cache(maxsize=64)
-def _wiring(network: Network, n: int, device: torch.device) -> Wiring:
-    if network == "bitonic" and not torch.compiler.is_compiling() and not bitonic_sorts(n):
-        power = 1 << n.bit_length()
-        warnings.warn(
-            f"the bitonic network for n = {n} values, like diffsort's, can misorder even well separated values; use "
-            f"n = {power // 2} or {power}, or the method odd_even, laplace or pairwise",
-            stacklevel=2,
-        )
-    layers = _bitonic(n) if network == "bitonic" else _odd_even(n)
-    partners, signs = (torch.stack(parts).to(device) for parts in zip(*layers, strict=True))
-    return Wiring(partners.unbind(), signs)
-
-
-def bitonic_sorts(n: int) -> bool:
-    """Return whether the bitonic network on n wires sorts every input, if its comparisons are hard.
-
-    It does for powers of two. Otherwise the binary digits of the number of removed wires decide. The rule was compared
-    with all inputs of zeros and ones for n up to 20, and with random ones for n up to 129: a network that sorts all of
-    them sorts everything (Knuth, 1973).
-    """
-    removed_wires = (1 << (n - 1).bit_length()) - n
-    return re.fullmatch("0b(1*0*|1+01+|1+0+1)", bin(removed_wires)) is not None
-
-
-def _bitonic(n: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the partners and signs [n] of each layer of the bitonic network for the next power of two.
-
-    The surplus wires are the first ones. They are removed with their comparisons, as in diffsort.
-    """
-    blocks = (n - 1).bit_length()
-    first = (1 << blocks) - n
-    wires = torch.arange(first, 1 << blocks, device="cpu")
-    layers = []
-    for block in range(blocks):
-        descending = wires & (2 << block) > 0
-        for distance in (1 << exponent for exponent in reversed(range(block + 1))):
-            partner = wires ^ distance
-            sign = torch.where((wires & distance > 0) == descending, 1.0, -1.0)
-            layers.append((torch.where(partner < first, wires, partner) - first, sign))
-    return layers
-
-
-def _odd_even(n: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the partners and signs [n] of n layers that compare neighbours, from wire 0 and from wire 1 in turn."""
-    layers = []
-    for start in (layer % 2 for layer in range(n if n > 2 else 1)):  # the second layer of two wires has no pair
-        wires = torch.arange(n, device="cpu") - start
-        partner = (wires ^ 1) + start
-        idle = (partner < 0) | (partner >= n)
-        layers.append((torch.where(idle, wires + start, partner), 1.0 - 2.0 * (wires & 1)))
-    return layers

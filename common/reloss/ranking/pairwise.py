@@ -2,8 +2,8 @@
 
 Both are sums over all pairs (i, j) of a function of x_i - x_j. A rank sums a sigmoid, the smooth version of "x_j is
 smaller" (Qin, Liu and Li, "A general approximation framework for direct optimization of information retrieval
-measures", Information Retrieval 2010). A concordance, the numerator of Kendall's tau, sums the sign of x_i - x_j, or a
-smooth tanh instead, times the sign of y_i - y_j. One autograd function computes them all.
+measures", Information Retrieval 2010). A soft concordance, the numerator of Kendall's tau, sums a tanh, the smooth
+version of the sign of x_i - x_j, times the sign of y_i - y_j. One autograd function computes both.
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ def soft_concordance(x: Tensor, y: Tensor, temperature: float) -> Tensor:
     return sums.sum(-1)
 
 
-def concordance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the sum over i, j of sign(x_i - x_j) sign(y_i - y_j), [...]. Not differentiable."""
-    return _pair_sum(x.detach(), y.detach(), 1.0, SIGN).sum(-1)
-
-
 class _Term(NamedTuple):
     """A function of (x_i - x_j) / t and y_i - y_j, with its derivative in the first argument.
 
@@ -47,7 +42,6 @@ class _Term(NamedTuple):
 
 SIGMOID = _Term(lambda x, y: torch.sigmoid(x), lambda x, y: torch.sigmoid(x) * torch.sigmoid(-x), 1)
 TANH = _Term(lambda x, y: torch.tanh(x) * y.sign(), lambda x, y: (1 - torch.tanh(x).square()) * y.sign(), -1)
-SIGN = _Term(lambda x, y: x.sign() * y.sign(), lambda x, y: torch.zeros_like(x), 1)
 
 
 def _chunks(values: Tensor) -> Iterator[slice]:
