@@ -60,9 +60,10 @@ docker-test:
 scaling: setup
 	$(BIN)/python -m tools.scaling
 
-# Measures soft ranks next to the installed alternatives; on a GPU if there is one.
+# Measures soft operators next to the libraries in the folder PEERS, see benchmarks/ranking_libraries.py; on a GPU if
+# there is one.
 bench-ranking: setup
-	$(BIN)/python -m benchmarks.ranking
+	$(BIN)/python -m benchmarks.ranking $(if $(PEERS),--peers $(PEERS))
 
 # Measures one step of a fit next to a loop over the items.
 bench-learning: setup

@@ -1,12 +1,13 @@
-"""Time and peak memory of soft ranks, compared with other libraries: `make bench-ranking`.
+"""Time and peak memory of soft operators, compared with other libraries: `make bench-ranking PEERS=folder`.
 
-Each case ranks float32 standard normal values, forward and forward + backward. Times are medians of warm runs with the
-device synchronised. The operators take turns, so that a slow moment of the machine affects all of them. Peak memory is
-the memory that a run allocates on top of what is in use, counted by the allocator on a GPU and by the profiler on a
-CPU. On a GPU the kernel launches of forward + backward are counted, too.
+Each case is an operation (rank, sort, top k, median) on float32 standard normal values, forward and forward + backward.
+Times are medians of warm runs with the device synchronised. The libraries take turns, so that a slow moment of the
+machine affects all of them. Peak memory is what a run allocates on top of what is in use: counted by the allocator on a
+GPU, and on a CPU by the profiler of PyTorch plus the tracer of NumPy's memory. On a GPU the kernel launches of forward
++ backward are counted, too.
 
-The other libraries are installed into a temporary folder. If one cannot be installed, or a case would need too much
-memory or time, its row states the reason.
+If a library is missing, or a case would need too much memory or time, its row states the reason. The other libraries
+are described in `benchmarks/ranking_libraries.py`.
 
 Writes ranking.{csv,md,png} into --out.
 """
@@ -14,17 +15,15 @@ Writes ranking.{csv,md,png} into --out.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import date
 from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,86 +31,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import results_folder
+from benchmarks.ranking_libraries import OPERATIONS, Operator, estimated_bytes, operators
 from reloss.experiment import environment
-from reloss.ranking import soft_rank
 from reloss.report.table import Table
 
-SIZES = (64, 256, 1024, 5000, 10_000, 100_000, 1_000_000)
-BATCHES = (1, 32)
+SIZES = (8, 64, 256, 1024, 10_000, 100_000, 1_000_000)
+BATCHES = (1, 256)
 MAX_RUN_SECONDS = 0.15  # if a run takes longer, larger sizes of this operator are skipped
-MAX_CASE_SECONDS = 6.0
-MIN_CASE_SECONDS = 0.3  # a fast case runs more often than requested, so that one slow run does not matter
-MAX_BYTES = 8 << 30
-MAX_VALUES = 1 << 27  # in all inputs of a case
-MAX_INPUTS = 200  # different inputs of a case
+MAX_CASE_SECONDS = 1.0
+MIN_CASE_SECONDS = 0.15  # a fast case runs more often than requested, so that one slow run does not matter
+MAX_BYTES = 4 << 30
+MAX_VALUES = 1 << 26  # in all inputs of a case
+MAX_INPUTS = 100  # different inputs of a case
 GPU_FIELDS = ("launches",) if torch.cuda.is_available() else ()
-FIELDS = ("operator", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *GPU_FIELDS, "note")
-Operator = Callable[[Tensor], Tensor]
-
-
-def operators(device: str, folder: Path) -> tuple[dict[str, Operator], dict[str, str]]:
-    """Return the operators by name, and the reasons why others are missing. Installs libraries into `folder`."""
-    missing: dict[str, str] = {}
-    available: dict[str, Operator] = {
-        "reloss bitonic": lambda x: soft_rank(x, "bitonic"),
-        "reloss laplace": lambda x: soft_rank(x, "laplace"),
-        "reloss pairwise": lambda x: soft_rank(x, "pairwise"),
-    }
-    available["diffsort 0.2.0 bitonic"] = _diffsort(device)
-    for name, load in (("torchsort", _torchsort), ("fast-soft-sort", _fast_soft_sort), ("softtorch", _softtorch)):
-        if reason := _install(name, device, folder):
-            missing[name] = f"not installable: {reason}"
-            continue
-        try:
-            available[name] = load()
-        except ImportError as error:
-            missing[name] = f"does not import: {error}"
-    return available, missing
-
-
-def _install(name: str, device: str, folder: Path) -> str:
-    """Install the latest `name` into `folder`, outside the locked environment. Return the error, or "" on success."""
-    environment_variables = dict(os.environ)
-    if device == "cpu":  # torchsort builds for CUDA if it finds nvcc, and then needs all of CUDA
-        folders = [path for path in os.environ["PATH"].split(os.pathsep) if not (Path(path) / "nvcc").exists()]
-        environment_variables["PATH"] = os.pathsep.join(folders)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder)]
-    command = [sys.executable, "-m", "pip", "install", *options, name]
-    process = subprocess.run(command, env=environment_variables, capture_output=True, text=True, check=False)
-    errors = [line.removeprefix("ERROR: ") for line in process.stderr.splitlines() if line.startswith("ERROR: ")]
-    return (errors or ["pip failed"])[0][:90] if process.returncode else ""
-
-
-def _diffsort(device: str) -> Operator:
-    from diffsort import DiffSortNet
-
-    networks: dict[int, Any] = {}
-
-    def rank(x: Tensor) -> Tensor:
-        n = x.shape[-1]
-        if n not in networks:
-            networks[n] = DiffSortNet("bitonic", n, device=device, steepness=5.0, distribution="logistic_phi")
-        return (networks[n](x)[1] * torch.arange(n, device=x.device)).sum(-1)
-
-    return rank
-
-
-def _torchsort() -> Operator:
-    import torchsort
-
-    return lambda x: torchsort.soft_rank(x, regularization_strength=0.1)
-
-
-def _fast_soft_sort() -> Operator:
-    from fast_soft_sort.pytorch_ops import soft_rank as fast_soft_rank
-
-    return lambda x: fast_soft_rank(x.cpu(), regularization_strength=0.1)
-
-
-def _softtorch() -> Operator:
-    import softtorch
-
-    return lambda x: softtorch.rank(x, axis=-1)
+FIELDS = ("operation", "library", "batch", "n", "forward_ms", "forward_backward_ms", "peak_mib", *GPU_FIELDS, "note")
+OURS = "reloss laplace"
 
 
 class Case:
@@ -132,7 +66,9 @@ class Case:
 
     def forward_backward(self) -> None:
         """Rank the next input, forward and backward."""
-        (self.forward() * self.weights).sum().backward()
+        result = self.forward()
+        weights = self.weights if result.dim() == self.weights.dim() else self.weights[..., 0]  # of a median
+        (result * weights).sum().backward()
 
     def run(self) -> None:
         """Time one more run, unless all runs are done."""
@@ -172,14 +108,17 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+    tracemalloc.start()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
+    traced = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     total = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             total += event.nbytes()
             peak = max(peak, total)
-    return peak
+    return peak + traced
 
 
 def launches(call: Callable[[], Any]) -> int:
@@ -192,28 +131,21 @@ def launches(call: Callable[[], Any]) -> int:
     return sum(event.name().startswith(("cudaLaunchKernel", "cuLaunchKernel")) for event in events)
 
 
-def estimated_bytes(name: str, batch: int, n: int) -> int:
-    """Return an estimate of the bytes that an operator keeps for the backward pass, 0 if they are few."""
-    blocks = (n - 1).bit_length()
-    layers = blocks * (blocks + 1) // 2
-    if name.startswith("diffsort"):
-        return 4 * layers * (6 * batch + 2) * n * n
-    if name == "reloss bitonic":
-        return 4 * layers * 8 * batch * n
-    return 4 * 4 * batch * n * n if name == "softtorch" else 0
-
-
-def table(device: str, folder: Path, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
-    """Return one row for each operator, batch and size."""
-    available, missing = operators(device, folder)
+def table(operation: str, device: str, sizes: tuple[int, ...], runs: int) -> list[dict[str, Any]]:
+    """Return one row for each library, batch and size."""
+    available, missing = operators(operation, device)
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     for batch in BATCHES:
         skipped = dict(missing)
         for n in sizes:
             remaining = {name: operator for name, operator in available.items() if name not in skipped}
-            results = {name: {"note": reason} for name, reason in skipped.items()}
-            for name, result in (results | compare(remaining, batch, n, device, runs)).items():
-                rows[name, batch, n] = {"operator": name, "batch": batch, "n": n, **result}
+            results: dict[str, dict[str, Any]] = {name: {"note": reason} for name, reason in skipped.items()}
+            if batch * n > MAX_VALUES:
+                results |= {name: {"note": f"not run: {batch} x {n} values"} for name in remaining}
+            else:
+                results |= compare(remaining, batch, n, device, runs)
+            for name, result in results.items():
+                rows[name, batch, n] = {"operation": operation, "library": name, "batch": batch, "n": n, **result}
                 print(*table_of([rows[name, batch, n]]).texts()[0], sep="  ", flush=True)
                 if result.get("forward_backward_ms", 0) > 1e3 * MAX_RUN_SECONDS:
                     skipped[name] = f"not run: the previous size took over {MAX_RUN_SECONDS:g} s"
@@ -248,6 +180,25 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows])
 
 
+def summary(rows: list[dict[str, Any]]) -> Table:
+    """Return the fastest other library for each case, and how many times as long as ours it takes."""
+    headers = ("operation", "batch", "n", f"{OURS} ms", "fastest other library", "its ms", "times ours")
+    cells = []
+    timed = [row for row in rows if "forward_backward_ms" in row]
+    for ours in (row for row in timed if row["library"] == OURS):
+        case = [ours[name] for name in ("operation", "batch", "n")]
+        others = [row for row in timed if [row[name] for name in ("operation", "batch", "n")] == case]
+        others = [row for row in others if not row["library"].startswith("reloss")]
+        duration = ours["forward_backward_ms"]
+        if others:
+            best = min(others, key=lambda row: row["forward_backward_ms"])
+            rest = [best["library"], best["forward_backward_ms"], best["forward_backward_ms"] / duration]
+        else:
+            rest = ["none within the limits", "", ""]
+        cells.append([*case, duration, *rest])
+    return Table(headers, cells)
+
+
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write the results as CSV, Markdown and a plot."""
     out.mkdir(parents=True, exist_ok=True)
@@ -257,32 +208,52 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     machine = (
         f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     )
-    title = f"# Soft ranks\n\n{machine}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
-    (out / "ranking.md").write_text(title + table_of(rows).markdown() + "\n")
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, batch in zip(figure.subplots(1, 2, sharey=True), BATCHES, strict=True):
-        for operator in dict.fromkeys(row["operator"] for row in rows):
-            curve = [r for r in rows if (r["operator"], r["batch"]) == (operator, batch) and "forward_ms" in r]
-            if curve:
-                times = [row["forward_backward_ms"] for row in curve]
-                axis.loglog([row["n"] for row in curve], times, marker="o", label=operator)
-        axis.set(title=f"batch {batch}", xlabel="n", ylabel="forward + backward, ms")
-        axis.legend(fontsize=8)
-    figure.savefig(out / "ranking.png", dpi=120)
+    title = f"# Soft operators\n\n{machine}, commit {commit}, {date.today()}. Command: `make bench-ranking`.\n\n"
+    title += "![Forward + backward, by number of values](ranking.png)\n\n"
+    title += (
+        "Operators of different libraries soften in different ways; only LapSum computes the same ranks and masks as "
+        "`laplace`. A library is slower than ours if its factor is above 1.\n\n"
+    )
+    text = title + summary(rows).markdown() + "\n\n## All cases\n\n" + table_of(rows).markdown() + "\n"
+    (out / "ranking.md").write_text(text)
+    plot(rows).savefig(out / "ranking.png", dpi=100)
+
+
+def plot(rows: list[dict[str, Any]]) -> Figure:
+    """Return the times of forward + backward by n, one plot for each operation and batch."""
+    figure = Figure(figsize=(16, 8), layout="constrained")
+    axes = figure.subplots(len(BATCHES), len(OPERATIONS), sharex=True, sharey=True)
+    names = list(dict.fromkeys(row["library"] for row in rows))
+    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    for column, operation in enumerate(OPERATIONS):
+        for line, batch in enumerate(BATCHES):
+            axis = axes[line][column]
+            for name in names:
+                curve = [r for r in rows if (r["operation"], r["batch"], r["library"]) == (operation, batch, name)]
+                curve = [row for row in curve if "forward_backward_ms" in row]
+                if curve:
+                    times = [row["forward_backward_ms"] for row in curve]
+                    style = "-o" if name.startswith("reloss") else "--s"
+                    axis.loglog([r["n"] for r in curve], times, style, color=colours[name], label=name, markersize=4)
+            axis.set(title=f"{operation}, batch {batch}", xlabel="n", ylabel="forward + backward, ms")
+            if axis.lines:
+                axis.legend(fontsize=7)
+    return figure
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=results_folder(), help="output folder (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=20, help="number of warm runs of a case (default: %(default)s)")
+    parser.add_argument("--peers", type=Path, help="folder with the other libraries")
+    parser.add_argument("--runs", type=int, default=10, help="number of warm runs of a case (default: %(default)s)")
     parser.add_argument("--most", type=int, default=SIZES[-1], help="largest n (default: %(default)s)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = tuple(n for n in SIZES if n <= arguments.most)
-    with TemporaryDirectory() as folder:
-        sys.path.append(folder)
-        rows = table(device, Path(folder), sizes, arguments.runs)
+    if arguments.peers:
+        sys.path.append(str(arguments.peers))
+    rows = [row for operation in OPERATIONS for row in table(operation, device, sizes, arguments.runs)]
     write(rows, device, arguments.out)
 
 

@@ -7,12 +7,14 @@ mean of their places, or they get different places in an arbitrary order.
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reloss.ranking.sorting import gather, run_starts, scatter, stable_order
 
 Ties = Literal["mean", "ordinal"]
+SMALL = 4096
 # Tensors of these types have no `sort`. A wider signed type holds the first two; float64 rounds the last one.
 _SORTED_AS = {
     torch.bool: torch.uint8,
@@ -38,6 +40,10 @@ def check_values(values: Tensor, dim: int = -1) -> float:
     if values.numel() == 0:
         return 0.0
     values = values.detach()
+    if values.dtype in (torch.float32, torch.float64) and values.numel() <= SMALL and values.device.type == "cpu":
+        largest = float(np.abs(values.numpy()).max())  # for few values in half the time of PyTorch
+        if math.isfinite(largest):
+            return largest
     smallest, largest = torch.stack(sortable(values).aminmax()).tolist()  # NaN and infinities are among the two
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         index = tuple((~torch.isfinite(values)).nonzero()[0].tolist())

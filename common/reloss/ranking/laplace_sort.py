@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reloss.ranking.laplace_row import MAX_SIZE, row_choice
 from reloss.ranking.scans import decay_factors, decayed_sums
 from reloss.ranking.sorting import gather, scatter, stable_order
 
@@ -28,7 +29,7 @@ MAX_GAP = 200.0  # in temperatures; exp of minus half of it is far below the rou
 
 
 class _Row(NamedTuple):
-    """Sorted values [..., n] of each row in temperatures, around their middle.
+    """Sorted values of each row in temperatures, around their middle.
 
     Wide gaps between neighbours make no difference to the shares, so they are narrowed to `MAX_GAP`. That keeps the
     range small, and with it the rounding errors, and no exponential underflows.
@@ -36,32 +37,29 @@ class _Row(NamedTuple):
     Attributes:
         order: [..., n] of the values.
         x: [..., n] the sorted values.
-        removed: [..., n] what narrowing takes off, without a gradient.
+        points: [..., n] the sorted values without wide gaps; the same tensor as `x` if there are none.
     """
 
     order: Tensor
     x: Tensor
-    removed: Tensor
+    points: Tensor
 
     @staticmethod
     def of(values: Tensor, temperature: float, order: Tensor | None = None) -> _Row:
         order = stable_order(values.detach()) if order is None else order
         x = gather(values, order).double()
         x = (x - (x[..., :1] + x[..., -1:]).detach() / 2) / temperature
-        excess = (x.detach().diff(dim=-1) - MAX_GAP).clamp_(min=0)
-        return _Row(order, x, F.pad(excess.cumsum(-1), (1, 0)))
-
-    @property
-    def points(self) -> Tensor:
-        """The sorted values without wide gaps."""
-        return self.x - self.removed
+        if not values.is_cuda and bool((x[..., -1] - x[..., 0] < MAX_GAP).all()):
+            return _Row(order, x, x)
+        constant = x.detach()
+        narrow = F.pad(constant.diff(dim=-1).clamp_(max=MAX_GAP).cumsum(-1), (1, 0))
+        return _Row(order, x, narrow + (x - constant))
 
 
 def laplace_choice(values: Tensor, k: int, temperature: float) -> Tensor:
     """Return the shares [..., n] of `values` [..., n] among the k largest, 0 < k < n. They sum to k."""
-    row = _Row.of(values, temperature)
-    points = row.points
-    return scatter(laplace_cdf(points - thresholds(points, _level(points, k))).to(values.dtype), row.order)
+    result: Tensor = _LaplaceChoice.apply(values, k, temperature)
+    return result
 
 
 def laplace_log_choice(values: Tensor, index: Tensor, k: int, temperature: float) -> Tensor:
@@ -76,10 +74,18 @@ def laplace_log_choice(values: Tensor, index: Tensor, k: int, temperature: float
     place = row.order.argsort(dim=-1).gather(-1, index)
     # Give back what was removed between the value and the threshold, which is near the lower end of a wide gap, near
     # its upper end or in its middle.
-    count = _counts(points.detach(), threshold.detach())
-    ends = gather(row.removed, (count - 1).clamp(min=0)), gather(row.removed, count.clamp(max=points.shape[-1] - 1))
-    removed = torch.where(level < count, ends[0], torch.where(level > count, ends[1], (ends[0] + ends[1]) / 2))
-    excess = (gather(points, place) - threshold + gather(row.removed, place) - removed).squeeze(-1)
+    excess = gather(points, place) - threshold
+    if points is not row.x:
+        removed = row.x.detach() - points.detach()
+        count = _counts(points.detach(), threshold.detach())
+        ends = gather(removed, (count - 1).clamp(min=0)), gather(removed, count.clamp(max=points.shape[-1] - 1))
+        middle = (ends[0] + ends[1]) / 2
+        excess = (
+            excess
+            + gather(removed, place)
+            - torch.where(level < count, ends[0], torch.where(level > count, ends[1], middle))
+        )
+    excess = excess.squeeze(-1)
     upper = torch.log1p(-0.5 * (-excess.clamp(min=0)).exp())
     return torch.where(excess < 0, excess.clamp(max=0) - math.log(2), upper).to(values.dtype)
 
@@ -166,6 +172,48 @@ def _sorted_thresholds(points: _Points, levels: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(count == 0, first, torch.where(count == n, last, inside)), count
 
 
+class _LaplaceChoice(torch.autograd.Function):
+    """The result of `laplace_choice`, with a gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, k: int, temperature: float) -> Tensor:
+        shares, density = _choice(values, k, temperature)
+        ctx.k, ctx.temperature = k, temperature
+        ctx.save_for_backward(values, density)
+        return shares
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        values, density = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the definition
+            row = _Row.of(values, ctx.temperature)
+            points = row.points
+            shares = laplace_cdf(points - thresholds(points, _level(points, ctx.k)))
+            shares = scatter(shares.to(values.dtype), row.order)
+            (result,) = torch.autograd.grad(shares, values, gradient, create_graph=True)
+            return result, None, None
+        # A value moves its own share, and the threshold by its part of the density there, so that the sum stays k.
+        pulls = gradient * density
+        mean = pulls.sum(-1, keepdim=True) / density.sum(-1, keepdim=True)
+        result = torch.addcmul(pulls, mean, density, value=-1).div_(ctx.temperature)
+        return result.to(values.dtype), None, None
+
+
+def _choice(values: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the shares [..., n] of `values` among the k largest, and the Laplace density at the threshold."""
+    if values.numel() == values.shape[-1] <= MAX_SIZE and values.device.type == "cpu":
+        result = row_choice(values.numpy().reshape(-1), k, temperature)
+        if result is not None:
+            return torch.from_numpy(result[0]).view(values.shape), torch.from_numpy(result[1]).view(values.shape)
+    row = _Row.of(values, temperature)
+    points = row.points
+    threshold, _ = _sorted_thresholds(_Points.of(points, None), _level(points, k))
+    excess = points - threshold
+    density = 0.5 * (-excess.abs()).exp()
+    shares = torch.where(excess < 0, density, 1 - density).to(values.dtype)
+    return scatter(shares, row.order), scatter(density, row.order)
+
+
 class _Thresholds(torch.autograd.Function):
     """The result of `thresholds`, with the gradient of an implicit function."""
 
@@ -210,7 +258,7 @@ class _LaplaceSort(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        values, order, x, removed, thresholds, mean = ctx.saved_tensors
+        values, order, x, points, thresholds, mean = ctx.saved_tensors
         start, stop, temperature = ctx.options
         if torch.is_grad_enabled():
             row = _Row.of(values, temperature, order)
@@ -223,7 +271,6 @@ class _LaplaceSort(torch.autograd.Function):
         steps = steps[..., int(start == 0) : stop - start + int(stop < x.shape[-1])]
         # d H(b) / d x_i = CDF(b - x_i) + (mean - x_i) exp(-|b - x_i|) / 2, where `mean` averages x near b: the first
         # term by the factor x_i of H, the second one by x_i inside the CDF and by x_i moving b.
-        points = x - removed
         count = _counts(thresholds, points)
         (left, right), (left_mean, right_mean) = _Points.of(thresholds, steps, steps * mean).tails(points, count)
         above = F.pad(steps.flip(-1).cumsum(-1).flip(-1), (0, 1))  # the CDF is 1 - exp / 2 there

@@ -7,6 +7,7 @@ the values by the temperature has the same effect, so a temperature that is a te
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -19,6 +20,7 @@ from reloss.ranking.wiring import Fidelity, Network
 Method = Literal["bitonic", "odd_even", "laplace", "pairwise"]
 METHODS: tuple[str, ...] = get_args(Method)
 NETWORKS: tuple[str, ...] = get_args(Network)
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 STEEPNESS, TEMPERATURE, ART_LAMBDA = 5.0, 0.1, 0.25
 
 
@@ -50,7 +52,6 @@ def prepare(
     values: Tensor,
     method: str,
     dim: int = -1,
-    *,
     methods: tuple[str, ...] = METHODS,
     standardize: bool = False,
     steepness: float | Tensor | None = None,
@@ -66,12 +67,10 @@ def prepare(
             method.
     """
     largest = check_values(values, dim)
-    _check_options(method, methods, steepness, interpolation, art_lambda, temperature, fidelity)
-    option, default = (steepness, STEEPNESS) if method in NETWORKS else (temperature, TEMPERATURE)
-    number = 1.0 if isinstance(option, Tensor) else default if option is None else option
-    comparator = Comparator(number, interpolation or "logistic_phi", ART_LAMBDA if art_lambda is None else art_lambda)
-    moved = values if dim in (-1, values.dim() - 1) else values.movedim(dim, -1)
-    moved = as_float(moved)
+    options = (method, methods, steepness, interpolation, art_lambda, temperature, fidelity)
+    option = steepness if method in NETWORKS else temperature
+    number, comparator = (_resolved.__wrapped__ if isinstance(option, Tensor) else _resolved)(*options)
+    moved = as_float(values if dim == -1 else values.movedim(dim, -1))
     dtype = moved.dtype
     scale = None
     sharpness = number if method in NETWORKS else 1 / number
@@ -82,6 +81,28 @@ def prepare(
     if scale is not None:
         moved = moved * scale
     return Prepared(moved, scale, number, comparator, fidelity or "corrected", dtype)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _resolved(
+    method: str,
+    methods: tuple[str, ...],
+    steepness: float | Tensor | None,
+    interpolation: Interpolation | None,
+    art_lambda: float | None,
+    temperature: float | Tensor | None,
+    fidelity: Fidelity | None,
+) -> tuple[float, Comparator]:
+    """Return the temperature or steepness, 1 in place of a tensor, and the comparator. Cached: it takes long to check.
+
+    Raises:
+        ValueError: an option is invalid or belongs to another method.
+    """
+    _check_options(method, methods, steepness, interpolation, art_lambda, temperature, fidelity)
+    option, default = (steepness, STEEPNESS) if method in NETWORKS else (temperature, TEMPERATURE)
+    number = 1.0 if isinstance(option, Tensor) else default if option is None else option
+    exponent = ART_LAMBDA if art_lambda is None else art_lambda
+    return number, Comparator(number, interpolation or "logistic_phi", exponent)
 
 
 def _scale(option: Tensor, values: Tensor, dim: int, method: str, comparator: Comparator) -> Tensor:
@@ -161,7 +182,9 @@ def _is_number(value: Any) -> bool:
 
 def as_float(values: Tensor) -> Tensor:
     """Return `values` in float32; float64 values and integers in float64, which holds integers up to 2^53."""
-    is_narrow = values.dtype == torch.bool or (values.is_floating_point() and values.dtype != torch.float64)
+    if values.dtype in LARGEST:
+        return values
+    is_narrow = values.dtype == torch.bool or values.is_floating_point()
     return values.float() if is_narrow else sortable(values).double()
 
 
@@ -178,7 +201,7 @@ def _without_overflow(values: Tensor, largest: float, sharpness: float) -> Tenso
     """
 
     def limit(dtype: torch.dtype) -> float:
-        return torch.finfo(dtype).max / 8 / max(1.0, sharpness)
+        return LARGEST[dtype] / 8 / max(1.0, sharpness)
 
     if largest <= limit(values.dtype):
         return values

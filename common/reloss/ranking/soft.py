@@ -35,7 +35,7 @@ from torch import Tensor
 from reloss.ranking.hard import hard_rank
 from reloss.ranking.laplace import laplace_rank
 from reloss.ranking.networks import Interpolation, network_places
-from reloss.ranking.options import Method, Prepared, prepare
+from reloss.ranking.options import METHODS, Method, Prepared, prepare
 from reloss.ranking.pairwise import pairwise_rank
 from reloss.ranking.wiring import Fidelity, wiring_of
 
@@ -82,9 +82,8 @@ def soft_rank(
         ValueError: n is 0, a value is NaN or infinite (the message names its index), `dim` is no axis, the method is
             unknown, or an option is invalid or belongs to another method.
     """
-    softness = {"temperature": temperature, "steepness": steepness}
-    network = {"interpolation": interpolation, "art_lambda": art_lambda, "fidelity": fidelity}
-    prepared = prepare(values, method, dim, standardize=standardize, **softness, **network)  # type: ignore[arg-type]
+    options = (steepness, interpolation, art_lambda, temperature, fidelity)
+    prepared = prepare(values, method, dim, METHODS, standardize, *options)
     ranks = _ascending_ranks(prepared, method)
     if straight_through:
         ranks = hard_rank(values.movedim(dim, -1)).to(ranks.dtype) + (ranks - ranks.detach())
@@ -108,4 +107,4 @@ def _ascending_ranks(prepared: Prepared, method: Method) -> Tensor:
         places = torch.arange(n, dtype=row.dtype, device=row.device) - middle
         wiring = wiring_of(method, n, prepared.fidelity, row.device)
         ranks = network_places(row, places, wiring, prepared.comparator) + middle
-    return ranks.to(prepared.dtype)
+    return ranks if ranks.dtype == prepared.dtype else ranks.to(prepared.dtype)
