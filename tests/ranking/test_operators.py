@@ -211,6 +211,26 @@ def test_any_axis_and_leading_axes(method: str) -> None:
     assert_close(soft_sort(x, method=method)[1, 2], soft_sort(x[1, 2], method=method))
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 0.1, 3.0])
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_one_row_and_a_batch_agree(n: int, temperature: float) -> None:
+    """A single row is computed in NumPy if it spans a small range."""
+    x = normal(2, n, seed=n)
+    x[:, -1] = x[:, 0]
+    x.requires_grad_()
+    for operator in (
+        lambda x: soft_rank(x, "laplace", temperature=temperature),
+        lambda x: soft_sort(x, temperature=temperature),
+        lambda x: soft_top_k_mask(x, 1, temperature=temperature),
+        lambda x: soft_top_k(x, 1, temperature=temperature).values,
+        lambda x: soft_quantile(x, 0.4, -1, keepdim=True, temperature=temperature),
+    ):
+        batch, row = operator(x), operator(x[0])
+        assert_close(row, batch[0], rtol=0, atol=1e-9)
+        gradients = [torch.autograd.grad(result.square().sum(), x)[0] for result in (row, batch[0])]
+        assert_close(*gradients, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
 def test_dtypes(method: str, dtype: torch.dtype) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reloss.ranking.laplace_row import MAX_SIZE, row_choice
+from reloss.ranking.laplace_row_sort import MAX_SORT_SIZE, row_sort, row_sort_gradient
 from reloss.ranking.scans import decay_factors, decayed_sums
 from reloss.ranking.sorting import gather, scatter, stable_order
 
@@ -201,7 +202,7 @@ class _LaplaceChoice(torch.autograd.Function):
 
 def _choice(values: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the shares [..., n] of `values` among the k largest, and the Laplace density at the threshold."""
-    if values.numel() == values.shape[-1] <= MAX_SIZE and values.device.type == "cpu":
+    if values.numel() == values.shape[-1] <= MAX_SIZE and _uses_numpy(values):
         result = row_choice(values.numpy().reshape(-1), k, temperature)
         if result is not None:
             return torch.from_numpy(result[0]).view(values.shape), torch.from_numpy(result[1]).view(values.shape)
@@ -250,32 +251,53 @@ class _LaplaceSort(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, start: int, stop: int, temperature: float) -> Tensor:
-        row = _Row.of(values, temperature)
-        places, thresholds, mean = _sorted_places(row, start, stop)
         ctx.options = start, stop, temperature
-        ctx.save_for_backward(values, *row, thresholds, mean)
+        order = stable_order(values)
+        ctx.row = None
+        if values.numel() == values.shape[-1] <= MAX_SORT_SIZE and _uses_numpy(values):
+            ctx.row = row_sort(gather(values, order).double().numpy().reshape(-1), start, stop, temperature)
+        if ctx.row is not None:
+            ctx.save_for_backward(values, order)
+            return torch.from_numpy(ctx.row.places).to(values.dtype).view(*values.shape[:-1], stop - start)
+        row = _Row.of(values, temperature, order)
+        places, thresholds, means = _sorted_places(row, start, stop)
+        ctx.save_for_backward(values, *row, thresholds, means)
         return _in_unit(places, values, row, temperature)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        values, order, x, points, thresholds, mean = ctx.saved_tensors
+        values, order, *saved = ctx.saved_tensors
         start, stop, temperature = ctx.options
         if torch.is_grad_enabled():
             row = _Row.of(values, temperature, order)
             places = _in_unit(_sorted_places(row, start, stop)[0], values, row, temperature)
             (result,) = torch.autograd.grad(places, values, gradient, create_graph=True)
-            return result, None, None, None
-        steps = F.pad(gradient.double(), (1, 1))
-        steps = steps[..., :-1] - steps[..., 1:]  # the gradients in H(b_start), ..., H(b_stop)
-        total = steps[..., -1:] if stop == x.shape[-1] else 0.0
-        steps = steps[..., int(start == 0) : stop - start + int(stop < x.shape[-1])]
-        # d H(b) / d x_i = CDF(b - x_i) + (mean - x_i) exp(-|b - x_i|) / 2, where `mean` averages x near b: the first
-        # term by the factor x_i of H, the second one by x_i inside the CDF and by x_i moving b.
-        count = _counts(thresholds, points)
-        (left, right), (left_mean, right_mean) = _Points.of(thresholds, steps, steps * mean).tails(points, count)
-        above = F.pad(steps.flip(-1).cumsum(-1).flip(-1), (0, 1))  # the CDF is 1 - exp / 2 there
-        result = gather(above, count) + (left - right + left_mean + right_mean - x * (left + right)) / 2 + total
-        return scatter(result.to(gradient.dtype), order), None, None, None
+        elif ctx.row is not None:
+            pulls = row_sort_gradient(gradient.double().numpy().reshape(-1), ctx.row, start, stop)
+            result = scatter(torch.from_numpy(pulls).to(gradient.dtype).view(values.shape), order)
+        else:
+            result = scatter(_sort_gradient(gradient.double(), start, stop, *saved).to(gradient.dtype), order)
+        return result, None, None, None
+
+
+def _sort_gradient(
+    gradient: Tensor, start: int, stop: int, x: Tensor, points: Tensor, thresholds: Tensor, means: Tensor
+) -> Tensor:
+    """Return the gradient [..., n] in the sorted values, from the gradient [..., stop - start] in their places."""
+    steps = F.pad(gradient, (1, 1))
+    steps = steps[..., :-1] - steps[..., 1:]  # the gradients in H(b_start), ..., H(b_stop)
+    total = steps[..., -1:] if stop == x.shape[-1] else 0.0
+    steps = steps[..., int(start == 0) : stop - start + int(stop < x.shape[-1])]
+    # d H(b) / d x_i = CDF(b - x_i) + (mean - x_i) exp(-|b - x_i|) / 2, where `mean` averages x near b: the first term
+    # by the factor x_i of H, the second one by x_i inside the CDF and by x_i moving b.
+    count = _counts(thresholds, points)
+    (left, right), (left_mean, right_mean) = _Points.of(thresholds, steps, steps * means).tails(points, count)
+    above = F.pad(steps.flip(-1).cumsum(-1).flip(-1), (0, 1))  # the CDF is 1 - exp / 2 there
+    return gather(above, count) + (left - right + left_mean + right_mean - x * (left + right)) / 2 + total
+
+
+def _uses_numpy(values: Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _in_unit(places: Tensor, values: Tensor, row: _Row, temperature: float) -> Tensor:
