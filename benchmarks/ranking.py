@@ -40,7 +40,7 @@ BATCHES = (1, 256)
 MAX_RUN_SECONDS = 0.15  # if a run takes longer, larger sizes of this operator are skipped
 MAX_CASE_SECONDS = 1.0
 MIN_CASE_SECONDS = 0.15  # a fast case runs more often than requested, so that one slow run does not matter
-MAX_BYTES = 4 << 30
+MAX_BYTES = 1 << 29
 MAX_VALUES = 1 << 26  # in all inputs of a case
 MAX_INPUTS = 100  # different inputs of a case
 GPU_FIELDS = ("launches",) if torch.cuda.is_available() else ()
@@ -163,7 +163,7 @@ def compare(candidates: dict[str, Operator], batch: int, n: int, device: str, ru
     failures: dict[str, dict[str, Any]] = {}
     for name, operator in candidates.items():
         if estimated_bytes(name, batch, n) > MAX_BYTES:
-            failures[name] = {"note": f"not run: needs about {estimated_bytes(name, batch, n) / 2**30:.0f} GiB"}
+            failures[name] = {"note": f"not run: needs about {estimated_bytes(name, batch, n) / 2**30:.1f} GiB"}
             continue
         try:
             cases[name] = Case(operator, values, weights, device, runs)
