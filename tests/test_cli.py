@@ -71,7 +71,10 @@ def test_what_show_prints_is_the_whole_config(cli, name):
         (["LIST"], ["unknown command 'LIST'; did you mean list?"]),
         (["rnu"], ["unknown command 'rnu'; did you mean run?"]),
         (["swep", DIGITS], ["unknown command 'swep'; did you mean sweep?"]),
-        (["x"], ["unknown command 'x'; valid: dashboard, data, demo, diagnose, doctor, forget, learn, list, pack,"]),
+        (
+            ["x"],
+            ["unknown command 'x'; valid: compare, dashboard, data, demo, diagnose, doctor, forget, learn, list,"],
+        ),
         ([], ["list", "show"]),
         (["show"], ["EXPERIMENT"]),
         (["show", "classification/digit_cnn"], ["'classification/digit_cnn'", "classification/digits_cnn"]),

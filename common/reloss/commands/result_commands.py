@@ -40,6 +40,35 @@ class Table:
 
 
 @dataclass
+class Compare:
+    """Print the difference between two variants of an experiment, paired by seed, with its 95 % interval.
+
+    Example: reloss compare classification/digits_cnn:reloss classification/digits_cnn:ce
+    """
+
+    first: Annotated[Positional[str], arg(metavar="A")]
+    """EXPERIMENT:LOSS[@SETTINGS], as the folder of its runs is called, or a beginning that is unique."""
+    second: Annotated[Positional[str], arg(metavar="B")]
+    """The variant to compare A with, of the same experiment."""
+    runs: arguments.Runs = RUNS
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        from reloss.experiment.records import read_runs
+        from reloss.report.comparison import compare
+        from reloss.report.tables import existing
+        from reloss.runtime.progress import say
+        from reloss.runtime.text import printable
+
+        damaged: list[str] = []
+        pair = compare(self.first, self.second, read_runs(existing(self.runs), damaged))
+        print_json(pair.data()) if self.json else print(printable(pair.text()))
+        for message in damaged:
+            say(f"skipped: {message}")
+
+
+@dataclass
 class Report:
     """Write one self-contained HTML page about all records: tables, curves, pictures, and the source of every number.
 
