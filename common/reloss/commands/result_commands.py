@@ -16,25 +16,40 @@ from reloss.commands.arguments import DATA, RUNS, Experiment, Name, print_json
 class Table:
     """Print a table of the records: a task's results, the `ablation`, or the `correlation` of losses with the metric.
 
-    Example: reloss table classification --format md
+    Example: reloss table classification/digits_cnn --columns variant,score,n
     """
 
     name: Name
-    """A task, such as classification; or ablation, or correlation."""
+    """A task, such as classification; an experiment, such as classification/digits_cnn; ablation, or correlation."""
     runs: arguments.Runs = RUNS
-    format: Literal["md", "csv", "tex", "json"] = "md"
-    """Markdown, CSV, LaTeX (booktabs) or JSON."""
+    format: Literal["auto", "md", "csv", "tex", "json"] = "auto"
+    """Markdown, CSV, LaTeX (booktabs) or JSON; auto: a table that fits the terminal, and Markdown if there is none."""
     tuned: str = ""
     """A score such as accuracy: compare each loss at its best learning rate on the validation split."""
     pool: str = ""
     """With --tuned, a pattern of experiments such as 'keel_*': one table over all of them."""
+    columns: str = ""
+    """Names of the columns to show, such as variant,score,n; a wrong name lists the valid ones."""
+    all: FlagCreatePairsOff[bool] = False
+    """On a terminal, show the rows that were not run, too. The formats always hold every row."""
 
     def __call__(self) -> None:
-        from reloss.report.tables import read_table
+        import sys
+
+        from rich.console import Console
+
+        from reloss.report.tables import read_table, table_layout
+        from reloss.report.terminal import chosen_headers, print_table
         from reloss.runtime.progress import say
 
-        table = read_table(self.name, self.runs, self.tuned, self.pool, damaged=[])
-        print(table.render(self.format))
+        fitted = self.format == "auto" and sys.stdout.isatty()
+        table = read_table(self.name, self.runs, self.tuned, self.pool, damaged=[], with_variants=fitted)
+        if fitted:
+            layout = table_layout(self.name, self.tuned, self.pool)
+            print_table(table, layout, Console(highlight=False), self.columns, self.all)
+        else:
+            shown = table.select(chosen_headers(table.headers, self.columns)) if self.columns else table
+            print(shown.render("md" if self.format == "auto" else self.format))
         for message in table.skipped:
             say(f"skipped: {message}")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reloss.experiment.records import read_records, read_runs
-from reloss.experiment.task import tasks
+from reloss.experiment.task import Task, find_experiment, tasks
 from reloss.report.ablation_table import ablation_rows, ablation_table
 from reloss.report.correlation_table import correlation_rows, correlation_table
 from reloss.report.pooled_table import pooled_rows, pooled_table
 from reloss.report.table import Table
 from reloss.report.task_table import task_rows, task_table
+from reloss.report.terminal import ABLATION as ABLATION_LAYOUT
+from reloss.report.terminal import CORRELATION as CORRELATION_LAYOUT
+from reloss.report.terminal import POOLED, TUNED, VARIANTS, Layout, variant_table
 from reloss.report.tuned_table import tuned_rows, tuned_table
 from reloss.runtime.errors import UsageError, unknown
 from reloss.sweep.ablation import ABLATION
@@ -20,15 +24,24 @@ CORRELATION = "correlation"
 """The name of the table of how well each loss ranks."""
 
 
-def read_table(name: str, runs: Path, tuned: str = "", pool: str = "", damaged: list[str] | None = None) -> Table:
+def read_table(
+    name: str,
+    runs: Path,
+    tuned: str = "",
+    pool: str = "",
+    damaged: list[str] | None = None,
+    with_variants: bool = False,
+) -> Table:
     """Return a table of the records below a folder.
 
     Args:
-        name: a task, `ablation` or `correlation`.
+        name: a task, an experiment, `ablation` or `correlation`.
         runs: folder of the records.
-        tuned: a score such as `accuracy`: compare the losses of task `name` at their best learning rates.
+        tuned: a score such as `accuracy`: compare the losses of `name` at their best learning rates.
         pool: with `tuned`, a pattern of experiments such as `keel_*`: one table over all of them.
         damaged: receives one message for each damaged record, which is then skipped.
+        with_variants: name the variants as `reloss compare` does, for a terminal; else the table has the columns of
+            the committed pages.
 
     Raises:
         UsageError: there is no such table, no folder `runs`, no record with the score `tuned`, or `pool` without it.
@@ -36,20 +49,42 @@ def read_table(name: str, runs: Path, tuned: str = "", pool: str = "", damaged: 
     """
     if pool and not tuned:
         raise UsageError("--pool compares losses at their best learning rates: name the score with --tuned")
-    others = [] if tuned else [ABLATION, CORRELATION]
-    if name not in (*tasks(), *others):
-        raise unknown("table", name, [*tasks(), *others])
-    if name == ABLATION:
+    if name == ABLATION and not tuned:
         table = ablation_table(ablation_rows(read_records(existing(runs, "reloss sweep ablation"), damaged)))
-    elif name == CORRELATION:
+    elif name == CORRELATION and not tuned:
         table = correlation_table(correlation_rows(read_records(existing(runs), damaged)))
-    elif pool:
-        table = pooled_table(pooled_rows(tasks()[name], read_runs(existing(runs), damaged), tuned, pool), tuned)
-    elif tuned:
-        table = tuned_table(tuned_rows(tasks()[name], read_runs(existing(runs), damaged), tuned), tuned)
     else:
-        table = task_table(task_rows(tasks()[name], read_runs(existing(runs), damaged)))
+        task, experiment = _find(name, [] if tuned else [ABLATION, CORRELATION])
+        records = [run for run in read_runs(existing(runs), damaged) if experiment in ("", run.experiment)]
+        if pool:
+            table = pooled_table(pooled_rows(task, records, tuned, pool), tuned)
+        elif tuned:
+            table = tuned_table(tuned_rows(task, records, tuned), tuned)
+        else:
+            rows = [row for row in task_rows(task, records) if experiment in ("", row.experiment)]
+            table = variant_table(rows) if with_variants else task_table(rows)
     return replace(table, skipped=damaged or ())
+
+
+def table_layout(name: str, tuned: str = "", pool: str = "") -> Layout:
+    """Return how a terminal shows the table that `read_table` returns for the same arguments."""
+    if tuned:
+        return POOLED if pool else TUNED
+    return {ABLATION: ABLATION_LAYOUT, CORRELATION: CORRELATION_LAYOUT}.get(name, VARIANTS)
+
+
+def _find(name: str, others: Sequence[str]) -> tuple[Task, str]:
+    """Return the task called `name` and the empty string, or the task of the experiment `name` and this name.
+
+    Raises:
+        UsageError: neither has that name; the nearest ones, or the nearest of `others`, are named.
+    """
+    if "/" in name:
+        task, config = find_experiment(name)
+        return task, config.name
+    if name not in tasks():
+        raise unknown("table", name, [*tasks(), *others])
+    return tasks()[name], ""
 
 
 def existing(runs: Path, start: str = "reloss run") -> Path:
