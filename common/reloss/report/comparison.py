@@ -44,7 +44,7 @@ class Pair:
     same_protocol: bool
 
     def text(self) -> str:
-        """Return the comparison in a few lines, the last of which is a sentence."""
+        """Return the comparison in a few lines; the last one is a sentence."""
         lines = [f"{self.experiment}: {self.score}, %"]
         for letter, name, sample in zip("AB", self.names, self.samples, strict=True):
             lines.append(f"  {letter}  {sample}  n={sample.n}  {name}")
