@@ -49,14 +49,16 @@ def _lapsum(device: str) -> dict[tuple[str, str], Operator]:
     from lapsum.sort.extension.soft_sort import soft_sort as sort
     from lapsum.topk.extension.soft_topk import soft_topk as top_k
 
-    def top(x: Tensor) -> Tensor:
-        counts = torch.full((len(x), 1), float(chosen(x.shape[-1])), device=x.device)
-        return top_k(x, counts, torch.tensor(TEMPERATURE))
+    temperature = torch.tensor(TEMPERATURE)  # its backward refuses a number
+
+    @lru_cache
+    def counts(batch: int, n: int) -> Tensor:
+        return torch.full((batch, 1), float(chosen(n)), device=device)
 
     return {
-        ("rank", "LapSum"): lambda x: rank(x, torch.tensor(TEMPERATURE)),
+        ("rank", "LapSum"): lambda x: rank(x, temperature),
         ("sort", "LapSum"): lambda x: sort(x, TEMPERATURE),
-        ("top k", "LapSum"): top,
+        ("top k", "LapSum"): lambda x: top_k(x, counts(*x.shape), temperature),
     }
 
 
