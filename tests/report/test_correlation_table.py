@@ -6,7 +6,7 @@ import pytest
 from small import DIGITS
 
 from reloss.experiment.records import read_records
-from reloss.report.correlation_table import HEADERS, correlation_rows, correlation_table
+from reloss.report.correlation_table import correlation_rows, correlation_table
 from reloss.runtime.errors import RelossError
 from reloss.runtime.files import write_json
 
@@ -76,9 +76,8 @@ def test_formats(runs, cli):
     assert f"| {DIGITS} | reloss | two penalty=off | accuracy |" in out
     table = correlation_table(read_rows(runs))
     rows = list(csv.reader(io.StringIO(table.csv())))
-    assert tuple(rows[0]) == HEADERS
-    assert {len(row) for row in rows} == {len(HEADERS)}
-    assert all(all(row) for row in rows)
+    assert {"experiment", "loss", "surrogate", "spearman", "kendall_checkpoints", "difference"} < set(rows[0])
+    assert {len(row) for row in rows} == {len(rows[0])}
     objects = json.loads(table.json())
     assert len(objects) == len(rows) - 1
     assert "two penalty=off" in [row["surrogate"] for row in objects]

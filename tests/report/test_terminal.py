@@ -106,6 +106,8 @@ def test_without_a_terminal_an_experiment_is_markdown(cli, runs):
     code, out, err = cli("table", DIGITS, "--runs", runs, "--columns", "loss,ours")
     assert code == 0, err
     assert out.startswith("| loss | ours, % |\n| --- | --- |\n| ce | 92.00 ± 2.00 |")
+    words = ("table", DIGITS, "--runs", runs, "--columns", "loss,mean,low", "--format", "csv")
+    assert cli(*words)[1].splitlines()[:2] == ["loss,mean,low", "ce,92.0,"]
     assert cli("table", DIGITS, "--runs", runs) == cli("table", DIGITS, "--runs", runs, "--format", "md")
     code, _, err = cli("table", "classification/digit_cnn", "--runs", runs)
     assert (code, "did you mean classification/digits_cnn" in err) == (2, True)

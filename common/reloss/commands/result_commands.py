@@ -38,8 +38,8 @@ class Table:
 
         from rich.console import Console
 
-        from reloss.report.tables import read_table, table_layout
-        from reloss.report.terminal import chosen_headers, print_table
+        from reloss.report.tables import choose_columns, read_table, table_layout
+        from reloss.report.terminal import print_table
         from reloss.runtime.progress import say
 
         fitted = self.format == "auto" and sys.stdout.isatty()
@@ -48,8 +48,8 @@ class Table:
             layout = table_layout(self.name, self.tuned, self.pool)
             print_table(table, layout, Console(highlight=False), self.columns, self.all)
         else:
-            shown = table.select(chosen_headers(table.headers, self.columns)) if self.columns else table
-            print(shown.render("md" if self.format == "auto" else self.format))
+            format = "md" if self.format == "auto" else self.format
+            print((choose_columns(table, self.columns, format) if self.columns else table).render(format))
         for message in table.skipped:
             say(f"skipped: {message}")
 

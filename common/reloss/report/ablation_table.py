@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
 from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.records import Records, RunRecord
 from reloss.experiment.task import ablations, find_experiment
 from reloss.report.groups import Key, commits, group_key, group_runs, scores_by_seed, unfinished_runs
 from reloss.report.row_status import RowKind, RowStatus
-from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.report.statistics import (
+    Difference,
+    Sample,
+    describe,
+    difference_data,
+    paired_difference,
+    sample_data,
+)
 from reloss.report.table import Cell, Missing, Number, Table
 from reloss.sweep.ablation import ABLATION, Variant
 
@@ -178,8 +186,16 @@ def ablation_table(rows: Sequence[AblationRow]) -> Table:
     ]
     used = sorted({commit for row in rows for commit in row.commits})
     note = f"{NOTE} Best differences: {'; '.join(best) or 'none'}. Commits: {', '.join(used) or 'none'}."
-    objects = [{**asdict(row), "status": str(row.status)} for row in rows]
-    return Table(HEADERS, [_cells(row) for row in rows], note, objects=objects)
+    return Table(HEADERS, [_cells(row) for row in rows], note, objects=[_object(row) for row in rows])
+
+
+def _object(row: AblationRow) -> dict[str, Any]:
+    values = {**asdict(row), "status": str(row.status)}
+    for name in ("rankings", "validation", "difference", "test"):
+        del values[name]
+    values |= {name: row.rankings.get(name) for name in RANKINGS}
+    values |= sample_data(row.validation, "validation_") | sample_data(row.test, "test_")
+    return {**values, **difference_data(row.difference)}
 
 
 def _cells(row: AblationRow) -> list[Cell]:

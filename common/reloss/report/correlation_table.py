@@ -192,8 +192,8 @@ def correlation_table(rows: Sequence[CorrelationRow]) -> Table:
 
 def _object(row: CorrelationRow) -> dict[str, Any]:
     values = {**asdict(row), "surrogate": _surrogate_text(row), "status": str(row.status)}
-    values.pop("changes")
-    return values
+    del values["changes"], values["rankings"]
+    return values | {name: row.rankings.get(name) for name in RANKINGS}
 
 
 def _surrogate_text(row: CorrelationRow) -> str:

@@ -11,11 +11,19 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
 from reloss.experiment.records import RunRecord
 from reloss.experiment.task import Task
 from reloss.report.groups import Key, scores_by_seed
-from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.report.statistics import (
+    Difference,
+    Sample,
+    describe,
+    difference_data,
+    paired_difference,
+    sample_data,
+)
 from reloss.report.table import Cell, Missing, Table
 from reloss.report.tuned_table import best_groups, usable_runs
 from reloss.runtime.errors import UsageError
@@ -127,13 +135,17 @@ def pooled_table(rows: Sequence[PooledRow], score: str) -> Table:
     """Return the table of the rows."""
     learned = next(row for row in rows if row.difference is None)
     name = f"{learned.loss} with {' '.join(learned.settings)}" if learned.settings else learned.loss
-    objects = [asdict(row) for row in rows]
+    objects = [_object(row) for row in rows]
     return Table(
         HEADERS,
         [_cells(row) for row in rows],
         NOTE.format(score=score, learned=name, units=learned.units),
         objects=objects,
     )
+
+
+def _object(row: PooledRow) -> dict[str, Any]:
+    return {**asdict(row), **sample_data(row.mean), **difference_data(row.difference)}
 
 
 def _cells(row: PooledRow) -> list[Cell]:

@@ -41,6 +41,18 @@ class Difference(NamedTuple):
         return f"{self.mean:+.2f} {interval}"
 
 
+def sample_data(sample: Sample | None, prefix: str = "") -> dict[str, float | None]:
+    """Return the numbers of a sample by name, for programs: mean, std and n, each after the prefix."""
+    values = sample or (None, None, 0)
+    return {f"{prefix}{name}": value for name, value in zip(("mean", "std", "n"), values, strict=True)}
+
+
+def difference_data(difference: Difference | None) -> dict[str, float | None]:
+    """Return the numbers of a difference by name, for programs; pairs is the number of common seeds."""
+    values = difference or (None, None, None, 0)
+    return dict(zip(("difference", "low", "high", "pairs"), values, strict=True))
+
+
 def describe(values: Sequence[float]) -> Sample:
     """Return mean and standard deviation of at least one value."""
     return Sample(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))

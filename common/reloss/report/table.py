@@ -1,7 +1,8 @@
 """The one class behind every table: rows of typed cells, written as Markdown, CSV, LaTeX, JSON or plain text.
 
 Cells hold values, not strings, so that a page can sort a column by its numbers and no code has to read a rendered table
-back. A cell without a value is a `Missing` that gives the reason. A cell has the same text in every format.
+back. A cell without a value is a `Missing` that gives the reason. Markdown and LaTeX are for people: both show the same
+text of a cell. CSV and JSON are for programs: one number per name, without texts such as `98.00 ± 0.22`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from reloss.report.row_status import RowStatus
-from reloss.report.statistics import Difference, Sample
+from reloss.report.statistics import Difference, Sample, difference_data, sample_data
 from reloss.runtime.errors import UsageError
 from reloss.runtime.text import finite, one_line, printable
 
@@ -86,7 +88,7 @@ class Table:
         rows: cells of each row, in the order of the headers.
         note: text below the table, in Markdown and LaTeX.
         digits: digits of a float after the decimal point.
-        objects: rows as JSON objects, where these hold more than the cells; by default the cells by header.
+        objects: rows for CSV and JSON, each with the same names; by default the cells by header.
         skipped: messages about the damaged records that the table lacks, shown in Markdown and LaTeX.
     """
 
@@ -128,19 +130,30 @@ class Table:
         return "\n\n".join(filter(None, ["\n".join(lines), printable(self.note), self._skipped_line()]))
 
     def csv(self) -> str:
-        """Return comma-separated values, the headers first. A spreadsheet takes no cell for a formula."""
+        """Return comma-separated values, one number per field, the names first; see `data`.
+
+        A missing value is an empty field, and a list is joined by spaces. A spreadsheet takes no cell for a formula.
+        """
+        rows = self.data()
+        names = list(dict.fromkeys(name for row in rows for name in row)) or list(self.headers)
         out = io.StringIO()
-        pairs = (zip(cells, texts, strict=True) for cells, texts in zip(self.rows, self.texts(), strict=True))
-        rows = [[_csv_text(cell, text) for cell, text in row] for row in pairs]
-        csv.writer(out, lineterminator="\n").writerows([self.headers, *rows])
+        lines = [[_csv_text(row.get(name)) for name in names] for row in rows]
+        csv.writer(out, lineterminator="\n").writerows([names, *lines])
         return out.getvalue().rstrip("\n")
 
     def json(self) -> str:
-        """Return a JSON list with one object per row."""
-        objects = self.objects
-        if objects is None:
-            objects = [dict(zip(self.headers, map(_json_value, row), strict=True)) for row in self.rows]
-        return printable(json.dumps(finite(list(objects)), indent=2, ensure_ascii=False))
+        """Return a JSON list with one object per row; see `data`."""
+        return printable(json.dumps(finite(self.data()), indent=2, ensure_ascii=False))
+
+    def data(self) -> list[dict[str, Any]]:
+        """Return the rows for programs: one number per name, None where there is none.
+
+        These are `objects`, else the cells by header.
+        """
+        if self.objects is not None:
+            return [{name: _number_or_none(value) for name, value in row.items()} for row in self.objects]
+        rows = (zip(self.headers, row, strict=True) for row in self.rows)
+        return [{name: value for header, cell in row for name, value in _fields(header, cell).items()} for row in rows]
 
     def plain(self) -> str:
         """Return aligned plain text for a terminal, without the note."""
@@ -170,25 +183,40 @@ class Table:
         return f"Skipped: {one_line('; '.join(self.skipped))}" if self.skipped else ""
 
 
-def _csv_text(cell: Cell, text: str) -> str:
-    """Return the text of a cell for CSV: an apostrophe keeps a spreadsheet from computing a text such as =1+1."""
-    is_number = isinstance(cell, int | float | Number | Sample | Difference)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not is_number else text
+def _csv_text(value: Any) -> str:
+    """Return a value for CSV: an apostrophe keeps a spreadsheet from computing a text such as =1+1."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        value = [f"{name}={_csv_text(item)}" for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
+    text = one_line(str(value))
+    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@")) else text
 
 
 def _markdown_line(texts: Iterable[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def _json_value(cell: Cell) -> Any:
-    """Return a cell for JSON: a number stays a number, a missing value becomes null."""
+def _fields(header: str, cell: Cell) -> dict[str, Any]:
+    """Return a cell as values by name: a mean with its deviation or interval becomes several numbers."""
+    if isinstance(cell, Sample):
+        return {f"{header} {name}": _number_or_none(value) for name, value in sample_data(cell).items()}
+    if isinstance(cell, Difference):
+        return {f"{header} {name}": _number_or_none(value) for name, value in difference_data(cell).items()}
     if isinstance(cell, Number):
-        return cell.value
+        return {header: _number_or_none(cell.value)}
     if isinstance(cell, Missing):
-        return None
+        return {header: None}
     if isinstance(cell, RowStatus):
-        return str(cell)
-    return cell.text if isinstance(cell, Code) else cell
+        return {header: str(cell)}
+    return {header: cell.text if isinstance(cell, Code) else _number_or_none(cell)}
+
+
+def _number_or_none(value: Any) -> Any:
+    """Return a value, None in place of NaN and infinities."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 LATEX = {character: f"\\{character}" for character in "_%&#${}"}

@@ -15,7 +15,7 @@ from reloss.report.table import Table
 from reloss.report.task_table import task_rows, task_table
 from reloss.report.terminal import ABLATION as ABLATION_LAYOUT
 from reloss.report.terminal import CORRELATION as CORRELATION_LAYOUT
-from reloss.report.terminal import POOLED, TUNED, VARIANTS, Layout, variant_table
+from reloss.report.terminal import POOLED, TUNED, VARIANTS, Layout, chosen_headers, variant_table
 from reloss.report.tuned_table import tuned_rows, tuned_table
 from reloss.runtime.errors import UsageError, unknown
 from reloss.sweep.ablation import ABLATION
@@ -64,6 +64,21 @@ def read_table(
             rows = [row for row in task_rows(task, records) if experiment in ("", row.experiment)]
             table = variant_table(rows) if with_variants else task_table(rows)
     return replace(table, skipped=damaged or ())
+
+
+def choose_columns(table: Table, columns: str, format: str) -> Table:
+    """Return the table with the columns that `columns` names, a list such as `loss,n`, for `format`.
+
+    CSV and JSON have names for programs, see `Table.data`; Markdown and LaTeX have headers, see `chosen_headers`.
+
+    Raises:
+        UsageError: a name is unknown; the nearest ones are named.
+    """
+    if format not in ("csv", "json"):
+        return table.select(chosen_headers(table.headers, columns))
+    rows = table.data()
+    names = chosen_headers(dict.fromkeys(name for row in rows for name in row), columns)
+    return replace(table, objects=[{name: row.get(name) for name in names} for row in rows])
 
 
 def table_layout(name: str, tuned: str = "", pool: str = "") -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from reloss.experiment.config import Experiment, Scope
 from reloss.experiment.records import RunRecord
@@ -20,7 +21,14 @@ from reloss.report.groups import (
 )
 from reloss.report.published import Published, read_published
 from reloss.report.row_status import RowKind, RowStatus
-from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.report.statistics import (
+    Difference,
+    Sample,
+    describe,
+    difference_data,
+    paired_difference,
+    sample_data,
+)
 from reloss.report.table import PROVENANCE, Cell, Code, Missing, Number, Table, names_cell
 from reloss.runtime.errors import RelossError, UsageError
 
@@ -229,8 +237,13 @@ def outdated(config: Experiment, run: RunRecord) -> str:
 
 def task_table(rows: Sequence[TaskRow]) -> Table:
     """Return the table of the rows."""
-    objects = [{**asdict(row), "status": str(row.status)} for row in rows]
-    return Table(HEADERS, [_cells(row) for row in rows], NOTE, objects=objects)
+    return Table(HEADERS, [_cells(row) for row in rows], NOTE, objects=[_object(row) for row in rows])
+
+
+def _object(row: TaskRow) -> dict[str, Any]:
+    values = {**asdict(row), "status": str(row.status)}
+    del values["ours"], values["difference"]
+    return {**values, **sample_data(row.ours), **difference_data(row.difference)}
 
 
 def _cells(row: TaskRow) -> list[Cell]:

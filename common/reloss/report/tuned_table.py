@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.records import RunRecord
@@ -19,7 +20,14 @@ from reloss.report.groups import (
     learning_rate,
     scores_by_seed,
 )
-from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.report.statistics import (
+    Difference,
+    Sample,
+    describe,
+    difference_data,
+    paired_difference,
+    sample_data,
+)
 from reloss.report.table import Cell, Missing, Number, Table
 from reloss.runtime.errors import UsageError
 
@@ -156,7 +164,14 @@ def tuned_table(rows: Sequence[TunedRow], score: str) -> Table:
     ordinary = {name: make().ordinary_loss for task in tasks().values() for name, make in task.experiments.items()}
     cells = [_cells(row, ordinary[row.experiment]) for row in rows]
     note = NOTE.format(score=score, ordinary=", ".join(sorted({ordinary[row.experiment] for row in rows})))
-    return Table(HEADERS, cells, note, objects=[asdict(row) for row in rows])
+    return Table(HEADERS, cells, note, objects=[_object(row) for row in rows])
+
+
+def _object(row: TunedRow) -> dict[str, Any]:
+    values = asdict(row)
+    del values["validation"], values["test"], values["difference"]
+    values |= sample_data(row.validation, "validation_") | sample_data(row.test)
+    return {**values, **difference_data(row.difference)}
 
 
 def _cells(row: TunedRow, ordinary: str) -> list[Cell]:
