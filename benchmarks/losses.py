@@ -71,7 +71,7 @@ def kinds(device: str) -> Iterator[tuple[str, Mapping[str, Loss], Tensor, Tensor
     for name, shape, ordinary, targets in cases:
         kind = KINDS[name]
         surrogate = build(surrogate_of(kind, shape[1:]), shape[1:], features="expected").freeze().to(device)
-        losses = {kind.ordinary: ordinary, "learned": MetricLoss(surrogate, kind)}
+        losses: dict[str, Loss] = {kind.ordinary: ordinary, "learned": MetricLoss(surrogate, kind)}
         yield f"{name} {list(shape)}", losses, torch.randn(shape, generator=generator).to(device), targets
 
 
