@@ -11,6 +11,7 @@ from small import DIGITS
 
 import reloss
 from reloss.cli import main
+from reloss.commands.experiments import list_experiments, render_experiments
 from reloss.experiment.task import tasks
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.options import MIXTURES
@@ -46,7 +47,15 @@ def test_list_names_every_experiment(cli):
     }
     code, out, _ = cli("list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(rows)
+    assert [line.split()[0] for line in out.splitlines() if line] == list(rows)
+
+
+def test_the_list_fits_a_terminal():
+    rows = list_experiments()
+    lines = render_experiments(rows, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line[:1].strip()] == [row["name"] for row in rows]
+    assert lines.count("") == 3  # between the four tasks
 
 
 def test_show_takes_set_repeatedly_and_with_several_values(cli):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
@@ -25,7 +27,7 @@ def _describe_learn_settings() -> str:
 
 @dataclass
 class List:
-    """List the experiments: name, data, losses, and how each relates to the paper.
+    """List the experiments by task: name, data, losses, and how each relates to the paper.
 
     Example: reloss list --json
     """
@@ -37,7 +39,8 @@ class List:
         from reloss.commands.experiments import list_experiments, render_experiments
 
         rows = list_experiments()
-        print_json(rows) if self.json else print(render_experiments(rows))
+        width = get_terminal_size().columns if sys.stdout.isatty() else None
+        print_json(rows) if self.json else print(render_experiments(rows, width))
 
 
 @dataclass
