@@ -34,6 +34,6 @@ def test_real_images(cli, test_data, tmp_path):
     rows = json.loads(cli("table", "classification", "--runs", runs, "--format", "json")[1])
     shown = {row["loss"]: row for row in rows if row["experiment"] == NAME}
     for loss in ("ce", "reloss"):
-        assert shown[loss]["ours"][2] == 1
+        assert shown[loss]["n"] == 1
         assert shown[loss]["status"] == f"reduced: {' '.join(sorted(SETTINGS_OF[loss]))}"
     assert shown["approx"]["status"] == "not run (no record)"

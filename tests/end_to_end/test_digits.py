@@ -83,11 +83,12 @@ def test_the_whole_line(cli, tmp_path):
     rows = {row["loss"]: row for row in json.loads(out) if row["experiment"] == DIGITS}
     assert code == 0
     for loss, record in (("ce", baseline), ("reloss", learned)):
-        assert rows[loss]["ours"] == [pytest.approx(100 * summary(record)["scores"]["accuracy"]), None, 1]
+        assert rows[loss]["mean"] == pytest.approx(100 * summary(record)["scores"]["accuracy"])
+        assert (rows[loss]["std"], rows[loss]["n"]) == (None, 1)
         assert rows[loss]["records"] == [str(record.relative_to(runs))]
         changes = " ".join(record.parent.name.partition("@")[2].split(","))
         assert rows[loss]["status"].startswith(f"reduced: {changes}")
-    assert rows["reloss"]["difference"][0] == pytest.approx(rows["reloss"]["ours"][0] - rows["ce"]["ours"][0])
+    assert rows["reloss"]["difference"] == pytest.approx(rows["reloss"]["mean"] - rows["ce"]["mean"])
     assert rows["approx"]["status"] == "not run (no record)"
 
 
