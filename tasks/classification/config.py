@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from reloss.experiment.config import DataSection, Experiment, Section, TrainSection
+from reloss.surrogates.options import kind_for
 
 IMAGES = ("digits", "noisy_digits", "cifar10", "cifar100", "imagenet")
 
@@ -89,9 +90,6 @@ class Train(TrainSection):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: no clipping")
 
 
-TOP_METRICS = ("partial_auroc", "precision_at_10", "recall_at_10")  # which a few examples at the top decide
-
-
 class ClassificationExperiment(Experiment):
     """An experiment of image classification."""
 
@@ -111,4 +109,4 @@ class ClassificationExperiment(Experiment):
         """
         if self.data.positive_class is None:
             return "classification"
-        return "top" if self.metric in TOP_METRICS else "set"
+        return kind_for("set", self.metric)

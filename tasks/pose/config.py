@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from reloss.experiment.config import DataSection, Experiment, Section, TrainSection
+from reloss.surrogates.options import kind_for
 
 
 class Data(DataSection):
@@ -56,7 +57,7 @@ class PoseExperiment(Experiment):
     @property
     def surrogate_kind(self) -> str:
         """`pose` for heatmaps; `pose_ranking` for COCO's average precision, which ranks persons by confidence."""
-        return "pose_ranking" if self.metric == "heatmap_ap" else "pose"
+        return kind_for("pose", self.metric)
 
     @property
     def surrogate_shape(self) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ def test_a_recorder_is_the_ordinary_loss_and_records(capsys):
     assert result.ordinary is recorder.loss
     assert capsys.readouterr().err.splitlines()[0] == "recording scores of two classes [] (kind=binary), 32 per item"
     recorder(torch.randn(32), torch.ones(32))  # recording continues
-    assert len(recorder.learn("f1", **FEW).keep.bank) == 121
+    assert len(recorder.learn("f1", **FEW).recording.bank) == 121
 
 
 def test_a_recording_can_have_a_place(tmp_path):
@@ -235,3 +235,10 @@ def test_soft_and_one_hot_labels_are_the_same_as_classes():
     ]
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])
+
+
+def test_metrics_of_the_top_get_a_loss_that_sees_the_top():
+    outputs, targets = checkpoints()
+    result = learn_loss(outputs, targets, "precision_at_10", item_size=32, **FEW)
+    assert type(result.loss.surrogate).__name__ == "ExpectedTop"
+    assert result.expected is not None

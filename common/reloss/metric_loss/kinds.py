@@ -202,11 +202,24 @@ def _mask_probabilities(outputs: Tensor) -> Tensor:
     return outputs[:, 0].sigmoid() if outputs.shape[1] == 1 else outputs.softmax(1)
 
 
-def _identity(outputs: Tensor) -> Tensor:
+def unchanged_outputs(outputs: Tensor) -> Tensor:
+    """Return the outputs, which are what a metric takes as predictions."""
     return outputs
 
 
 THRESHOLDS = {**MIXTURES["thresholds"], "noisy": 1}
+
+_CLASSES = Kind(
+    name="classes",
+    title="class logits",
+    shapes="outputs [B, C]; targets [B], whole numbers, negative where ignored; or one-hot or soft [B, C]",
+    surrogate="set",
+    ordinary="cross-entropy",
+    prepare=_prepare_classes,
+    labels=_largest,
+    probabilities=_softmax,
+    mixture=THRESHOLDS,
+)
 
 _LABELS = Kind(
     name="labels",
@@ -234,17 +247,7 @@ KINDS: dict[str, Kind] = {
             thresholded=True,
             mixture=THRESHOLDS,
         ),
-        Kind(
-            name="classes",
-            title="class logits",
-            shapes="outputs [B, C]; targets [B], whole numbers, negative where ignored; or one-hot or soft [B, C]",
-            surrogate="set",
-            ordinary="cross-entropy",
-            prepare=_prepare_classes,
-            labels=_largest,
-            probabilities=_softmax,
-            mixture=THRESHOLDS,
-        ),
+        _CLASSES,
         _LABELS,
         replace(
             _LABELS,
@@ -252,17 +255,13 @@ KINDS: dict[str, Kind] = {
             shapes="outputs [B, L]; targets [B, L], -1 or 1",
             prepare=_prepare_signed_labels,
         ),
-        Kind(
+        replace(
+            _CLASSES,
             name="tokens",
             title="class logits of tokens",
             shapes="outputs [B, T, C] or [B, C, T]; targets [B, T], whole numbers, negative where ignored",
-            surrogate="set",
-            ordinary="cross-entropy",
             prepare=_prepare_tokens,
-            labels=_largest,
-            probabilities=_softmax,
             item_size=256,
-            mixture=THRESHOLDS,
         ),
         Kind(
             name="masks",
@@ -283,7 +282,7 @@ KINDS: dict[str, Kind] = {
             surrogate="regression",
             ordinary="squared error",
             prepare=_prepare_regression,
-            labels=_identity,
+            labels=unchanged_outputs,
             full_precision=True,
         ),
         Kind(
@@ -293,7 +292,7 @@ KINDS: dict[str, Kind] = {
             surrogate="lists",
             ordinary="list-wise cross-entropy",
             prepare=_prepare_lists,
-            labels=_identity,
+            labels=unchanged_outputs,
             item_size=16,
         ),
         Kind(
@@ -303,7 +302,7 @@ KINDS: dict[str, Kind] = {
             surrogate="pose",
             ordinary="squared error",
             prepare=_unchanged,
-            labels=_identity,
+            labels=unchanged_outputs,
             item_size=16,
             mixture=MIXTURES["shuffled"],
         ),
@@ -314,7 +313,7 @@ KINDS: dict[str, Kind] = {
             surrogate="reading",
             ordinary="cross-entropy of start and end",
             prepare=_prepare_spans,
-            labels=_identity,
+            labels=unchanged_outputs,
             item_size=16,
             mixture=MIXTURES["shuffled"],
         ),

@@ -25,6 +25,7 @@ from reloss.metric_loss.result import LearnedLoss
 from reloss.runtime.errors import UsageError, unknown
 from reloss.runtime.progress import say
 from reloss.surrogates import SurrogateLoss, build
+from reloss.surrogates.options import kind_for
 from reloss.surrogates.registry import EXPECTED_KINDS
 
 SMALLEST_ITEM, LARGEST_ITEM = 16, 256
@@ -66,20 +67,20 @@ def learn_loss(
         RelossError: there are too few examples, or the metric cannot rank them; see `fit_surrogate`.
     """
     batches = _checkpoints(outputs, targets)
-    found = find_kind(kind) if kind else KINDS[detect(*batches[0])]
-    batches = [found.prepare(*batch) for batch in batches]
+    recognised = find_kind(kind) if kind else KINDS[detect(*batches[0])]
+    batches = [recognised.prepare(*batch) for batch in batches]
     folder = tempfile.TemporaryDirectory(prefix="reloss-")
     examples = sum(len(labels) for _, labels in batches)
-    size = item_size or found.item_size or min(max(examples // FEWEST_ITEMS, SMALLEST_ITEM), LARGEST_ITEM // 2)
+    size = item_size or recognised.item_size or min(max(examples // FEWEST_ITEMS, SMALLEST_ITEM), LARGEST_ITEM // 2)
     bank = PredictionBank.create(
-        Path(folder.name) / "bank", item_size=size, seed=seed, full_precision=found.full_precision
+        Path(folder.name) / "bank", item_size=size, seed=seed, full_precision=recognised.full_precision
     )
     generator = torch.Generator().manual_seed(seed)
     for step, (checkpoint, labels) in enumerate(batches):
         order = torch.randperm(len(labels), generator=generator)
         bank.append(checkpoint[order], labels[order], step)
     bank.finish()
-    return learn_from_bank(bank, found, ordinary, metric, keep=folder, seed=seed, **options)
+    return learn_from_bank(bank, recognised, ordinary, metric, recording=folder, seed=seed, **options)
 
 
 def learn_from_bank(
@@ -88,7 +89,7 @@ def learn_from_bank(
     ordinary: nn.Module | None,
     metric: Any,
     *,
-    keep: Any = None,
+    recording: Any = None,
     distributed: bool = False,
     predictions: Predictions | None = None,
     higher_is_better: bool | None = None,
@@ -101,7 +102,7 @@ def learn_from_bank(
         kind: their kind.
         ordinary: the ordinary loss; None for the usual one of the kind.
         metric: see `learn_loss`.
-        keep: an object to keep alive as long as the result, such as a temporary folder.
+        recording: what holds the bank's folder, such as a temporary folder; it lives as long as the result.
         distributed: whether all processes of torch.distributed call this function, and share the work.
         predictions: what a plain function takes; None to recognise it.
         higher_is_better: the direction; None for what the metric declares, or higher.
@@ -113,7 +114,7 @@ def learn_from_bank(
     items = bank.items(torch.arange(min(len(bank), 8)))
     resolved = resolve_metric(metric, kind, items, predictions, higher_is_better)
     shape = bank.output_shape()
-    name = surrogate_of(kind, shape)
+    name = kind_for(surrogate_of(kind, shape), resolved.vectorised)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.get("seed", 0))  # the initial weights
         surrogate = _build(name, shape, bank)
@@ -136,7 +137,7 @@ def learn_from_bank(
         metric=resolved,
         fit=fit,
         expected_fit=expected,
-        keep=keep,
+        recording=recording,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from reloss.metric_loss.kinds import Batch, Kind
+from reloss.metric_loss.kinds import Batch, Kind, unchanged_outputs
 from reloss.metrics import METRICS, Metric, PerItem, as_metric, get_metric
 from reloss.metrics.per_item import is_torchmetrics
 from reloss.runtime.errors import UsageError, unknown
@@ -105,8 +105,8 @@ class PlainMetric:
         self.__name__ = name_of(function)
         self.function, self.takes = function, takes
         self.as_arrays, self.truth_first = as_arrays, truth_first
-        converters = {"labels": kind.labels, "outputs": _same}
-        self.convert = converters.get(takes, kind.probabilities or _same)
+        converters = {"labels": kind.labels, "outputs": unchanged_outputs}
+        self.convert = converters.get(takes, kind.probabilities or unchanged_outputs)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric of one batch: prepared outputs [B, ...] and targets [B, ...] -> a number."""
@@ -225,7 +225,3 @@ def _argument_names(function: Any) -> tuple[str, str]:
 def _values(plain: PlainMetric, items: Batch) -> list[float]:
     outputs, targets = (part[:TRIED_ITEMS].cpu() for part in items)
     return [plain(*(value.clone() for value in item)) for item in zip(outputs, targets, strict=True)]
-
-
-def _same(outputs: Tensor) -> Tensor:
-    return outputs

@@ -119,7 +119,9 @@ class Recorder(nn.Module):
             self.bank.finish()
         barrier()
         bank = PredictionBank.open(self.path)
-        result = learn_from_bank(bank, self.kind, self.loss, metric, keep=self, distributed=processes() > 1, **options)
+        result = learn_from_bank(
+            bank, self.kind, self.loss, metric, recording=self, distributed=processes() > 1, **options
+        )
         self.bank.resume(self.step)
         return result
 

@@ -38,7 +38,7 @@ class LearnedLoss:
         metric: the metric, and how it is called.
         fit: the fit of the learned loss.
         expected_fit: the measurements of the expected metric.
-        keep: keeps the recording alive.
+        recording: holds the folder of the recorded predictions.
     """
 
     loss: MetricLoss
@@ -47,7 +47,7 @@ class LearnedLoss:
     metric: MetricForItems
     fit: FitResult
     expected_fit: FitResult | None = None
-    keep: Any = field(default=None, repr=False)
+    recording: Any = field(default=None, repr=False)
 
     def mixed(self, weight: float = 1.0) -> MixedLoss:
         """Return ordinary loss + weight * learned loss, which often trains better than either."""

@@ -1,7 +1,7 @@
 """Metrics of multi-label predictions: each example has any number of the L labels, and each label has a score.
 
-Macro averages treat labels alike, micro averages treat decisions alike, and the ranking metric looks at the order of
-the labels within each example. A target of -1 does not count.
+A macro average gives every label the same weight, a micro average every decision. The ranking metric looks at the order
+of the labels within each example. A target of -1 does not count.
 """
 
 from torch import Tensor

@@ -147,8 +147,8 @@ def soft_top_k(
     Raises:
         ValueError: as for `soft_rank`, or k is not from 0 to n.
     """
-    mask = soft_top_k_mask(values, k, dim, largest, method=method, straight_through=straight_through, **options)
     prepared = prepare(values, method, dim, methods=SORT_METHODS, **options)
+    mask = _top_k_mask(prepared, values, k, dim, largest, method, straight_through)
     n = prepared.values.shape[-1]
     first = n - k if largest else 0
     result = _sorted_places(prepared, method, first, first + k)
@@ -169,6 +169,12 @@ def soft_top_k_mask(
 ) -> Tensor:
     """Return the share of every value among the k largest: the mask of `soft_top_k`, which explains the arguments."""
     prepared = prepare(values, method, dim, methods=SORT_METHODS, **options)
+    return _top_k_mask(prepared, values, k, dim, largest, method, straight_through)
+
+
+def _top_k_mask(
+    prepared: Prepared, values: Tensor, k: int, dim: int, largest: bool, method: SortMethod, straight_through: bool
+) -> Tensor:
     row, n = prepared.values, prepared.values.shape[-1]
     if not (isinstance(k, int) and 0 <= k <= n):
         raise ValueError(f"k must be an integer from 0 to n = {n}, not {k!r}")

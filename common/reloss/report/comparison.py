@@ -84,7 +84,7 @@ class Pair:
 
 
 def variant_label(loss: str, settings: Sequence[str]) -> str:
-    """Return the loss and, after an `@`, the name of its settings if there are any."""
+    """Return the name of a variant: the loss alone, or `loss@settings`."""
     return f"{loss}@{variant_name(settings)}" if settings else loss
 
 

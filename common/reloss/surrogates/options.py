@@ -38,3 +38,14 @@ PRESETS: dict[Features, Preset] = {
 
 FEATURES: dict[Fidelity, Features] = {"released": "released", "corrected": "likelihood"}
 """The features that a fidelity chooses."""
+
+KINDS_BY_METRIC: dict[str, dict[str, str]] = {
+    "set": dict.fromkeys(("partial_auroc", "precision_at_10", "recall_at_10"), "top"),
+    "pose": {"heatmap_ap": "pose_ranking"},
+}
+"""Kinds of surrogates that see more than the usual one, for the metrics that need it."""
+
+
+def kind_for(kind: str, metric: str | None) -> str:
+    """Return the kind of surrogate for a metric, given the usual kind for the predictions."""
+    return KINDS_BY_METRIC.get(kind, {}).get(metric or "", kind)
