@@ -92,6 +92,6 @@ ablation: setup
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv; install it \
 	(Debian, Ubuntu: apt-get install python3.11-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	requirements/install.sh $(BIN)
+	UV_COMPILE_BYTECODE=1 requirements/install.sh $(BIN)
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	@touch $@
