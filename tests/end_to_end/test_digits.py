@@ -9,6 +9,7 @@ import torch
 from processes import TORCHRUN, recorders
 from safetensors.torch import load_file
 from small import DIGITS
+from waiting import wait_for
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
@@ -118,14 +119,6 @@ def moments(runs, chance):
         "learn": lambda: any((runs / DIGITS).glob("surrogates/*/fit.pt")),
         "train": lambda: lines(record_of(runs, "reloss") / "metrics.jsonl") >= epoch,
     }
-
-
-def wait_for(condition, process):
-    limit = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit
-        time.sleep(0.005)
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 from processes import recorders
 from small import DIGITS, SMALL
+from waiting import wait_for
 
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.workspace import Workspace
@@ -23,13 +23,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("sbatch") is None, reason="no Slurm here"),
 ]
 RESOURCES = ("--slurm", "cpus=1", "mem=1", "time=10")
-
-
-def wait_for(condition, seconds=240):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, subprocess.run(["squeue"], capture_output=True, text=True).stdout
-        time.sleep(0.2)
 
 
 def no_jobs():

@@ -1,12 +1,12 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from processes import TORCHRUN
 from small import DIGITS
+from waiting import wait_for
 
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.workspace import Workspace
@@ -61,11 +61,7 @@ def test_a_killed_process_of_several_is_a_failure(tmp_path):
 
     def start(words, output, environment):
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        limit = time.monotonic() + 120
-        while not metrics.exists():
-            assert process.poll() is None
-            assert time.monotonic() < limit
-            time.sleep(0.1)
+        wait_for(metrics.exists, process)
         last = max(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
         os.kill(last, signal.SIGKILL)
         return process.wait()

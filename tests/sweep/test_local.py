@@ -3,10 +3,10 @@ import multiprocessing
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from small import DIGITS, SMALL, SMALL_CE
+from waiting import wait_for
 
 from reloss.experiment.run_spec import RunSpec
 from reloss.experiment.status import Status
@@ -161,10 +161,7 @@ def test_only_the_fit_whose_folder_is_locked_is_running(tmp_path, run_digits, ho
 def test_runs_that_end_with_their_sweep_are_interrupted(tmp_path, start):
     words = ("--losses", "ce", "--seeds", "1-3", "--slots", "2", "--runs", tmp_path, "--track", "off")
     process = start("sweep", DIGITS, *words, "--set", "train.epochs=500")
-    limit = time.monotonic() + 120
-    while len(list(tmp_path.glob("*/*/*/seed*/metrics.jsonl"))) < 2:
-        assert time.monotonic() < limit
-        time.sleep(0.1)
+    wait_for(lambda: len(list(tmp_path.glob("*/*/*/seed*/metrics.jsonl"))) == 2, process)
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -3,6 +3,7 @@ import time
 
 import pytest
 from small import DIGITS, SMALL, SMALL_CE
+from waiting import wait_for
 
 from reloss.experiment.status import Status
 from reloss.experiment.workspace import Workspace
@@ -11,13 +12,6 @@ from reloss.sweep.job import read_note, remove_note, write_note
 from reloss.sweep.local import run_local
 from reloss.sweep.plan import make_plan
 from reloss.sweep.status import of_plan
-
-
-def wait_for(condition, seconds=120):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def edit(record, **changes):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from offline import offline_runs
 from small import DIGITS, SMALL
+from waiting import wait_for
 from wandb_server import wandb_server
 
 from reloss.commands.sync import record_tables
@@ -161,8 +162,7 @@ def test_the_upload_to_a_silent_server_ends_at_the_deadline(server, recorded, cl
 
 def test_a_running_run_is_uploaded_after_its_end(server, recorded, cli, tmp_path):
     tracker = recorded(finished=False)
-    while not list((tmp_path / "runs").glob("*/wandb/offline-run-*/*.wandb")):
-        time.sleep(0.05)
+    wait_for(lambda: list((tmp_path / "runs").glob("*/wandb/offline-run-*/*.wandb")))
     code, _, err = cli("sync", "--runs", tmp_path / "runs")
     assert code == 0
     assert "0 uploaded, 0 failed, 1 not ended yet" in err
@@ -194,8 +194,8 @@ def test_an_interrupted_run_and_its_resumption_are_two_runs_of_one_group(server,
     words = ("run", DIGITS, "--runs", tmp_path / "runs", "--data", tmp_path, "--set", "train.epochs=30")
     record = tmp_path / "runs" / DIGITS / "ce@train.epochs=30" / "seed0"
     process = start(*words)
-    while not ((record / "checkpoint" / "last.pt").exists() and list(record.glob("wandb/offline-run-*/*.wandb"))):
-        time.sleep(0.05)
+    last = record / "checkpoint" / "last.pt"
+    wait_for(lambda: last.exists() and list(record.glob("wandb/offline-run-*/*.wandb")), process)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     finish(*words)

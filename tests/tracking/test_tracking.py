@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from offline import offline_runs
 from small import DIGITS
+from waiting import wait_for
 
 from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
@@ -34,14 +35,6 @@ def processes(parent):
             continue
         if int(stat[1]) == parent and stat[0] != "Z":
             found |= {pid: words, **processes(pid)}
-    return found
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "the condition was never met"
-        time.sleep(0.02)
     return found
 
 
@@ -149,9 +142,8 @@ def test_a_killed_run_resumes_in_a_linked_run(start, finish, tmp_path):
     words = ("run", DIGITS, "--runs", tmp_path, "--data", tmp_path, "--set", "train.epochs=40")
     record = tmp_path / DIGITS / "ce@train.epochs=40" / "seed0"
     process = start(*words)
-    wait_for(
-        lambda: (record / "checkpoint" / "last.pt").exists() and list(record.glob("wandb/offline-run-*/*.wandb")), 60
-    )
+    last = record / "checkpoint" / "last.pt"
+    wait_for(lambda: last.exists() and list(record.glob("wandb/offline-run-*/*.wandb")), process)
     process.kill()
     process.wait()
     wait_for(lambda: read_run(*record.glob("wandb/offline-run-*/*.wandb"))["exit_code"] is not None)
@@ -194,13 +186,13 @@ def test_a_hanging_service_delays_no_step_and_the_end_only_until_the_deadline(tr
     hanging = tracked()
     for pid in (core(), *processes(os.getpid())):
         os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
+    start = time.monotonic()
     for step in range(20000):  # far more than a pipe holds
         hanging.log({"step": step, "loss": 1.0})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     hanging.finish({}, failed=False)
-    assert time.monotonic() - began < 8
-    assert hanging.seconds == pytest.approx(time.monotonic() - began, rel=0.3)
+    assert time.monotonic() - start < 8
+    assert hanging.seconds == pytest.approx(time.monotonic() - start, rel=0.3)
     messages = capsys.readouterr().err
     assert messages.count(FAILED) == 1
     assert "no answer within 1 seconds" in messages
