@@ -29,12 +29,14 @@ class RowSort(NamedTuple):
         places: [stop - start] in float64, in the unit of the values.
         x: [n] the sorted values in temperatures, around their middle.
         thresholds: [m] at the ends of the places, without those of 0 and n.
+        counts: [m] how many values each threshold is above.
         means: [m] of x near each threshold.
     """
 
     places: Floats
     x: Floats
     thresholds: Floats
+    counts: NDArray[np.int64]
     means: Floats
 
 
@@ -53,7 +55,7 @@ def row_sort(ordered: Floats, start: int, stop: int, temperature: float) -> RowS
     counts *= 0.5
     counts += np.arange(0.5, n)  # F at the values
     levels = np.arange(max(start, 1), min(stop, n - 1) + 1)
-    c = counts.searchsorted(levels, "right")
+    c = _cumulative_counts(np.maximum(np.ceil(counts) - levels.item(0), 0).astype(np.int64), len(levels))
     p, q = below[c], above[c]
     thresholds = _solve(p, q, levels - c)
     growth_there = np.exp(thresholds)
@@ -73,7 +75,7 @@ def row_sort(ordered: Floats, start: int, stop: int, temperature: float) -> RowS
     places = heights[1:] - heights[:-1]
     places *= temperature
     places += middle
-    return RowSort(places, x, thresholds, (p_x + q_x) / (p + q))
+    return RowSort(places, x, thresholds, c, (p_x + q_x) / (p + q))
 
 
 def row_sort_gradient(gradient: Floats, row: RowSort, start: int, stop: int) -> Floats:
@@ -89,7 +91,7 @@ def row_sort_gradient(gradient: Floats, row: RowSort, start: int, stop: int) -> 
     steps = steps[int(start == 0) : len(steps) - int(stop == n)]
     growth = np.exp(row.thresholds)
     decay = np.reciprocal(growth)
-    c = row.thresholds.searchsorted(row.x, "right")
+    c = _cumulative_counts(row.counts, n)  # thresholds below each value
     growth_there = np.exp(row.x)
     decay_there = np.reciprocal(growth_there)
     grown, decayed = steps * growth, steps * decay
@@ -105,6 +107,11 @@ def row_sort_gradient(gradient: Floats, row: RowSort, start: int, stop: int) -> 
     result += _running_sum(steps, from_end=True)[c]
     result += total
     return result
+
+
+def _cumulative_counts(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return the result of `reloss.ranking.sorting.cumulative_counts`, for one row."""
+    return np.bincount(np.minimum(places, size), minlength=size + 1)[:size].cumsum()
 
 
 def _running_sum(values: Floats, from_end: bool = False) -> Floats:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from reloss.ranking.laplace_row import MAX_SIZE, row_choice
 from reloss.ranking.laplace_row_sort import MAX_SORT_SIZE, row_sort, row_sort_gradient
 from reloss.ranking.scans import decay_factors, decayed_sums
-from reloss.ranking.sorting import gather, scatter, stable_order
+from reloss.ranking.sorting import cumulative_counts, gather, scatter, stable_order
 
 MAX_GAP = 200.0  # in temperatures; exp of minus half of it is far below the rounding error
 
@@ -78,7 +78,7 @@ def laplace_log_choice(values: Tensor, index: Tensor, k: int, temperature: float
     excess = gather(points, place) - threshold
     if points is not row.x:
         removed = row.x.detach() - points.detach()
-        count = _counts(points.detach(), threshold.detach())
+        count = torch.searchsorted(points.detach(), threshold.detach(), right=True)
         ends = gather(removed, (count - 1).clamp(min=0)), gather(removed, count.clamp(max=points.shape[-1] - 1))
         middle = (ends[0] + ends[1]) / 2
         excess = (
@@ -112,7 +112,7 @@ def laplace_sort(values: Tensor, start: int, stop: int, temperature: float) -> T
 def thresholds(points: Tensor, levels: Tensor) -> Tensor:
     """Return where F for ascending `points` [..., n] at temperature 1 equals each of `levels` [m]: [..., m].
 
-    Both in float64; levels ascending, above 0 and below n. Differentiable.
+    Both in float64; levels are consecutive whole numbers above 0 and below n. Differentiable.
     """
     result: Tensor = _Thresholds.apply(points, levels)
     return result
@@ -157,8 +157,10 @@ def _sorted_thresholds(points: _Points, levels: Tensor) -> tuple[Tensor, Tensor]
     n = x.shape[-1]
     places = torch.arange(n, dtype=x.dtype, device=x.device)
     below = ((right_sums - left_sums) / 2 + places + 0.5).detach()  # F at the points
-    levels = levels.expand(*x.shape[:-1], -1)
-    count = torch.searchsorted(below, levels.contiguous(), right=True)
+    if levels.shape[-1] == 1:
+        count = torch.searchsorted(below, levels.expand(*x.shape[:-1], 1).contiguous(), right=True)
+    else:
+        count = cumulative_counts((below - levels[0]).ceil_().clamp_(min=0).long(), levels.shape[-1])
     before, after = (count - 1).clamp_(min=0), count.clamp(max=n - 1)
     lower, upper, left, right = (
         gather(x, before),
@@ -223,24 +225,20 @@ class _Thresholds(torch.autograd.Function):
         sums = _Points.of(points, None)
         result, count = _sorted_thresholds(sums, levels)
         ((left, right),) = sums.tails(result, count)
-        ctx.save_for_backward(points, levels, result, left + right)
+        ctx.save_for_backward(points, levels, result, count, left + right)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        points, levels, thresholds, density = ctx.saved_tensors
+        points, levels, thresholds, count, density = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives: let autograd differentiate the closed form
             closed_form, _ = _sorted_thresholds(_Points.of(points, None), levels)
             (result,) = torch.autograd.grad(closed_form, points, gradient, create_graph=True)
             return result, None
         # d b / d x_i = exp(-|b - x_i|) / sum over j of exp(-|b - x_j|)
-        ((left, right),) = _Points.of(thresholds, gradient / density).tails(points, _counts(thresholds, points))
+        below = cumulative_counts(count, points.shape[-1])  # thresholds below each point
+        ((left, right),) = _Points.of(thresholds, gradient / density).tails(points, below)
         return left + right, None
-
-
-def _counts(points: Tensor, x: Tensor) -> Tensor:
-    """Return how many of the sorted points [..., m] each x [..., n] is above."""
-    return torch.searchsorted(points, x.contiguous(), right=True)
 
 
 class _LaplaceSort(torch.autograd.Function):
@@ -260,8 +258,8 @@ class _LaplaceSort(torch.autograd.Function):
             ctx.save_for_backward(values, order)
             return torch.from_numpy(ctx.row.places).to(values.dtype).view(*values.shape[:-1], stop - start)
         row = _Row.of(values, temperature, order)
-        places, thresholds, means = _sorted_places(row, start, stop)
-        ctx.save_for_backward(values, *row, thresholds, means)
+        places, *saved = _sorted_places(row, start, stop)
+        ctx.save_for_backward(values, *row, *saved)
         return _in_unit(places, values, row, temperature)
 
     @staticmethod
@@ -281,7 +279,14 @@ class _LaplaceSort(torch.autograd.Function):
 
 
 def _sort_gradient(
-    gradient: Tensor, start: int, stop: int, x: Tensor, points: Tensor, thresholds: Tensor, means: Tensor
+    gradient: Tensor,
+    start: int,
+    stop: int,
+    x: Tensor,
+    points: Tensor,
+    thresholds: Tensor,
+    count: Tensor,
+    means: Tensor,
 ) -> Tensor:
     """Return the gradient [..., n] in the sorted values, from the gradient [..., stop - start] in their places."""
     steps = F.pad(gradient, (1, 1))
@@ -290,10 +295,10 @@ def _sort_gradient(
     steps = steps[..., int(start == 0) : stop - start + int(stop < x.shape[-1])]
     # d H(b) / d x_i = CDF(b - x_i) + (mean - x_i) exp(-|b - x_i|) / 2, where `mean` averages x near b: the first term
     # by the factor x_i of H, the second one by x_i inside the CDF and by x_i moving b.
-    count = _counts(thresholds, points)
-    (left, right), (left_mean, right_mean) = _Points.of(thresholds, steps, steps * means).tails(points, count)
+    below = cumulative_counts(count, x.shape[-1])  # thresholds below each point
+    (left, right), (left_mean, right_mean) = _Points.of(thresholds, steps, steps * means).tails(points, below)
     above = F.pad(steps.flip(-1).cumsum(-1).flip(-1), (0, 1))  # the CDF is 1 - exp / 2 there
-    return gather(above, count) + (left - right + left_mean + right_mean - x * (left + right)) / 2 + total
+    return gather(above, below) + (left - right + left_mean + right_mean - x * (left + right)) / 2 + total
 
 
 def _uses_numpy(values: Tensor) -> bool:
@@ -306,12 +311,12 @@ def _in_unit(places: Tensor, values: Tensor, row: _Row, temperature: float) -> T
     return (places * temperature + (ends[..., :1] + ends[..., -1:]) / 2).to(values.dtype)
 
 
-def _sorted_places(row: _Row, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sorted_places(row: _Row, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return places start <= k < stop of the soft sort of a row, and what the gradient needs. Differentiable.
 
     Returns:
-        The places [..., stop - start]; the thresholds at their ends, without those of 0 and n; the means of x near each
-        threshold.
+        The places [..., stop - start]; the thresholds at their ends, without those of 0 and n; how many points each
+        threshold is above; the means of x near each threshold.
     """
     x, n = row.x, row.x.shape[-1]
     levels = torch.arange(max(start, 1), min(stop, n - 1) + 1, dtype=x.dtype, device=x.device)
@@ -324,4 +329,4 @@ def _sorted_places(row: _Row, start: int, stop: int) -> tuple[Tensor, Tensor, Te
         heights = F.pad(heights, (1, 0))
     if stop == n:
         heights = torch.cat((heights, cumulated[..., -1:]), -1)
-    return heights.diff(dim=-1), thresholds, (left_x + right_x) / (left + right)
+    return heights.diff(dim=-1), thresholds, count, (left_x + right_x) / (left + right)

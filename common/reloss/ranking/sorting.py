@@ -59,3 +59,13 @@ def run_starts(steps: Tensor) -> Tensor:
     indices = torch.arange(1, steps.shape[-1] + 1, device=steps.device)
     starts = torch.nn.functional.pad(torch.where(steps, indices, 0), (1, 0))
     return starts.cummax(-1).values
+
+
+def cumulative_counts(places: Tensor, size: int) -> Tensor:
+    """Return how many of `places` [..., m], whole numbers of at least 0, are at most 0, 1, ..., size - 1: [..., size].
+
+    The same as a search of these numbers in the sorted places, in O(m + size).
+    """
+    places = places.clamp(max=size)
+    counts = torch.zeros(*places.shape[:-1], size + 1, dtype=torch.int64, device=places.device)
+    return counts.scatter_add_(-1, places, torch.ones_like(places))[..., :size].cumsum(-1)
