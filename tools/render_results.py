@@ -1,4 +1,4 @@
-"""Render every table of results/ and of the README from the committed records: `make results`.
+"""Render every table of results/ and of the README, and docs/claims.md, from the committed records: `make results`.
 
 No number is typed by hand: tables are rendered whole, and pages with prose have markers between which their tables
 stand. The `docker run` lines are rendered too, from the list of experiments.
@@ -18,6 +18,7 @@ from reloss.report.pooled_table import PooledRow, pooled_rows, pooled_table
 from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
+from tools.claims import claims_page
 from tools.predictors import predictors_table
 from tools.verdict import pooled_verdict, short_table, verdict
 
@@ -27,7 +28,7 @@ RECORDS = RESULTS / "records"
 """Packed records, in a folder per group: main, ablation, rare, keel and tiny."""
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
 LARGE = ("imagenet", "coco")  # batches of these overfill the 64 MB of shared memory that Docker gives
-WHY_IT_WINS = ROOT / "docs" / "why-it-wins.md"
+WHY_IT_WINS, CLAIMS = ROOT / "docs" / "why-it-wins.md", ROOT / "docs" / "claims.md"
 RARE = ("digits8_cnn", "cifar10cat_cnn", "cifar10car_cnn", "rare_digit_mlp", "keel_*")  # shown on rare.md
 
 
@@ -53,6 +54,7 @@ def rendered_pages() -> dict[Path, str]:
     for page, text in tables.items():
         pages[page] = put_between(page.read_text(encoding="utf-8"), "results", text)
     pages[WHY_IT_WINS] = _why_it_wins(keel, pooled)
+    pages[CLAIMS] = claims_page()
     commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
     commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, shown_tasks in commands.items():

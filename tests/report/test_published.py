@@ -23,7 +23,14 @@ def test_every_task_lists_numbers_of_its_own_experiments(task):
         assert entry.loss in config.losses
         assert entry.metric == config.score or entry.needs
         assert entry.value is None or 0 < entry.value < 100
-    assert len({(entry.experiment, entry.loss) for entry in entries}) == len(entries)
+    assert len({(entry.experiment, entry.loss, entry.method) for entry in entries}) == len(entries)
+
+
+def test_mmpose_itself_is_above_the_published_learned_loss():
+    entries = read_published(tasks()["pose"].folder / "published.yaml")
+    same = [entry for entry in entries if entry.experiment == "pose/coco_hrnet_w32_256x192"]
+    assert {entry.method: entry.value for entry in same if entry.method} == {"plain": 74.9, "DARK": 75.7, "UDP": 76.2}
+    assert {entry.loss: entry.value for entry in same if not entry.method} == {"mse": 74.4, "reloss": 74.8}
 
 
 def test_a_verified_value_is_shown_with_its_source(tmp_path):

@@ -15,8 +15,16 @@ from reloss.experiment.records import RunRecord
 from reloss.experiment.run_spec import variant_name
 from reloss.experiment.task import find_experiment
 from reloss.report.groups import Key, group_runs, scores_by_seed
-from reloss.report.statistics import Difference, Sample, describe, paired_difference
+from reloss.report.statistics import Difference, Sample, Side, describe, paired_difference
 from reloss.runtime.errors import UsageError, unknown
+
+SENTENCES = {
+    Side.ABOVE: "A scores higher than B: the 95 % interval lies above 0.",
+    Side.BELOW: "A scores lower than B: the 95 % interval lies below 0.",
+    Side.AROUND: "A and B are too close to tell: the 95 % interval contains 0.",
+    Side.SINGLE: "One common seed tells nothing about the noise: run more seeds.",
+}
+"""What an interval tells."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +63,8 @@ class Pair:
 
     def sentence(self) -> str:
         """Return what the interval tells."""
-        low, high = self.difference.low, self.difference.high
-        if low is None or high is None:
-            verdict = "One common seed tells nothing about the noise: run more seeds."
-        elif low > 0:
-            verdict = "A scores higher than B: the 95 % interval lies above 0."
-        elif high < 0:
-            verdict = "A scores lower than B: the 95 % interval lies below 0."
-        else:
-            verdict = "A and B are too close to tell: the 95 % interval contains 0."
         caution = "" if self.same_protocol else " Data, model or recipe differ too, so it is not the loss alone."
-        return verdict + caution
+        return SENTENCES[self.difference.side] + caution
 
     def data(self) -> dict[str, Any]:
         """Return one number per name, for JSON."""

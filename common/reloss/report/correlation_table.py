@@ -26,7 +26,7 @@ RANKINGS = {
 
 MEASURES = (*RANKINGS.values(), "difference to the ordinary loss", "items", "checkpoints")
 HEADERS = (
-    *("experiment", "loss", "surrogate", "metric", "published"),
+    *("experiment", "loss", "surrogate", "metric"),
     *(*MEASURES, "status", *PROVENANCE),
 )
 UNPUBLISHED = "unverified: value not recorded"
@@ -203,7 +203,7 @@ def _surrogate_text(row: CorrelationRow) -> str:
 def _cells(row: CorrelationRow) -> list[Cell]:
     """Return the cells of a row, in the order of HEADERS."""
     return [
-        *(row.experiment, row.loss, _surrogate_text(row), row.metric, row.published),
+        *(row.experiment, row.loss, _surrogate_text(row), row.metric),
         *_measures(row),
         *(row.status, Code(row.command), names_cell(row.commits), names_cell(row.records)),
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reloss.experiment.config import FITTED_LOSSES
-from reloss.report.statistics import Difference
+from reloss.report.statistics import Difference, Side
 from reloss.report.task_table import TaskRow
 
 SHARE_WITHIN = 0.8
@@ -63,23 +63,15 @@ def forest(rows: Sequence[tuple[str, TaskRow]]) -> Forest:
     compared = [(task, row, row.difference) for task, row in rows if row.difference and row.loss in FITTED_LOSSES]
     ends = [max(map(abs, (difference.mean, *_ends(difference)))) for _, _, difference in compared]
     limit = float(max(1, np.ceil(np.quantile(ends, SHARE_WITHIN, method="lower")))) if ends else 1.0
-    counts = Counter(_side(difference) for _, _, difference in compared)
+    counts = Counter(difference.side for _, _, difference in compared)
     intervals = [_interval(task, row, difference, limit) for task, row, difference in compared]
-    return Forest(limit, intervals, counts["above"], counts["below"], counts["within"], counts["single"])
+    return Forest(limit, intervals, *(counts[side] for side in (Side.ABOVE, Side.BELOW, Side.AROUND, Side.SINGLE)))
 
 
 def _ends(difference: Difference) -> tuple[float, float]:
     if difference.low is None or difference.high is None:
         return difference.mean, difference.mean
     return difference.low, difference.high
-
-
-def _side(difference: Difference) -> str:
-    """Return where the interval lies: above, below or within (around) zero, or that it is from a single seed."""
-    low, high = _ends(difference)
-    if difference.low is None:
-        return "single"
-    return "above" if low > 0 else "below" if high < 0 else "within"
 
 
 def _interval(task: str, row: TaskRow, difference: Difference, limit: float) -> Interval:

@@ -18,6 +18,7 @@ class Published(BaseModel):
 
     experiment: str
     loss: str
+    method: str | None = Field(None, description="name of a rival method, if the number is not the experiment's own")
     metric: str
     value: float | None = Field(allow_inf_nan=False, description="the number in percent; null if it was not recorded")
     source: str
@@ -54,8 +55,8 @@ def read_published(path: Path) -> list[Published]:
         raise RelossError(f"{path}: {problems}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RelossError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    counts = Counter((entry.experiment, entry.loss) for entry in entries)
-    if duplicates := [f"{experiment} with {loss}" for (experiment, loss), count in counts.items() if count > 1]:
+    counts = Counter((entry.experiment, entry.loss, entry.method) for entry in entries)
+    if duplicates := [f"{experiment} with {loss}" for (experiment, loss, _), count in counts.items() if count > 1]:
         raise RelossError(f"{path} holds more than one number for {', '.join(duplicates)}; remove all but one")
     return entries
 

@@ -13,8 +13,11 @@ class RowKind(StrEnum):
     """How a row relates to the paper, or why it is empty. The values are the words that are shown."""
 
     REPRODUCED = "reproduced"
-    """Full data and protocol, enough seeds, and at least the published value within the 95 % interval."""
+    """Full data and protocol, and the published value within a narrow 95 % interval; see `verdicts.reproduction`."""
     NOT_REPRODUCED = "not reproduced"
+    HIGHER = "higher than published"
+    UNDECIDED = "undecided"
+    """Full data and protocol, but too few seeds or too wide an interval to tell."""
     REDUCED = "reduced"
     """Smaller than in the paper; the note tells how."""
     EXTRA = "not in the paper"

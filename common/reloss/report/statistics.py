@@ -7,6 +7,7 @@ the noise cancels in the difference.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,17 @@ class Sample(NamedTuple):
         return self.mean - half, self.mean + half
 
 
+class Side(StrEnum):
+    """Where a 95 % interval lies, which is all that a sentence may state of a difference."""
+
+    ABOVE = "above zero"
+    BELOW = "below zero"
+    AROUND = "around zero"
+    """It contains 0, also at an end: too close to tell."""
+    SINGLE = "one seed"
+    """There is no interval."""
+
+
 class Difference(NamedTuple):
     """Mean of paired differences over n common seeds, with its 95 % t interval (None for one seed)."""
 
@@ -35,6 +47,13 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
     n: int
+
+    @property
+    def side(self) -> Side:
+        """Where the interval lies."""
+        if self.low is None or self.high is None:
+            return Side.SINGLE
+        return Side.ABOVE if self.low > 0 else Side.BELOW if self.high < 0 else Side.AROUND
 
     def __str__(self) -> str:
         interval = f"[{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else "(one seed)"

@@ -113,6 +113,21 @@ class Table:
         rows = [[row[column] for column in columns] for row in self.rows]
         return replace(self, headers=headers, rows=rows, objects=None)
 
+    def without_empty(self, *headers: str) -> Table:
+        """Return the table without those of these columns that hold no value in any row. `objects` keep them."""
+        empty = [header for header in headers if all(isinstance(cell, Missing) for cell in self.column(header))]
+        shown = [header for header in self.headers if header not in empty]
+        return replace(self.select(shown), objects=self.objects)
+
+    def column(self, header: str) -> list[Cell]:
+        """Return the cells below a header.
+
+        Raises:
+            ValueError: there is no column of that name.
+        """
+        place = list(self.headers).index(header)
+        return [row[place] for row in self.rows]
+
     def render(self, format: str) -> str:
         """Return the table as `md` (Markdown), `csv`, `tex` (LaTeX) or `json`.
 

@@ -30,6 +30,7 @@ from reloss.report.statistics import (
     sample_data,
 )
 from reloss.report.table import PROVENANCE, Cell, Code, Missing, Number, Table, names_cell
+from reloss.report.verdicts import MARGIN, MIN_SEEDS, reproduction
 from reloss.runtime.errors import RelossError, UsageError
 
 HEADERS = (
@@ -40,8 +41,8 @@ NOTE = (
     "Ours: mean ± standard deviation over n seeds. Difference: paired by seed with the ordinary loss under the same "
     "protocol and initialisation (best learning rate on validation; named when it differs), with its 95 % t interval. "
     "Spearman: rank correlation of minus the loss with the metric, on held-out recorded items. Status: `reproduced`: "
-    "full data and protocol, at least as many seeds as the published mean, and a 95 % t interval that contains or "
-    "exceeds the published value; `reduced`: anything smaller, with the reason."
+    f"full data and protocol, at least {MIN_SEEDS} seeds and as many as the published mean, and a 95 % t interval "
+    f"within {MARGIN:g} points of the published value; `reduced`: anything smaller, with the reason."
 )
 
 
@@ -55,6 +56,7 @@ class TaskRow:
         settings: changes of the experiment's config.
         score: name of the score.
         published: the published number and its source, or why there is none.
+        published_value: the published number in percent, None if there is none or it could not be verified.
         ours: our score in percent, None without a finished run.
         difference: difference to the baseline, in points of the score.
         is_baseline: whether the row is the baseline that other rows are compared with.
@@ -72,6 +74,7 @@ class TaskRow:
     settings: tuple[str, ...]
     score: str
     published: str
+    published_value: float | None
     ours: Sample | None
     difference: Difference | None
     is_baseline: bool
@@ -90,7 +93,8 @@ def task_rows(task: Task, runs: Sequence[RunRecord]) -> list[TaskRow]:
     Raises:
         RelossError: the task's published numbers do not follow their schema.
     """
-    published = {(entry.experiment, entry.loss): entry for entry in read_published(task.folder / "published.yaml")}
+    entries = read_published(task.folder / "published.yaml")
+    published = {(entry.experiment, entry.loss): entry for entry in entries if not entry.method}
     return [row for make in task.experiments.values() for row in _experiment_rows(make(), runs, published)]
 
 
@@ -130,6 +134,7 @@ def _row(
         settings=first.settings,
         score=config.score,
         published=str(published) if published else "none",
+        published_value=published.value if published else None,
         ours=ours,
         difference=None if is_baseline else paired_difference(scores, scores_by_seed(baseline, config.score)),
         is_baseline=is_baseline,
@@ -152,6 +157,7 @@ def _empty_row(
         settings=(),
         score=config.score,
         published=str(published) if published else "none",
+        published_value=published.value if published else None,
         ours=None,
         difference=None,
         is_baseline=False,
@@ -214,9 +220,7 @@ def _kind(
         return RowKind.FULL, "no verified number to compare with"
     if ours.n < published.seeds:
         return RowKind.REDUCED, f"{ours.n} of {published.seeds} seeds"
-    if ours.interval()[1] >= published.value:
-        return RowKind.REPRODUCED, ""
-    return RowKind.NOT_REPRODUCED, "below the published value"
+    return reproduction(ours, published.value)
 
 
 def outdated(config: Experiment, run: RunRecord) -> str:
@@ -236,8 +240,9 @@ def outdated(config: Experiment, run: RunRecord) -> str:
 
 
 def task_table(rows: Sequence[TaskRow]) -> Table:
-    """Return the table of the rows."""
-    return Table(HEADERS, [_cells(row) for row in rows], NOTE, objects=[_object(row) for row in rows])
+    """Return the table of the rows. Without any verified published number it lacks that column."""
+    table = Table(HEADERS, [_cells(row) for row in rows], NOTE, objects=[_object(row) for row in rows])
+    return table.without_empty("published")
 
 
 def _object(row: TaskRow) -> dict[str, Any]:
@@ -250,7 +255,8 @@ def _cells(row: TaskRow) -> list[Cell]:
     """Return the cells of a row, in the order of HEADERS."""
     missing = Missing(row.missing)
     return [
-        *(row.experiment, row.loss, row.score, row.published),
+        *(row.experiment, row.loss, row.score),
+        row.published if row.published_value is not None else Missing(row.published),
         row.ours or missing,
         row.ours._replace(mean=100 - row.ours.mean) if row.ours else missing,
         difference_cell(row),

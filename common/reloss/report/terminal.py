@@ -14,7 +14,7 @@ from rich.text import Text
 
 from reloss.report.comparison import variant_label
 from reloss.report.row_status import RowStatus
-from reloss.report.statistics import Difference
+from reloss.report.statistics import Difference, Side
 from reloss.report.table import Cell, Code, Missing, Table, names_cell, sort_value
 from reloss.report.task_table import TaskRow
 from reloss.runtime.errors import unknown
@@ -23,6 +23,13 @@ from reloss.runtime.text import one_line
 EXPERIMENT, DIFFERENCE = "experiment", "difference"
 BASELINE = Missing("is the baseline")
 MIN_NAME_WIDTH = 16
+OUTCOMES = {
+    Side.ABOVE: "beat it",
+    Side.BELOW: "lose to it",
+    Side.AROUND: "too close to tell",
+    Side.SINGLE: "one seed only",
+}
+"""What a verdict states of an interval."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def print_table(table: Table, layout: Layout, console: Console, columns: str = "
 
 
 def _title(experiment: str, part: Table) -> str:
-    return f"{experiment}: {_column(part, 'metric')[0]}" if "metric" in part.headers else experiment
+    return f"{experiment}: {part.column('metric')[0]}" if "metric" in part.headers else experiment
 
 
 def _parts(table: Table) -> Iterator[tuple[str, Table]]:
@@ -126,7 +133,7 @@ def _parts(table: Table) -> Iterator[tuple[str, Table]]:
     if EXPERIMENT not in table.headers:
         yield "", table
         return
-    names = _column(table, EXPERIMENT)
+    names = table.column(EXPERIMENT)
     for name in dict.fromkeys(names):
         yield (
             str(name),
@@ -134,17 +141,12 @@ def _parts(table: Table) -> Iterator[tuple[str, Table]]:
         )
 
 
-def _column(table: Table, header: str) -> list[Cell]:
-    column = list(table.headers).index(header)
-    return [row[column] for row in table.rows]
-
-
 def _is_run(row: Sequence[Cell]) -> bool:
     return all(cell.is_run for cell in row if isinstance(cell, RowStatus))
 
 
 def _best_first(table: Table, score: str) -> Table:
-    scores = [sort_value(cell) for cell in _column(table, score)]
+    scores = [sort_value(cell) for cell in table.column(score)]
     order = sorted(range(len(scores)), key=lambda row: (scores[row] is None, -(scores[row] or 0)))
     return replace(table, rows=[table.rows[row] for row in order])
 
@@ -153,15 +155,17 @@ def _verdict(table: Table, layout: Layout) -> str:
     """Return one sentence on which losses beat the ordinary loss, lose to it, or are too close to tell."""
     if not layout.difference:
         return ""
-    losses, cells = map(str, _column(table, "loss")), _column(table, layout.difference)
+    losses, cells = map(str, table.column("loss")), table.column(layout.difference)
     pairs = list(zip(losses, cells, strict=True))
     ordinary = list(dict.fromkeys(loss for loss, cell in pairs if cell == BASELINE))
-    compared = [(loss, _outcome(cell)) for loss, cell in pairs if isinstance(cell, Difference) and loss not in ordinary]
+    compared = [
+        (loss, OUTCOMES[cell.side]) for loss, cell in pairs if isinstance(cell, Difference) and loss not in ordinary
+    ]
     if not ordinary or not compared:
         return "Verdict: no run of another loss shares seeds with the ordinary loss."
     totals, counts = Counter(loss for loss, _ in compared), Counter(compared)
     parts = []
-    for outcome in ("beat it", "lose to it", "too close to tell", "one seed only"):
+    for outcome in OUTCOMES.values():
         names = [
             loss if total == 1 else f"{loss} ({counts[loss, outcome]} of {total} variants)"
             for loss, total in totals.items()
@@ -169,12 +173,6 @@ def _verdict(table: Table, layout: Layout) -> str:
         ]
         parts += [f"{outcome}: {', '.join(names)}"] if names else []
     return f"Verdict against {', '.join(ordinary)} (95 % intervals): {'; '.join(parts)}."
-
-
-def _outcome(difference: Difference) -> str:
-    if difference.low is None or difference.high is None:
-        return "one seed only"
-    return "beat it" if difference.low > 0 else "lose to it" if difference.high < 0 else "too close to tell"
 
 
 def _fitted(table: Table, width: int) -> RichTable:
