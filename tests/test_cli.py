@@ -353,7 +353,9 @@ def test_doctor(cli, tmp_path):
     code, out, _ = cli("doctor", "--json", "--data", tmp_path)
     found = json.loads(out)
     assert code == 0
-    assert found.keys() == {"commit", "image", "versions", "devices", "data", "wandb"}
+    assert found.keys() == {"commit", "image", "versions", "devices", "tasks", "extras", "data", "wandb"}
+    assert found["tasks"] == dict.fromkeys(tasks(), "installed")
+    assert found["extras"] == dict.fromkeys(("report", "slurm", "tracking"), "installed")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "not installed" not in found["versions"].values()
     images, persons = {"digits", "cifar10", "cifar100", "imagenet"}, {"coco", "lsp"}

@@ -9,6 +9,7 @@ import pytest
 from small import DIGITS
 
 from reloss.commands import doctor
+from reloss.experiment import task as task_module
 from reloss.experiment.task import find_experiment, tasks
 from reloss.runtime.errors import Unavailable
 
@@ -30,6 +31,7 @@ def missing(monkeypatch):
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
 
+    remove.patch = monkeypatch
     return remove
 
 
@@ -47,6 +49,30 @@ def test_commands_name_the_missing_package(missing, cli, tmp_path, monkeypatch, 
 def test_doctor_names_the_missing_package(missing, tmp_path):
     missing("sklearn")
     assert doctor._describe(*find_experiment(DIGITS), tmp_path) == f"missing: {DIGITS_NEED}"
+
+
+def test_doctor_names_the_extra_of_each_task_and_each_part(cli, tmp_path, monkeypatch):
+    absent = {"mmpose", "transformers", "matplotlib"}
+    monkeypatch.setattr(task_module, "is_installed", lambda package: package not in absent)
+    monkeypatch.setattr(task_module, "missing_packages", lambda extra: ["transformers"] if extra == "mrc" else [])
+    monkeypatch.setattr(doctor, "missing_packages", lambda extra: ["matplotlib"] if extra == "report" else [])
+    code, out, _ = cli("doctor", "--data", tmp_path)
+    lines = [line[10:] for line in out.splitlines()]
+    assert code == 0
+    assert "classification: installed" in lines
+    assert "mrc: missing transformers: `pip install '.[mrc]'`" in lines
+    assert "pose: missing mmpose: `pip install '.[pose]' && pip install --no-deps mmpose==1.1.0`" in lines
+    assert "report: missing matplotlib: `pip install '.[report]'`" in lines
+    assert "tracking: installed" in lines
+
+
+def test_a_module_of_the_core_that_is_missing_is_named_with_its_extra(missing, cli, tmp_path):
+    for name in [name for name in sys.modules if name.startswith("reloss.report.")]:
+        missing.patch.delitem(sys.modules, name)
+    missing("matplotlib")
+    code, out, err = cli("report", "--out", tmp_path / "report.html", "--runs", tmp_path)
+    message = "this needs the package matplotlib, which is not installed: `pip install '.[report]'`"
+    assert (code, out, err) == (1, "", f"reloss: {message}\n")
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -109,7 +135,8 @@ def test_extras_need_no_package_that_cannot_be_installed():
     """Of the packages that the lock excludes, chumpy cannot be built."""
     assert "chumpy" in closure(["mmpose"])
     for name, extra in EXTRAS.items():
-        assert "chumpy" not in closure(extra), name
+        assert "mmpose" not in extra, name
+        assert "chumpy" not in closure([requirement for requirement in extra if "reloss[" not in requirement]), name
     assert closure(["mmpose"]) - {"chumpy", "mmpose"} <= closure(PROJECT["dependencies"] + EXTRAS["pose"])
 
 

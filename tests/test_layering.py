@@ -34,7 +34,6 @@ LIBRARIES = {
     "rich",
     "sacrebleu",
     "safetensors",
-    "scipy",
     "submitit",
     "torch",
     "tyro",

@@ -70,12 +70,15 @@ def _run(words: Sequence[str]) -> None:
 def _report(error: Exception) -> int:
     """Print one line about `error`, and the traceback if RELOSS_DEBUG is set; return the exit code."""
     from reloss.runtime.errors import RelossError
+    from reloss.runtime.extras import unavailable
     from reloss.runtime.text import printable
 
     if os.environ.get("RELOSS_DEBUG"):
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, ModuleNotFoundError):
+        error = unavailable(error) or error
     text = printable(str(error))
     if isinstance(error, RelossError):
         print(f"reloss: {text}", file=sys.stderr)

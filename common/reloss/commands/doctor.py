@@ -1,4 +1,4 @@
-"""`reloss doctor`: versions, devices, data and tracking, as a run on this machine would find them."""
+"""`reloss doctor`: versions, devices, packages, data and tracking, as a run on this machine would find them."""
 
 import os
 from importlib import metadata
@@ -9,18 +9,29 @@ from reloss.experiment import environment
 from reloss.experiment.config import Experiment
 from reloss.experiment.task import Task, tasks
 from reloss.runtime.errors import RelossError
+from reloss.runtime.extras import EXTRA_OF, install_command, missing_packages
+
+SHARED_EXTRAS = sorted({*EXTRA_OF.values()} - {"nmt"})
+"""The extras that belong to no task."""
 
 
 def examine(data: Path) -> dict[str, Any]:
-    """Return commit, image, versions, devices, the data sets found below `data`, and the state of W&B."""
+    """Return commit, image, versions, devices, tasks, extras, the data sets found below `data`, and W&B's state."""
     return {
         "commit": environment.commit(),
         "image": environment.image(),
         "versions": environment.versions(),
         "devices": environment.devices(),
+        "tasks": {task.name: _state(task.missing_packages(), task.install) for task in tasks().values()},
+        "extras": {extra: _state(missing_packages(extra), install_command(extra)) for extra in SHARED_EXTRAS},
         "data": _data_sets(data),
         "wandb": _wandb(),
     }
+
+
+def _state(missing: list[str], command: str) -> str:
+    """Return whether the packages of a task or an extra are installed, and the command that installs them if not."""
+    return f"missing {', '.join(missing)}: `{command}`" if missing else "installed"
 
 
 def _data_sets(data: Path) -> dict[str, str]:
@@ -57,9 +68,11 @@ def render(report: dict[str, Any]) -> str:
     sections = {
         "commit": [report["commit"]],
         "image": [report["image"]],
-        "versions": [f"{name} {version}" for name, version in report["versions"].items()],
+        "versions": [f"{name} {version}" for name, version in report["versions"].items() if version != "not installed"],
         "cpu": [f"{devices['cpu']}, {devices['threads']} threads"],
         "gpus": [", ".join(devices["gpus"]) or "none"],
+        "tasks": [f"{name}: {state}" for name, state in report["tasks"].items()],
+        "extras": [f"{name}: {state}" for name, state in report["extras"].items()],
         "data": [line if line.startswith(name) else f"{name}: {line}" for name, line in report["data"].items()],
         "wandb": [report["wandb"]],
     }

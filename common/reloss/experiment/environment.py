@@ -14,7 +14,7 @@ import torch
 
 from reloss.experiment.task import tasks
 
-LIBRARIES = ("reloss", "torch", "numpy", "scipy", "safetensors", "wandb")  # tasks name more
+LIBRARIES = ("reloss", "torch", "numpy", "safetensors", "wandb")  # tasks name more
 
 
 def commit() -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reloss.experiment.config import Experiment
 from reloss.runtime.errors import RelossError, Unavailable, UsageError, unknown
+from reloss.runtime.extras import is_installed, missing_packages
 
 if TYPE_CHECKING:
     from reloss.experiment.record import Record
@@ -115,6 +116,11 @@ class Task:
         """Return a hash of the data, prefixed with how it was computed (see `comparable`)."""
         with self._naming_missing_packages():
             return str(self._module("data").fingerprint(config.data, data))
+
+    def missing_packages(self) -> list[str]:
+        """Return the packages that are not installed: those of the extra named like the task, and `libraries`."""
+        missing = [*missing_packages(self.name), *(name for name in self.libraries if not is_installed(name))]
+        return list(dict.fromkeys(missing))
 
     def check_packages(self) -> None:
         """Raise Unavailable if a package is missing that training imports."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reloss.experiment.config import Experiment
 from reloss.experiment.task import tasks
 from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.runtime.extras import install_command
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -42,9 +43,7 @@ def dashboards(names: Sequence[str], entity: str) -> list[Report]:
     try:
         from wandb_workspaces.reports.v2 import Report
     except ImportError:
-        raise RelossError(
-            "wandb-workspaces is not installed: `make setup`, or `pip install wandb-workspaces`"
-        ) from None
+        raise RelossError(f"wandb-workspaces is not installed: `{install_command('tracking')}`") from None
     known = {full: task.name for task in tasks().values() for full in task.experiments}
     for name in names:
         if name not in known and name not in tasks():

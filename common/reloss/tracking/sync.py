@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from reloss.experiment.record import read_summary, skipping_damage
 from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.extras import install_command
 from reloss.runtime.progress import say
 from reloss.tracking.client import kill_tree
 from reloss.tracking.worker import obstacle, read_run, run_folders
@@ -100,7 +101,7 @@ def has_key() -> bool:
     try:
         from wandb.apis import InternalApi
     except ImportError:
-        raise RelossError("W&B is not installed: `make setup`, or `pip install wandb`") from None
+        raise RelossError(f"W&B is not installed: `{install_command('tracking')}`") from None
     return bool(InternalApi().api_key)
 
 
