@@ -17,7 +17,7 @@ from reloss.experiment.task import tasks
 from reloss.report.statistics import Difference
 from tools.render_results import RECORDS, rendered_pages
 from tools.scaling import SIZES
-from tools.verdict import MOST_ROWS, short_table, verdict
+from tools.verdict import MOST_ROWS, sentence, short_table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements" / "lock.txt").read_text()
@@ -83,7 +83,9 @@ def test_results_are_few_files_and_hold_no_code() -> None:
 def test_readme_is_short_and_its_code_is_not_cut_off() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
-    assert [line for line in lines if line.startswith("    ") and len(line) > 100] == []
+    code = [line[4:] for line in lines if line.startswith("    ")]
+    code += re.findall(r"^```python\n(.*?)^```", "\n".join(lines), flags=re.MULTILINE | re.DOTALL)[0].splitlines()
+    assert [line for line in code if len(line) > 96] == []  # at 900 pixels
 
 
 def test_verdict_counts_intervals_on_either_side_of_zero() -> None:
@@ -92,8 +94,20 @@ def test_verdict_counts_intervals_on_either_side_of_zero() -> None:
 
     rows = [row("reloss", 0.1, 2), row("reloss", -1, -0.1), row("reloss", -1, 1), row("reloss", 0, 0)]
     rows += [row("reloss", None, None), row("approx", 1, 2), SimpleNamespace(loss="reloss", difference=None)]
-    assert verdict(rows).startswith("Of 4 comparisons")
+    assert "of 4 comparisons over two or more seeds" in verdict(rows)
     assert "scores higher in 1, lower in 1, and too close to tell in 2" in verdict(rows)
+
+
+def test_the_verdict_in_one_sentence_names_every_comparison() -> None:
+    differences = {"a": (0.1, 2), "b": (-1, 1), "c": (0, 1), "d": (-2, -0.1), "e": (1, 2)}
+    comparisons = [
+        (name, "F1", Difference((low + high) / 2, low, high, 3)) for name, (low, high) in differences.items()
+    ]
+    assert sentence(comparisons) == (
+        "**Learned losses beat the ordinary one** on a by 1.05 points of F1, e by 1.50 points of F1; **tie** "
+        "(the interval contains 0) on b, c; **lose** on d by 1.05 points of F1. Each loss has its best settings."
+    )
+    assert "on none; **tie** (the interval contains 0) on b; **lose** on none." in sentence(comparisons[1:2])
 
 
 def test_short_table_compares_over_several_seeds() -> None:
@@ -101,7 +115,7 @@ def test_short_table_compares_over_several_seeds() -> None:
     configs = [make() for task in tasks().values() for make in task.experiments.values()]
     table = short_table(configs, runs)
     assert 0 < len(table.rows) <= MOST_ROWS
-    seeds = table.headers.index("seeds")
+    seeds = table.headers.index("n")
     assert all(int(row[seeds]) > 1 for row in table.rows)
 
 

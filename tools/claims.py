@@ -17,6 +17,7 @@ from reloss.report.table import Table
 from reloss.report.task_table import task_rows
 from reloss.report.verdicts import MARGIN, MIN_SEEDS, Judgement, judge
 from tools.evidence import Evidence, Measurement, Variant, cost, cost_of_mistakes, fits, paired, pooled, records, tested
+from tools.verdict import unbroken
 
 LEARNED, CE, MSE, NLL = Variant("reloss"), Variant("ce"), Variant("mse"), Variant("nll")
 FINE_TUNED = "train.init=baseline"
@@ -222,7 +223,7 @@ OURS = (
     ),
 )
 
-HEADERS = ("claim", "verdict", "evidence", "commands that repeat it")
+HEADERS = ("claim", "verdict", "evidence", "commands")
 PAGE = """# Claims
 
 Every claim of the paper and of this project, with what our measurements make of it. Numbers and verdicts are computed
@@ -299,10 +300,6 @@ def claims_page() -> str:
 
 
 def _cells(claim: Claim, judgement: Judgement, measured: Sequence[Measurement]) -> list[str]:
-    commands = dict.fromkeys(command for each in measured for command in each.commands)
-    return [
-        claim.text,
-        str(judgement),
-        "<br>".join(each.text for each in measured) or "none",
-        "<br>".join(f"`{command}`" for command in commands) or "none",
-    ]
+    commands = [f"`{text}`" for text in dict.fromkeys(text for each in measured for text in each.commands)]
+    shown = f"<details><summary>show</summary>{'<br>'.join(commands)}</details>" if commands else "none"
+    return [claim.text, str(judgement), "<br>".join(unbroken(each.text) for each in measured) or "none", shown]

@@ -20,7 +20,7 @@ from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
 from tools.claims import claims_page
 from tools.predictors import predictors_table
-from tools.verdict import pooled_verdict, short_table, verdict
+from tools.verdict import compared, pooled_verdict, sentence, short_table, unbroken, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
@@ -45,9 +45,10 @@ def rendered_pages() -> dict[Path, str]:
     pages[RESULTS / "correlation.md"] = f"# How well each loss ranks\n\n{correlation_table(ranked).markdown()}\n"
     keel = read_records(RECORDS / "keel").runs
     pooled = {score: pooled_rows(tasks()["classification"], keel, score, "keel_*") for score in ("binary_f1", "mcc")}
-    rare_verdict = pooled_verdict(pooled["binary_f1"])
+    rare_verdict, short = pooled_verdict(pooled["binary_f1"]), short_table(configs, records.runs)
+    in_one_sentence = sentence(compared(short, pooled["binary_f1"], "F1"))
     tables = {
-        README: "\n\n".join([verdict(recorded_rows), rare_verdict, short_table(configs, records.runs).markdown()]),
+        README: "\n\n".join([in_one_sentence, f"{rare_verdict} {verdict(recorded_rows)}", unbroken(short.markdown())]),
         RESULTS / "rare.md": f"{_tuned('rare', 'average_precision')}\n\n{_tuned('rare', 'binary_f1')}",
         RESULTS / "ablation.md": f"{_tuned('ablation', 'accuracy')}\n\n{_ablation()}",
     }
