@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from small import DIGITS
 import reloss
 from reloss.cli import main
 from reloss.commands.experiments import list_experiments, render_experiments
-from reloss.experiment.task import tasks
+from reloss.experiment.task import Task, tasks
 from reloss.learning import LearnOptions, PredictionBank
 from reloss.learning.options import MIXTURES
 from reloss.runtime.errors import RelossError, UsageError
@@ -44,14 +45,33 @@ def test_list_names_every_experiment(cli):
         "losses": ["ce", "label_smoothing", "approx", "reloss", "expected"],
         "scope": "extra",
         "scope_note": "a smoke test",
+        "missing_packages": [],
+        "missing_data": None,
     }
     code, out, _ = cli("list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines() if line] == list(rows)
 
 
-def test_the_list_fits_a_terminal():
-    rows = list_experiments()
+def test_list_reports_what_can_run_here(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "missing_packages", lambda task: ["mmpose"] if task.name == "pose" else [])
+    (tmp_path / "multi30k").mkdir()
+    code, out, err = cli("list", "--data", tmp_path)
+    states = dict(re.findall(r"^(\S+)  +(ready|no data|no packages)  ", out, re.MULTILINE))
+    assert code == 0
+    assert states[DIGITS] == states["nmt/multi30k_de_en_nat"] == "ready"
+    assert states["classification/cifar10_cnn"] == states["mrc/squad_minilm"] == "no data"
+    assert states["pose/lsp_resnet18"] == "no packages"
+    pose, data = err.splitlines()
+    assert pose.startswith("no packages: pose needs mmpose: `pip install '.[pose]'")
+    assert data == f"no data: not in {tmp_path} (--data); `reloss data check EXPERIMENT` reports what belongs where"
+    rows = {row["name"]: row for row in json.loads(cli("list", "--json", "--data", tmp_path)[1])}
+    assert rows["classification/cifar10_cnn"]["missing_data"] == f"{tmp_path}/cifar-10-batches-py"
+    assert rows["pose/lsp_resnet18"]["missing_packages"] == ["mmpose"]
+
+
+def test_the_list_fits_a_terminal(tmp_path):
+    rows = list_experiments(tmp_path)
     lines = render_experiments(rows, 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines if line[:1].strip()] == [row["name"] for row in rows]
@@ -82,7 +102,7 @@ def test_what_show_prints_is_the_whole_config(cli, name):
         (["swep", DIGITS], ["unknown command 'swep'; did you mean sweep?"]),
         (
             ["x"],
-            ["unknown command 'x'; valid: compare, dashboard, data, demo, diagnose, doctor, forget, learn, list,"],
+            ["unknown command 'x'; valid: compare, completion, dashboard, data, demo, diagnose,"],
         ),
         ([], ["list", "show"]),
         (["show"], ["EXPERIMENT"]),

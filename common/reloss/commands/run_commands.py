@@ -27,20 +27,29 @@ def _describe_learn_settings() -> str:
 
 @dataclass
 class List:
-    """List the experiments by task: name, data, losses, and how each relates to the paper.
+    """List the experiments by task: name, whether it can run here, data, losses, and how it relates to the paper.
 
-    Example: reloss list --json
+    ready: packages and data are there. Below the list, standard error reports what the others lack.
+
+    Example: reloss list --data data
     """
 
     json: bool = False
     """Print JSON."""
+    data: arguments.Data = DATA
 
     def __call__(self) -> None:
-        from reloss.commands.experiments import list_experiments, render_experiments
+        from reloss.commands.experiments import list_experiments, remedies, render_experiments
+        from reloss.runtime.progress import say
 
-        rows = list_experiments()
+        rows = list_experiments(self.data)
+        if self.json:
+            print_json(rows)
+            return
         width = get_terminal_size().columns if sys.stdout.isatty() else None
-        print_json(rows) if self.json else print(render_experiments(rows, width))
+        print(render_experiments(rows, width), flush=True)
+        for line in remedies(rows, self.data):
+            say(line)
 
 
 @dataclass

@@ -1,9 +1,34 @@
 """All subcommands of `reloss`, by name, in the order of `reloss --help`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
 
 from reloss.commands import result_commands, run_commands
+
+
+@dataclass
+class Completion:
+    """Print a script with which a shell completes commands, options and their values when you press Tab.
+
+    In bash, add this line to ~/.bashrc: eval "$(reloss completion bash)"
+
+    Example: reloss completion bash
+    """
+
+    shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="SHELL")]
+    """The shell: bash, zsh or fish."""
+
+    def __call__(self) -> None:
+        """Print the script."""
+        from tyro.extras import subcommand_cli_from_dict
+
+        subcommand_cli_from_dict(COMMANDS, prog="reloss", args=["--tyro-write-completion", self.shell, "-"])
+
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__.lower(): command
@@ -12,5 +37,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         *(result_commands.Table, result_commands.Compare, result_commands.Report, result_commands.Pack),
         *(result_commands.Diagnose, run_commands.Sweep, run_commands.Status, run_commands.Forget, run_commands.Data),
         *(result_commands.Sync, result_commands.Dashboard, result_commands.Doctor, result_commands.Demo),
+        Completion,
     )
 }

@@ -5,6 +5,7 @@ that is declared here, so the core reads its fields by name. `--set key=value` c
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
@@ -43,6 +44,13 @@ class DataSection(Section):
     """Which data, and how much of them."""
 
     name: str = Field(description="name of the data set")
+
+    def place(self, root: Path) -> Path | None:
+        """Return what lies in the data folder `root` if the data are there; None if they come with a package.
+
+        A quick look for `reloss list`, which reads no file. `reloss data check` checks the data themselves.
+        """
+        return root / self.name
 
 
 class TrainSection(Section):
