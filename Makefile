@@ -3,10 +3,11 @@ PYTHON := $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 FROM_SOURCE := antlr4-python3-runtime
 ENCODER := requirements/mrc-encoder
+SITE := tools/site/requirements
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup demo test test-slow test-slurm lint format lock results scaling ablation bench-ranking bench-learning bench-losses \
-  bench-tracking docker docker-test
+  bench-tracking docs docker docker-test
 
 setup: .venv/.installed
 
@@ -41,10 +42,21 @@ lock: setup
 	$(COMPILE) $(UPGRADE) --constraints requirements/bootstrap.txt $(filter-out $(ENCODER).in,$(wildcard requirements/*.in)) \
 	  --output-file requirements/lock.txt
 	$(COMPILE) $(UPGRADE) --no-deps $(ENCODER).in --output-file $(ENCODER).txt
+	$(COMPILE) $(UPGRADE) --constraints requirements/lock.txt $(SITE).in --output-file $(SITE).txt
 
 # Renders the tables of results/ and of the READMEs from the records in results/records.
 results: setup
 	$(BIN)/python -m tools.render_results
+
+# Builds the documentation as a site, build/site/index.html. Its search needs a server, for example
+# `python3 -m http.server --directory build/site`.
+docs: build/docs/.installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --config-file tools/site/mkdocs.yml --site-dir $(CURDIR)/build/site
+
+build/docs/.installed: $(SITE).txt
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --no-deps --only-binary :all: --require-hashes --requirement $(SITE).txt
+	@touch $@
 
 # Builds the image, with any container engine: make docker DOCKER=podman.
 DOCKER := docker
