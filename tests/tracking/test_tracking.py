@@ -14,7 +14,8 @@ from reloss.experiment.metrics_log import read_metrics
 from reloss.experiment.task import find_experiment
 from reloss.runtime.files import read_json
 from reloss.tracking import client
-from reloss.tracking.client import WandbTracker, describe_run, make_tracker
+from reloss.tracking.client import WandbTracker, describe_run
+from reloss.tracking.trackers import make_tracker
 from reloss.tracking.worker import read_run
 
 FAILED = "W&B failed ("

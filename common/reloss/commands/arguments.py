@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -15,7 +15,17 @@ from reloss.runtime.text import finite
 Name = Annotated[Positional[str], arg(metavar="NAME")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 Settings = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")]
-Track = Literal["wandb", "off"]
+Track = Annotated[
+    str,
+    arg(
+        metavar="TRACKERS",
+        help="Where metrics go besides the run's own files, separated by commas: wandb (offline unless "
+        "WANDB_API_KEY is set), csv, tensorboard; or off.",
+    ),
+]
+Device = Annotated[
+    str, arg(metavar="cpu|cuda|cuda:N", help="The device; by default the first GPU, or the processor if there is none.")
+]
 
 
 def as_folder(text: str) -> Path:

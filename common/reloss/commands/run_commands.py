@@ -92,21 +92,32 @@ class Run:
     data: arguments.Data = DATA
     runs: arguments.Runs = RUNS
     track: Track = "wandb"
-    """wandb: mirror metrics to Weights & Biases, offline unless WANDB_API_KEY is set."""
     resume: Literal["auto", "never"] = "auto"
     """auto: resume from the last checkpoint; never: refuse to touch a record that exists."""
     allow_changed_data: bool = False
     """Continue although the data changed since the record or the bank was written."""
+    device: arguments.Device = ""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Only print the steps, which of them are finished, where their results go, and what is missing."""
 
     def __call__(self) -> None:
+        from reloss.runtime.device import choose_device
+
+        choose_device(self.device)
+        from reloss.commands.dry_run import dry_run
         from reloss.experiment.run_spec import RunSpec
         from reloss.experiment.workspace import Workspace
         from reloss.pipeline.stages import run
         from reloss.runtime import distributed
 
+        spec = RunSpec.resolve(self.experiment, self.loss, self.seed, flat(self.set))
+        workspace = Workspace(self.runs, self.data)
+        if self.dry_run:
+            dry_run(spec, workspace, self.stage, self.track, self.resume)
+            return
         record = run(
-            RunSpec.resolve(self.experiment, self.loss, self.seed, flat(self.set)),
-            Workspace(self.runs, self.data),
+            spec,
+            workspace,
             stage=self.stage,
             track=self.track,
             resume=self.resume,
@@ -136,8 +147,12 @@ class Learn:
     """A smaller value of the metric is a better prediction."""
     set: LearnSettings = ()
     """Options of the network and of the fit, such as fidelity=released steps=200. All options and their defaults:"""
+    device: arguments.Device = ""
 
     def __call__(self) -> None:
+        from reloss.runtime.device import choose_device
+
+        choose_device(self.device)
         from reloss.commands.learn import learn
         from reloss.runtime import distributed
 
@@ -175,7 +190,6 @@ class Sweep:
     data: arguments.Data = DATA
     runs: arguments.Runs = RUNS
     track: Track = "wandb"
-    """wandb: mirror metrics to Weights & Biases, offline unless WANDB_API_KEY is set."""
     allow_changed_data: bool = False
     """Continue although the data changed since a record or the bank was written."""
 
@@ -183,7 +197,9 @@ class Sweep:
         from reloss.commands.launch import launch
         from reloss.experiment.workspace import Workspace
         from reloss.sweep.plan import make_plan, parse_losses, parse_seeds
+        from reloss.tracking.trackers import check_track
 
+        check_track(self.track)
         plan = make_plan(self.name, parse_losses(self.losses), parse_seeds(self.seeds), flat(self.set))
         options = ["--track", self.track, *(["--allow-changed-data"] if self.allow_changed_data else [])]
         workspace = Workspace(self.runs, self.data)

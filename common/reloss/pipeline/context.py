@@ -16,7 +16,6 @@ from reloss.experiment.task import Task
 from reloss.experiment.workspace import Workspace
 from reloss.runtime import distributed
 from reloss.runtime.lock import locked
-from reloss.tracking.client import Track
 
 Resume = Literal["auto", "never"]
 
@@ -41,7 +40,7 @@ class Context:
     config: Experiment
     workspace: Workspace
     stage: Stage = "all"
-    track: Track = "wandb"
+    track: str = "wandb"
     resume: Resume = "auto"
     allow_changed_data: bool = False
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.record import read_summary, skipping_damage, weights_file
 from reloss.experiment.settings import current_config, differing, flat
 from reloss.experiment.status import Status
@@ -63,7 +64,7 @@ def check_training(context: Context) -> Preflight:
     check_resume(context)
     facts = _facts(context)
     context.task.check_packages()
-    weights = _initial_weights(context)
+    weights = initial_weights(context)
     if context.config.train.precision == "bf16" and _emulates_bfloat16():
         say(
             "note: this processor computes bfloat16 in software, tens of times as slowly as float32; consider --set "
@@ -86,9 +87,25 @@ def check_evaluation(context: Context) -> Preflight:
         RelossError: the data are missing, or a record or the bank is damaged.
     """
     check_resume(context)
+    check_record(context)
+    return Preflight(_facts(context))
+
+
+def check_record(context: Context) -> None:
+    """Raise UsageError if there is no record to evaluate."""
     if not read_summary(context.record):
         raise UsageError(f"no record to evaluate in {context.record}; run --stage train (or all) first")
-    return Preflight(_facts(context))
+
+
+def check_is_learned(context: Context) -> None:
+    """Raise UsageError if the run's loss has no surrogate."""
+    if not context.is_fitted:
+        raise UsageError(f"'{context.run.loss}' is not learned; --stage learn needs {' or '.join(FITTED_LOSSES)}")
+
+
+def no_bank(context: Context) -> UsageError:
+    """Return the error of a fit whose bank is not complete."""
+    return UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
 
 
 def check_resume(context: Context) -> None:
@@ -144,8 +161,12 @@ def _previous_data(context: Context) -> list[str]:
     return list(dict.fromkeys(previous))
 
 
-def _initial_weights(context: Context) -> Path | None:
-    """Return the weights that a fine-tuning run starts from: those of the finished baseline with its seed."""
+def initial_weights(context: Context) -> Path | None:
+    """Return the weights that a fine-tuning run starts from: those of the finished baseline with its seed.
+
+    Raises:
+        UsageError: there are none.
+    """
     if not context.config.fine_tunes:
         return None
     weights = baseline_weights(context)

@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from reloss.experiment import environment
-from reloss.experiment.config import FITTED_LOSSES
 from reloss.experiment.predictions import read_predictions
 from reloss.experiment.record import Record
 from reloss.experiment.run_spec import RunSpec, Stage, variant_name
@@ -28,12 +27,12 @@ from reloss.pipeline.checkpoint_ranking import diagnose_loss, finished_runs
 from reloss.pipeline.context import Context, Resume, sole_writer
 from reloss.pipeline.outcome import clean_up, recorded_outcome
 from reloss.runtime import distributed
-from reloss.runtime.errors import RelossError, UsageError
+from reloss.runtime.errors import RelossError
 from reloss.runtime.progress import say
 from reloss.runtime.signals import terminable
 from reloss.surrogates import SurrogateLoss
 from reloss.surrogates.storage import is_saved
-from reloss.tracking.client import Track, make_tracker
+from reloss.tracking.trackers import check_track, make_tracker
 
 
 def run(
@@ -41,7 +40,7 @@ def run(
     workspace: Workspace,
     *,
     stage: Stage = "all",
-    track: Track = "wandb",
+    track: str = "wandb",
     resume: Resume = "auto",
     allow_changed_data: bool = False,
 ) -> Path:
@@ -51,7 +50,7 @@ def run(
         spec: the run.
         workspace: where records and data lie.
         stage: the stage; `all` includes the baseline and the runs of other experiments that the run needs.
-        track: where metrics are mirrored.
+        track: where metrics are mirrored: trackers separated by commas, or `off`; see `reloss.tracking.trackers`.
         resume: `never` refuses to touch a record that exists.
         allow_changed_data: whether to continue if the data changed since the record or the bank was written.
 
@@ -59,10 +58,11 @@ def run(
         The folder of the record; for the stage `learn`, that of the surrogate.
 
     Raises:
-        UsageError: an unknown experiment or setting, or the input of the stage is missing.
+        UsageError: an unknown experiment, setting or tracker, or the input of the stage is missing.
         RelossError: anything else that stops the run; once training has started, its record says `failed` and keeps
             what was recorded.
     """
+    check_track(track)
     context = Context(spec, *spec.load(), workspace, stage, track, resume, allow_changed_data)
     stages = {
         "all": train_with_inputs,
@@ -113,11 +113,10 @@ def learn(context: Context) -> Path:
     Raises:
         UsageError: the loss is not learned, or the bank is not complete.
     """
-    if not context.is_fitted:
-        raise UsageError(f"'{context.run.loss}' is not learned; --stage learn needs {' or '.join(FITTED_LOSSES)}")
+    preflight.check_is_learned(context)
     bank = recording.complete_bank(context)
     if bank is None:
-        raise UsageError(f"no complete bank in {context.bank}; run --stage baseline (or all) first")
+        raise preflight.no_bank(context)
     bank = recording.bank_to_fit(context, bank)
     options, folder = fitting.fit_plan(context, bank)
     if is_saved(folder):

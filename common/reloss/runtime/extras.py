@@ -16,6 +16,7 @@ EXTRA_OF = {
     **dict.fromkeys(("requests", "wandb", "wandb_workspaces"), "tracking"),
     "sacrebleu": "nmt",
     "submitit": "slurm",
+    "tensorboard": "tensorboard",
 }
 """The extra that installs a module which the core imports, by the name of the module."""
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reloss.experiment.config import Experiment
 from reloss.experiment.tracker import Tracker
@@ -28,8 +28,6 @@ from reloss.tracking.artifacts import Artifact, bank_artifact, result_artifact, 
 if TYPE_CHECKING:
     from reloss.learning.bank import PredictionBank
 
-Track = Literal["wandb", "off"]
-
 DEADLINE = 60
 """Seconds W&B gets at the end of a run to write or upload what is left."""
 FAILURE_DEADLINE = 10
@@ -39,11 +37,6 @@ BROKEN_PIPE_DEADLINE = 5
 
 MAX_TAG, MAX_NAME = 64, 128
 """Characters that W&B allows in a tag and in an artifact's name."""
-
-
-def make_tracker(track: Track) -> Tracker:
-    """Return the tracker that `--track` names."""
-    return WandbTracker() if track == "wandb" else Tracker()
 
 
 def describe_run(config: Experiment, stage: str, commit: str, facts: Mapping[str, Any]) -> dict[str, Any]:
