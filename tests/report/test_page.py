@@ -1,8 +1,13 @@
 import base64
 import hashlib
+import html
 import io
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,14 +15,17 @@ import pytest
 from PIL import Image
 from records import HOSTILE, png, record
 from small import DIGITS
+from waiting import wait_for
 
-from reloss.experiment.records import read_runs
-from reloss.experiment.task import tasks
+from reloss.experiment.records import read_records, read_runs
+from reloss.experiment.task import find_experiment, tasks
 from reloss.report import sections
+from reloss.report.colours import RIVALS, ROLES, loss_colour
 from reloss.report.forest import forest
 from reloss.report.images import MAX_SIDE, embed_png
-from reloss.report.page import page
-from reloss.report.statistics import Difference
+from reloss.report.page import TEMPLATES, page, watch_report
+from reloss.report.sections import Collector, experiment_section
+from reloss.report.statistics import Difference, Side
 from reloss.report.task_table import task_rows
 from reloss.runtime.errors import RelossError
 
@@ -114,11 +122,11 @@ def test_damaged_and_unknown_records_are_named(report_runs, text):
 def test_numbers_equal_those_of_the_tables(report_runs, parsed):
     words = " ".join(parsed.texts)
     for shown in (
-        "92.00 ± 2.00",
-        "94.00 ± 1.00",
+        "92.00 ±\u00a02.00",
+        "94.00 ±\u00a01.00",
         "is the baseline",
         "not in the paper",
-        "of a single seed, without an interval: 2",
+        "too close to tell in 1 of",
     ):
         assert shown in words
     assert "+2.00 [-0.48, +4.48]".replace(", ", ",\u00a0") in words
@@ -151,7 +159,7 @@ def test_records_without_metrics_have_tables_but_no_charts(report_runs, tmp_path
     for path in tmp_path.rglob("metrics.jsonl"):
         path.unlink()
     text = page(tmp_path)
-    assert "92.00 ± 2.00" in text
+    assert "92.00 ±\u00a02.00" in text
     assert "No charts: these records hold neither metrics.jsonl" in text
 
 
@@ -161,7 +169,7 @@ def test_damaged_surrogates_do_not_stop_the_page(report_runs, tmp_path, name, co
     shutil.copytree(report_runs / DIGITS, tmp_path / DIGITS)
     (tmp_path / DIGITS / "surrogates" / "0123456789ab" / name).write_text(content)
     text = page(tmp_path)
-    assert "94.00 ± 1.00" in text
+    assert "94.00 ±\u00a01.00" in text
     assert Parsed(text).open == []
 
 
@@ -198,13 +206,64 @@ def test_differences_share_a_scale_and_wide_intervals_are_cut(report_runs):
         *(Difference(0.5, None, None, 1), Difference(0, -30, 30, 3), Difference(1, -1, 3, 3)),
     ]
     drawn = forest([("classification", replace(row, difference=difference)) for difference in differences])
-    assert (drawn.above, drawn.below, drawn.within, drawn.single) == (1, 1, 3, 1)
+    assert [len(drawn.learned[side]) for side in Side] == [1, 1, 3, 1]
+    assert drawn.compared == 5
     assert drawn.limit == 3
     first, *_, wide, _ = drawn.intervals
     assert (first.low, first.mean, first.high) == pytest.approx((50 + 50 / 3, 50 + 100 / 3, 100), abs=0.01)
     assert wide.cut == (True, True)
     assert (wide.low, wide.high) == (0, 100)
     assert forest([]).intervals == []
+
+
+def test_rivals_are_in_the_forest_and_not_in_the_verdict(tmp_path):
+    for seed, score in enumerate((0.80, 0.81, 0.82)):
+        record(tmp_path, DIGITS, "ce", seed, score)
+        record(tmp_path, DIGITS, "label_smoothing", seed, score + 0.05)
+        record(tmp_path, DIGITS, "ce", seed, score - 0.05, settings=("train.epochs=3",))
+    rows = [("classification", row) for row in task_rows(tasks()["classification"], read_runs(tmp_path, []))]
+    drawn = forest(rows)
+    assert [interval.row.loss for interval in drawn.intervals] == ["label_smoothing"]
+    assert drawn.compared == 0
+    assert "Nothing to compare yet" in page(tmp_path)
+
+
+def test_the_page_opens_with_the_verdict(tmp_path):
+    for seed, score in enumerate((0.80, 0.81, 0.82)):
+        record(tmp_path, DIGITS, "ce", seed, score)
+        record(tmp_path, DIGITS, "reloss", seed, score + 0.05 + 0.001 * seed)
+        record(tmp_path, DIGITS, "reloss", seed, score - 0.05, settings=("learn.steps=7",))
+    text = " ".join(Parsed(page(tmp_path)).texts)
+    opening = " ".join(text.partition("A loss does not have to reproduce")[0].split())
+    assert "the learned loss scores higher in 1 , lower in 1 and too close to tell in 0 of 2 comparisons" in opening
+    assert "Higher: classification/ digits_cnn, accuracy +5.10 [+4.85, +5.35]" in opening
+    assert "Lower: classification/ digits_cnn (learn. steps= 7), accuracy -5.00 [-5.00, -5.00]" in opening
+
+
+def test_a_loss_has_one_colour_in_all_charts(report_runs, parsed):
+    config = find_experiment(DIGITS)[1]
+    assert [loss_colour(config, loss) for loss in ("ce", "reloss", "approx", "expected")] == [0, 1, 2, 3]
+    assert loss_colour(find_experiment("nmt/multi30k_de_en_at")[1], "label_smoothing") == 0
+    rivals = [loss for loss in find_experiment("classification/digits8_cnn")[1].losses if loss not in ROLES]
+    assert len({loss_colour(config, loss) for loss in rivals}) == len(rivals)
+    css = (TEMPLATES / "report.css").read_text()
+    assert all(css.count(f"--colour{number}: #") == 2 for number in range(len(ROLES) + RIVALS))  # light and dark
+    section = experiment_section("classification", config, "", Collector(read_records(report_runs, []), []))
+    colours = {series.name.split(" ")[0]: series.colour for chart in section.charts for series in chart.series}
+    assert {name: colours[name] for name in ("ce", "reloss")} == {"ce": 0, "reloss": 1}
+    training = section.charts[0]
+    assert [series.dash for series in training.series] == list(range(len(training.series)))
+
+
+def test_the_command_of_the_page_writes_it_again(cli, tmp_path):
+    runs, out = tmp_path / "my runs", tmp_path / "a page.html"
+    record(runs, DIGITS, "ce", 0, 0.9)
+    cli("report", "--runs", runs, "--out", out)
+    text = html.unescape(out.read_text())
+    (command,) = re.findall(r"<code>(reloss report [^<]*)</code>", text)
+    out.unlink()
+    assert cli(*shlex.split(command)[1:])[0] == 0
+    assert html.unescape(out.read_text()) == text
 
 
 def test_an_ablation_has_its_table(tmp_path):
@@ -226,6 +285,43 @@ def test_the_command_writes_one_file(cli, report_runs, tmp_path):
     code, _, err = cli("report", "--runs", report_runs, "--out", tmp_path)
     assert code == 2
     assert "cannot write" in err
+
+
+def test_watching_writes_the_page_again_until_ctrl_c(tmp_path, monkeypatch):
+    out, refreshes = tmp_path / "report.html", []
+
+    def sleep(seconds):
+        refreshes.append(re.findall(r'http-equiv="refresh" content="(\d+)"', out.read_text()))
+        record(tmp_path / "runs", DIGITS, "ce", len(refreshes), 0.9)
+        if len(refreshes) == 3:
+            raise KeyboardInterrupt
+
+    record(tmp_path / "runs", DIGITS, "ce", 0, 0.9)
+    monkeypatch.setattr("reloss.report.page.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        watch_report(tmp_path / "runs", out, 7)
+    assert refreshes == [["7"]] * 3
+    text = out.read_text()
+    assert "refresh" not in text.partition("<body>")[0]
+    assert "4 records" in text  # the last one, too
+    assert "--watch" not in text
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_watching_with_its_exit_code(tmp_path):
+    record(tmp_path / "runs", DIGITS, "ce", 0, 0.9)
+    out = tmp_path / "report.html"
+    words = [sys.executable, "-m", "reloss", "report", "--runs", tmp_path / "runs", "--out", out, "--watch"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(out.exists)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out.as_uri() in err
+    assert 'http-equiv="refresh"' not in out.read_text()
 
 
 def test_images_are_scaled_down_and_unreadable_ones_named(tmp_path):

@@ -137,7 +137,7 @@ def test_a_click_sorts_by_number_and_a_second_one_reverses(visit):
     for direction, sign in (("ascending", 1), ("descending", -1)):
         ours.click()
         assert header.get_attribute("aria-sort") == direction
-        values = column(page, "results", 5)
+        values = column(page, "results", 3)
         means = [float(value.split(" ")[0]) for value in values if value[0].isdigit()]
         assert means == sorted(means, key=lambda value: sign * value)
         assert len(means) >= 5
@@ -147,6 +147,48 @@ def test_a_click_sorts_by_number_and_a_second_one_reverses(visit):
     assert header.get_attribute("aria-sort") is None
     losses = column(page, "results", 2)
     assert losses == sorted(losses)
+
+
+def test_columns_without_a_value_are_hidden(visit):
+    page = visit()
+    headers = "#results-caption ~ thead th"
+    assert not any("published" in header for header in visible(page, headers))
+    assert any(
+        "published" in header for header in page.eval_on_selector_all(headers, "all => all.map((e) => e.textContent)")
+    )
+    page.get_by_label("show rows without runs").check()
+    assert any("published" in header for header in visible(page, headers))
+    page.locator("#task").select_option("nmt")  # none of its numbers could be verified
+    assert not any("published" in header for header in visible(page, headers))
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP])
+def test_header_and_first_column_stay_in_view(visit, viewport):
+    page = visit(viewport=viewport)
+    page.get_by_label("show rows without runs").check()
+    moved = page.evaluate("""() => {
+      const box = document.querySelector("#results-caption").closest(".box");
+      box.scrollIntoView();
+      box.scrollTo(80, 600);
+      const [frame, head] = [box, box.querySelector("thead th")].map((e) => e.getBoundingClientRect());
+      const row = [...box.querySelectorAll("tbody tr")].map((tr) => tr.cells[0].getBoundingClientRect());
+      const lefts = row.filter((cell) => cell.top > frame.top).map((cell) => cell.left - frame.left);
+      return [box.scrollTop, head.top - frame.top, head.left - frame.left, Math.min(...lefts), frame.height];
+    }""")
+    assert moved[0] == 600
+    assert max(map(abs, moved[1:4])) <= 2
+    assert moved[4] <= 0.86 * viewport["height"]
+
+
+def test_a_phone_shows_the_numbers_without_scrolling(visit):
+    page = visit(viewport={"width": 390, "height": 844})
+    for table in ("results", "forest"):
+        right = page.evaluate(f"""() => {{
+          const table = document.querySelector("#{table}-caption").closest("table");
+          const place = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.includes("difference"));
+          return table.tBodies[0].rows[0].cells[place].getBoundingClientRect().right;
+        }}""")
+        assert right <= 390
 
 
 def test_the_keyboard_reaches_and_sorts(visit):
@@ -219,6 +261,8 @@ def test_printing_opens_what_is_closed(visit):
     assert page.locator("details[open]").count() == 0
     page.emulate_media(media="print")
     assert not page.locator(".controls").is_visible()
+    page.set_viewport_size({"width": 1032, "height": 700})  # A4, landscape, without its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1032
     assert page.pdf().startswith(b"%PDF")
 
 
@@ -267,6 +311,19 @@ def test_the_browser_refuses_everything_outside_the_page(chromium, served):
     assert page.evaluate("window.ran") is None
     assert paths == []
     page.close()
+
+
+@pytest.mark.slow
+def test_a_watched_page_loads_again_and_keeps_the_filter(visit, tmp_path):
+    path, runs = tmp_path / "report.html", tmp_path / "runs"
+    record(runs, DIGITS, "ce", 0, 0.5)
+    write_report(runs, path, refresh=5)
+    page = visit(path)
+    page.locator("#task").select_option("classification")
+    record(runs, DIGITS, "ce", 1, 0.5)
+    write_report(runs, path, refresh=60)
+    page.get_by_text("2 records (2 finished)").wait_for()
+    assert page.locator("#task").input_value() == "classification"
 
 
 def test_hundreds_of_runs_are_sorted_and_filtered_quickly(visit, tmp_path):

@@ -93,10 +93,16 @@ class Report:
     out: Path
     """The HTML file to write."""
     runs: arguments.Runs = RUNS
+    watch: FlagCreatePairsOff[bool] = False
+    """Write the page again every 15 seconds, for an open browser to load, until Ctrl-C; for a sweep that runs."""
 
     def __call__(self) -> None:
-        from reloss.report.page import write_report
+        from reloss.report.page import watch_report, write_report
+        from reloss.runtime.progress import say
 
+        if self.watch:
+            say(f"{self.out.absolute().as_uri()} follows {self.runs}; Ctrl-C stops")
+            watch_report(self.runs, self.out)
         size = write_report(self.runs, self.out)
         print(f"{self.out} ({size / 1e6:.1f} MB, needs no network)")
 

@@ -35,7 +35,7 @@ class Series:
         low: lower edge of the band.
         high: upper edge of the band.
         kind: a line or single points.
-        slot: number of the colour.
+        colour: number of the colour, see `reloss.report.colours`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     kind: Literal["line", "points"] = "line"
-    slot: int = 0
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class DrawnSeries:
-    """A series in the coordinates of the chart: SVG paths of line and band, and centres of points."""
+    """A series in the coordinates of the chart: SVG paths of line and band, and centres of points.
+
+    Series of one colour, such as two variants of a loss, differ in their `dash`.
+    """
 
     name: str
-    slot: int
+    colour: int
+    dash: int
     line: str
     band: str
     points: list[tuple[float, float]]
@@ -87,7 +91,7 @@ def chart(title: str, xlabel: str, ylabel: str, series: Sequence[Series], alt: s
         return None
     x_axis = _axis(np.concatenate([x for _, x, _ in drawable]), LEFT, WIDTH - RIGHT)
     y_axis = _axis(np.concatenate([np.concatenate(bands) for _, _, bands in drawable]), HEIGHT - BOTTOM, TOP)
-    drawn = [_draw(single, x, bands, x_axis, y_axis) for single, x, bands in drawable]
+    drawn = [_draw(single, x, bands, x_axis, y_axis, dash) for dash, (single, x, bands) in enumerate(drawable)]
     return Chart(title, xlabel, ylabel, alt, x_axis.ticks, y_axis.ticks, drawn)
 
 
@@ -128,7 +132,7 @@ def _finite(series: Series) -> tuple[Floats, list[Floats]]:
     return values[0], list(values[1:])
 
 
-def _draw(series: Series, x: Floats, bands: list[Floats], x_axis: _Axis, y_axis: _Axis) -> DrawnSeries:
+def _draw(series: Series, x: Floats, bands: list[Floats], x_axis: _Axis, y_axis: _Axis, dash: int) -> DrawnSeries:
     across, up = x_axis(x), y_axis(bands[0])
     is_marked = series.kind == "points" or len(x) <= MAX_MARKED
     line = "" if series.kind == "points" else _path(across, up)
@@ -137,7 +141,7 @@ def _draw(series: Series, x: Floats, bands: list[Floats], x_axis: _Axis, y_axis:
         low, high = y_axis(bands[1]), y_axis(bands[2])
         band = _path(np.concatenate([across, across[::-1]]), np.concatenate([low, high[::-1]])) + "Z"
     points = list(zip(across.tolist(), up.tolist(), strict=True)) if is_marked else []
-    return DrawnSeries(series.name, series.slot, line, band, points)
+    return DrawnSeries(series.name, series.colour, dash, line, band, points)
 
 
 def _path(x: Floats, y: Floats) -> str:

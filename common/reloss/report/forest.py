@@ -1,14 +1,15 @@
-"""The forest plot of the page: all paired differences of learned losses to their baseline, on one scale."""
+"""The forest plot of the page: all paired differences to the ordinary loss on one scale, and what they say of it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from reloss.experiment.config import FITTED_LOSSES
+from reloss.experiment.task import find_experiment
+from reloss.report.colours import loss_colour
+from reloss.report.pooled_table import LEARNED
 from reloss.report.statistics import Difference, Side
 from reloss.report.task_table import TaskRow
 
@@ -23,6 +24,7 @@ class Interval:
     Attributes:
         task: name of the task.
         row: the row of the table with the difference.
+        colour: number of the colour of its loss.
         low: lower end, in percent of the plot's width; equal to `mean` for a single seed.
         high: upper end.
         mean: the difference itself.
@@ -31,6 +33,7 @@ class Interval:
 
     task: str
     row: TaskRow
+    colour: int
     low: float
     high: float
     mean: float
@@ -39,33 +42,41 @@ class Interval:
 
 @dataclass(frozen=True)
 class Forest:
-    """All paired differences, from -limit to +limit points, and how many intervals lie where.
+    """All paired differences, from -limit to +limit points.
 
     Attributes:
         limit: half the width of the plot, in points of the score.
-        intervals: one per learned loss with a baseline.
-        above: number of intervals above zero.
-        below: number of intervals below zero.
-        within: number of intervals that include zero.
-        single: number of differences from a single seed, which have no interval.
+        intervals: one per learned or rival loss with a baseline.
+        learned: the rows of the learned loss, by where their interval lies; the verdict of the page.
     """
 
     limit: float
     intervals: list[Interval]
-    above: int
-    below: int
-    within: int
-    single: int
+    learned: dict[Side, list[TaskRow]]
+
+    @property
+    def compared(self) -> int:
+        """Number of comparisons of the learned loss that have an interval."""
+        return sum(len(rows) for side, rows in self.learned.items() if side is not Side.SINGLE)
 
 
 def forest(rows: Sequence[tuple[str, TaskRow]]) -> Forest:
-    """Return the differences of the learned losses among the rows, which come with the name of their task."""
-    compared = [(task, row, row.difference) for task, row in rows if row.difference and row.loss in FITTED_LOSSES]
+    """Return the differences among the rows, which come with the name of their task.
+
+    Variants of the ordinary loss itself are left to the table.
+    """
+    ordinary = {name: find_experiment(name)[1].ordinary_loss for name in {row.experiment for _, row in rows}}
+    compared = [
+        (task, row, row.difference) for task, row in rows if row.difference and row.loss != ordinary[row.experiment]
+    ]
     ends = [max(map(abs, (difference.mean, *_ends(difference)))) for _, _, difference in compared]
     limit = float(max(1, np.ceil(np.quantile(ends, SHARE_WITHIN, method="lower")))) if ends else 1.0
-    counts = Counter(difference.side for _, _, difference in compared)
     intervals = [_interval(task, row, difference, limit) for task, row, difference in compared]
-    return Forest(limit, intervals, *(counts[side] for side in (Side.ABOVE, Side.BELOW, Side.AROUND, Side.SINGLE)))
+    learned: dict[Side, list[TaskRow]] = {side: [] for side in Side}
+    for _, row, difference in compared:
+        if row.loss == LEARNED:
+            learned[difference.side].append(row)
+    return Forest(limit, intervals, learned)
 
 
 def _ends(difference: Difference) -> tuple[float, float]:
@@ -79,4 +90,5 @@ def _interval(task: str, row: TaskRow, difference: Difference, limit: float) -> 
         return round(50 + 50 * max(-1.0, min(1.0, value / limit)), 2)
 
     low, high = _ends(difference)
-    return Interval(task, row, place(low), place(high), place(difference.mean), (low < -limit, high > limit))
+    colour = loss_colour(find_experiment(row.experiment)[1], row.loss)
+    return Interval(task, row, colour, place(low), place(high), place(difference.mean), (low < -limit, high > limit))

@@ -6,10 +6,12 @@ import base64
 import hashlib
 import inspect
 import re
+import shlex
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -22,13 +24,15 @@ from reloss.report.ablation_table import ablation_rows, ablation_table, started_
 from reloss.report.correlation_table import MEASURES, correlation_rows, correlation_table
 from reloss.report.forest import forest
 from reloss.report.sections import Collector, Section, experiment_section
-from reloss.report.table import cell_text, sort_value
+from reloss.report.statistics import Side
+from reloss.report.table import Missing, cell_text, sort_value
 from reloss.report.tables import existing
 from reloss.report.task_table import TaskRow, difference_cell, task_rows
 from reloss.runtime.files import write_output
 from reloss.runtime.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
+WATCH_SECONDS = 15
 SCOPES = {
     Scope.PAPER: "In the paper",
     Scope.REDUCED: "Smaller than in the paper",
@@ -36,20 +40,40 @@ SCOPES = {
 }
 
 
-def write_report(runs: Path, out: Path) -> int:
+def write_report(runs: Path, out: Path, refresh: int = 0) -> int:
     """Write the page about the records below `runs` to the file `out`; return its size in bytes.
+
+    Args:
+        runs: folder of the records.
+        out: file of the page, replaced as a whole.
+        refresh: seconds after which a browser loads the page again; 0 for never.
 
     Raises:
         UsageError: there is no folder `runs`, or `out` is no file to write; see `write_output`.
         RelossError: the page cannot be written.
     """
-    text = page(runs)
+    text = page(runs, out, refresh)
     write_output(out, text)
     return len(text.encode(errors="replace"))
 
 
-def page(runs: Path) -> str:
-    """Return the page as HTML. Damaged records and files are skipped and named on the page.
+def watch_report(runs: Path, out: Path, seconds: int = WATCH_SECONDS) -> NoReturn:
+    """Write the page again and again until Ctrl-C; then write it once more, without the refresh.
+
+    Raises:
+        UsageError, RelossError: as `write_report`.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        while True:
+            write_report(runs, out, seconds)
+            time.sleep(seconds)
+    finally:
+        write_report(runs, out)
+
+
+def page(runs: Path, out: Path = Path("report.html"), refresh: int = 0) -> str:
+    """Return the page as HTML; see `write_report`. Damaged records and files are skipped and named on the page.
 
     Raises:
         UsageError: there is no folder `runs`.
@@ -67,6 +91,9 @@ def page(runs: Path) -> str:
         script=script,
         policy=policy(style, script),
         folder=runs,
+        command=_command(runs, out, refresh),
+        refresh=refresh,
+        side=Side,
         tasks=list(tasks()),
         rows=rows,
         forest=forest(rows),
@@ -79,6 +106,12 @@ def page(runs: Path) -> str:
         version=versions()["reloss"],
     )  # fmt: skip
     return printable(text)
+
+
+def _command(runs: Path, out: Path, refresh: int) -> str:
+    """Return the command that writes the page, to be pasted into a shell."""
+    words = ["reloss", "report", "--runs", str(runs), "--out", str(out)]
+    return shlex.join([*words, "--watch"] if refresh else words)
 
 
 def _tables(records: Records) -> dict[str, Any]:
@@ -124,8 +157,10 @@ def _templates(rows: Sequence[TaskRow]) -> Environment:
         "difference": difference_cell,
         "text": cell_text,
         "sort_value": sort_value,
+        "missing": Missing,
+        "is_missing": lambda cell: isinstance(cell, Missing),
         "scope": scope_sentence,
-        "breakable": lambda text: Markup(re.sub("([/_.=,])", r"\1<wbr>", str(escape(text)))),
+        "breakable": lambda text, after="/_.=,": Markup(re.sub(f"([{after}])", r"\1<wbr>", str(escape(text)))),
     }
     return environment
 

@@ -13,6 +13,7 @@ from reloss.experiment.config import Experiment
 from reloss.experiment.records import Records, RunRecord
 from reloss.experiment.status import Status
 from reloss.report.charts import Chart, Series, chart
+from reloss.report.colours import loss_colour
 from reloss.report.groups import Key, group_runs
 from reloss.report.images import EmbeddedImage, embed_png
 from reloss.report.surrogate_charts import shown_surrogates, surrogate_charts
@@ -153,17 +154,17 @@ def run_groups(config: Experiment, runs: Sequence[RunRecord]) -> tuple[list[RunG
 
 def training_chart(config: Experiment, groups: Sequence[RunGroup], collector: Collector) -> Chart | None:
     """Return the chart of the validation score during training: a line for the mean, a band from lowest to highest."""
-    curves = [(group.label, _validation_curves(config, group, collector)) for group in groups]
-    curves = [(label, runs) for label, runs in curves if runs]
+    curves = [(group, _validation_curves(config, group, collector)) for group in groups]
+    curves = [(group, runs) for group, runs in curves if runs]
     series, ends = [], []
-    for slot, (label, runs) in enumerate(curves[:MAX_GROUPS]):
+    for group, runs in curves[:MAX_GROUPS]:
         epochs = sorted(set.intersection(*(set(run) for run in runs)))
         if not epochs:
             continue
         values = 100 * np.array([[run[epoch] for epoch in epochs] for run in runs])
-        name = f"{label} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
+        name = f"{group.label} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
         mean, low, high = values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist()
-        series.append(Series(name, epochs, mean, low, high, slot=slot))
+        series.append(Series(name, epochs, mean, low, high, colour=loss_colour(config, group.loss)))
         ends.append(f"{name} ends at {mean[-1]:.2f} %")
     hidden = len(curves) - MAX_GROUPS
     more = f"; {hidden} more groups of runs are in the table only" if hidden > 0 else ""

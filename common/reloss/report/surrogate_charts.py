@@ -9,7 +9,9 @@ from reloss.experiment.config import FITTED_LOSSES, Experiment
 from reloss.experiment.records import RunRecord, SurrogateRecord
 from reloss.pipeline.pictures import read_picture
 from reloss.report.charts import Chart, Series, chart
+from reloss.report.colours import ROLES, loss_colour
 
+ORDINARY = ROLES.index("ordinary")
 Values = Mapping[str, Sequence[float]]
 """Measured values by name, one per item or example."""
 
@@ -36,48 +38,50 @@ def surrogate_charts(config: Experiment, loss: str, surrogate: SurrogateRecord) 
         KeyError: a part of the record lacks values.
     """
     ordinary, name = config.ordinary_loss, f"{loss} {surrogate.name.rpartition('/')[2][:6]}"
+    colour = loss_colour(config, loss)
     picture = read_picture(surrogate) or {}
     charts: list[Chart | None] = []
     if "items" in picture:
-        correlations = surrogate.fit["spearman_ordinary"], surrogate.fit["spearman"]
-        for slot, (key, label) in enumerate((("ordinary", ordinary), ("surrogate", name))):
-            charts.append(_metric_chart(picture["items"], key, label, surrogate.metric, correlations[slot], slot))
+        items, metric, fit = picture["items"], surrogate.metric, surrogate.fit
+        charts.append(_metric_chart(items, "ordinary", ordinary, metric, fit["spearman_ordinary"], ORDINARY))
+        charts.append(_metric_chart(items, "surrogate", name, metric, fit["spearman"], colour))
     if "curve" in picture:
-        charts.append(_curve_chart(picture["curve"], ordinary, name))
+        charts.append(_curve_chart(picture["curve"], ordinary, name, colour))
     if "examples" in picture:
-        charts.append(_examples_chart(picture["examples"], ordinary, name))
-    return [drawn for drawn in (*charts, _fit_chart(surrogate, name)) if drawn is not None]
+        charts.append(_examples_chart(picture["examples"], ordinary, name, colour))
+    return [drawn for drawn in (*charts, _fit_chart(surrogate, name, colour)) if drawn is not None]
 
 
-def _metric_chart(items: Values, key: str, label: str, metric: str, spearman: float, slot: int) -> Chart | None:
+def _metric_chart(items: Values, key: str, label: str, metric: str, spearman: float, colour: int) -> Chart | None:
     alt = (
         f"Scatter of the loss {label} against {metric} for {len(items['metric'])} held-out recorded items; the rank "
         f"correlation of minus the loss with the metric is {spearman:.3f}."
     )
-    points = [Series(label, items["metric"], items[key], kind="points", slot=slot)]
+    points = [Series(label, items["metric"], items[key], kind="points", colour=colour)]
     return chart(f"{label} against {metric}, ρ = {spearman:.3f}", f"{metric} of an item", label, points, alt)
 
 
-def _curve_chart(curve: Values, ordinary: str, name: str) -> Chart | None:
+def _curve_chart(curve: Values, ordinary: str, name: str, colour: int) -> Chart | None:
     lines = [
-        Series(label, curve["probability"], curve[key], slot=slot)
-        for slot, (key, label) in enumerate((("ordinary", ordinary), ("surrogate", name)))
+        Series(ordinary, curve["probability"], curve["ordinary"], colour=ORDINARY),
+        Series(name, curve["probability"], curve["surrogate"], colour=colour),
     ]
     alt = f"The learned loss {name} and {ordinary} against the target's probability, minus their value at 1."
     return chart("The learned loss as a curve", "probability of the target", "loss - loss at 1", lines, alt)
 
 
-def _examples_chart(examples: Values, ordinary: str, name: str) -> Chart | None:
-    points = [Series(name, examples["ordinary"], examples["surrogate"], kind="points", slot=1)]
+def _examples_chart(examples: Values, ordinary: str, name: str, colour: int) -> Chart | None:
+    points = [Series(name, examples["ordinary"], examples["surrogate"], kind="points", colour=colour)]
     alt = f"Scatter of the learned loss {name} against {ordinary} for {len(examples['ordinary'])} single examples."
     return chart("The learned loss, example by example", f"{ordinary} of an example", name, points, alt)
 
 
-def _fit_chart(surrogate: SurrogateRecord, name: str) -> Chart | None:
+def _fit_chart(surrogate: SurrogateRecord, name: str, colour: int) -> Chart | None:
     lines = [line for line in surrogate.history() if "step" in line]
     series = []
-    for slot, (key, label) in enumerate((("spearman", "recorded items"), ("spearman_synthetic", "synthetic items"))):
+    for key, label in (("spearman", "recorded items"), ("spearman_synthetic", "synthetic items")):
         measured = [line for line in lines if key in line]
-        series.append(Series(label, [line["step"] for line in measured], [line[key] for line in measured], slot=slot))
+        steps, values = [line["step"] for line in measured], [line[key] for line in measured]
+        series.append(Series(label, steps, values, colour=colour))
     alt = f"Spearman's rank correlation of minus the loss {name} with the metric, on held-out items, during the fit."
     return chart(f"Fitting {name}", "step", "Spearman, held-out items", series, alt)

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts tables, filters by task, and hides rows without runs. Without this script, all rows are shown.
+// Sorts tables, filters by task, and hides rows without runs and empty columns. Without this script, all are shown.
 {
   const order = new Intl.Collator("en", { numeric: true });
 
@@ -33,6 +33,17 @@
     }
   }
 
+  // A column in which no visible row has a value says nothing.
+  const hideEmptyColumns = (table) => {
+    const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+    for (const header of table.tHead.rows[0].cells) {
+      const column = header.cellIndex;
+      const empty = rows.length > 0 && rows.every((row) => "empty" in row.cells[column].dataset);
+      header.hidden = empty;
+      for (const row of table.tBodies[0].rows) row.cells[column].hidden = empty;
+    }
+  };
+
   const task = document.getElementById("task");
   const absent = document.getElementById("absent");
   const filter = () => {
@@ -40,10 +51,15 @@
       const filtered = task.value !== "" && element.dataset.task !== task.value;
       element.hidden = filtered || ("absent" in element.dataset && !absent.checked);
     }
+    for (const table of document.querySelectorAll("table[data-sortable]")) hideEmptyColumns(table);
     const rows = [...document.querySelectorAll("#results-caption ~ tbody tr")];
     document.getElementById("count").textContent =
       `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows of results`;
   };
+  if (document.querySelector('meta[http-equiv="refresh"]')) { // keep the choice when the page is loaded again
+    [task.value, absent.checked] = JSON.parse(sessionStorage.getItem("filter") ?? '["", false]');
+    addEventListener("pagehide", () => sessionStorage.setItem("filter", JSON.stringify([task.value, absent.checked])));
+  }
   task.addEventListener("change", filter);
   absent.addEventListener("change", filter);
   document.querySelector(".controls").addEventListener("submit", (event) => event.preventDefault());
