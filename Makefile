@@ -7,7 +7,7 @@ SITE := tools/site/requirements
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup demo test test-slow test-slurm lint format lock results scaling ablation bench-ranking bench-learning bench-losses \
-  bench-tracking docs docker docker-test
+  bench-field bench-tracking docs docker docker-test
 
 setup: .venv/.installed
 
@@ -84,6 +84,10 @@ bench-learning: setup
 # Measures the losses next to cross-entropy, and the bag of 2-grams next to the formula as it is written.
 bench-losses: setup
 	$(BIN)/python -m benchmarks.losses
+
+# Trains with losses for rare classes side by side, on the KEEL sets in data/; other libraries in the folders PEERS. Resumes.
+bench-field: setup
+	$(BIN)/python -m benchmarks.field $(if $(PEERS),--peers $(PEERS))
 
 # Measures W&B's share of the wall time of a short run on CIFAR-10. The images are in data/ (or RELOSS_DATA); for class
 # folders: make bench-tracking SET="--set data.format=folder".

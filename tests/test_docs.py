@@ -68,6 +68,11 @@ def test_fitting_step_by_step(
     assert '"spearman": 0.9' in out
 
 
+def test_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_page("zoo.md", capsys)
+    assert names["outputs"].grad.abs().sum() > 0
+
+
 def test_the_page_of_kinds_lists_all_of_them() -> None:
     text = (DOCS / "kinds.md").read_text(encoding="utf-8")
     for kind in KINDS.values():

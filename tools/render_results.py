@@ -21,14 +21,16 @@ from reloss.runtime.files import write_text
 from tools.claims import claims_page
 from tools.predictors import predictors_table
 from tools.verdict import compared, pooled_verdict, sentence, short_table, unbroken, verdict
+from tools.zoo_page import field_page, zoo_page
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
 RECORDS = RESULTS / "records"
-"""Packed records, in a folder per group: main, ablation, rare, keel and tiny."""
+"""Packed records, in a folder per group: main, ablation, rare, keel and tiny; tools.field_records reads `field`."""
 DOCKER = "docker run --rm --gpus all{} -v data:/data -v runs:/runs reloss run {} --loss reloss --seed 0"
 LARGE = ("imagenet", "coco")  # batches of these overfill the 64 MB of shared memory that Docker gives
 WHY_IT_WINS, CLAIMS = ROOT / "docs" / "why-it-wins.md", ROOT / "docs" / "claims.md"
+ZOO, FIELD = ROOT / "docs" / "zoo.md", RESULTS / "field.md"
 RARE = ("digits8_cnn", "cifar10cat_cnn", "cifar10car_cnn", "rare_digit_mlp", "keel_*")  # shown on rare.md
 
 
@@ -56,6 +58,8 @@ def rendered_pages() -> dict[Path, str]:
         pages[page] = put_between(page.read_text(encoding="utf-8"), "results", text)
     pages[WHY_IT_WINS] = _why_it_wins(keel, pooled)
     pages[CLAIMS] = claims_page()
+    pages[ZOO] = put_between(ZOO.read_text(encoding="utf-8"), "zoo", zoo_page())
+    pages[FIELD] = put_between(FIELD.read_text(encoding="utf-8"), "field", field_page())
     commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
     commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, shown_tasks in commands.items():

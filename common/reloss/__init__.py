@@ -9,7 +9,7 @@ from reloss.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from reloss.learning import FitResult, LearnOptions, PredictionBank, fit_surrogate
-    from reloss.metric_loss import Comparison, LearnedLoss, MetricLoss, Recorder, learn_loss, load
+    from reloss.metric_loss import Comparison, LearnedLoss, MetricLoss, Recorder, learn_loss, load, zoo_names
     from reloss.metrics import Metric, PerItem, get_metric
     from reloss.ranking import (
         hard_rank,
@@ -76,11 +76,14 @@ __all__ = [
     "soft_top_k",
     "soft_top_k_mask",
     "spearman",
+    "zoo_names",
 ]
 
 _NAMES = {
     "reloss.learning": ("FitResult", "LearnOptions", "PredictionBank", "fit_surrogate"),
-    "reloss.metric_loss": ("Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load"),
+    "reloss.metric_loss": (
+        *("Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load", "zoo_names"),
+    ),
     "reloss.metrics": ("Metric", "PerItem", "get_metric"),
     "reloss.ranking": (
         *(

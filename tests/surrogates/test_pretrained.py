@@ -13,7 +13,7 @@ import torch
 from surrogate_files import OPTIONS, losses, refusal
 from torch.testing import assert_close
 
-from reloss import ClassificationReLoss
+from reloss import ClassificationReLoss, zoo_names
 from reloss.learning import LearnOptions
 from reloss.metrics import get_metric
 from reloss.ranking import spearman
@@ -89,7 +89,9 @@ def test_wheel_holds_every_shipped_file(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     folder = "reloss/surrogates/weights"
-    files = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(folder)}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"reloss/metric_loss/zoo/{name}.safetensors" for name in zoo_names()} <= set(names)
+    files = {name for name in names if name.startswith(folder)}
     shipped = [path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()]
     assert files == {f"{folder}/{path}" for path in shipped}
     assert len(files) == 3 * len(SHIPPED) > 0

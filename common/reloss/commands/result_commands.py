@@ -132,6 +132,37 @@ class Pack:
 
 
 @dataclass
+class Zoo:
+    """List the losses that are fitted already, for `reloss.load(NAME)`; with a name, print the card of one.
+
+    Example: reloss zoo f1
+    """
+
+    name: Annotated[Positional[str], arg(metavar="[NAME]")] = ""
+    """A loss such as f1; all by default."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        import sys
+
+        from rich.console import Console
+
+        from reloss.commands.zoo import LAYOUT, card_data, zoo_data, zoo_note, zoo_table, zoo_text
+        from reloss.report.terminal import print_table
+
+        if self.json:
+            print_json(card_data(self.name) if self.name else zoo_data())
+        elif self.name:
+            print(zoo_text(self.name))
+        elif sys.stdout.isatty():
+            print_table(zoo_table(), LAYOUT, Console(highlight=False))
+            print(zoo_note())
+        else:
+            print(zoo_table().plain())
+
+
+@dataclass
 class Diagnose:
     """Rank the checkpoints of all finished runs of an experiment by its ordinary loss and by every learned loss.
 

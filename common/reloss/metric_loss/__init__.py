@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from reloss.metric_loss.loss import MetricLoss, load
     from reloss.metric_loss.recorder import Recorder
     from reloss.metric_loss.result import LearnedLoss
+    from reloss.metric_loss.zoo import zoo_names
 
-__all__ = ["KINDS", "Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load"]
+__all__ = ["KINDS", "Comparison", "LearnedLoss", "MetricLoss", "Recorder", "learn_loss", "load", "zoo_names"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -23,5 +24,6 @@ __getattr__, __dir__ = lazy_names(
         "Recorder": "reloss.metric_loss.recorder",
         "learn_loss": "reloss.metric_loss.learn",
         "load": "reloss.metric_loss.loss",
+        "zoo_names": "reloss.metric_loss.zoo",
     },
 )

@@ -8,10 +8,11 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from reloss.metric_loss.kinds import KINDS, Kind
+from reloss.metric_loss.zoo import load_surrogate, zoo_names
 from reloss.metrics.shapes import ShapeError, check_tensors
-from reloss.runtime.errors import RelossError
-from reloss.surrogates import SurrogateLoss, registry
-from reloss.surrogates.storage import read_card
+from reloss.runtime.errors import RelossError, UsageError, unknown
+from reloss.surrogates import SurrogateLoss, pretrained_names, registry
+from reloss.surrogates.storage import is_saved, read_card
 
 KIND = "predictions"  # of the card: name of the kind of predictions
 
@@ -128,15 +129,22 @@ class OrdinaryLoss(nn.Module):
 
 
 def load(name_or_path: str | Path) -> MetricLoss | SurrogateLoss:
-    """Return a fitted loss, frozen: a folder written by `save_pretrained`, or a name in `pretrained_names()`.
+    """Return a fitted loss, frozen: a name in `zoo_names()` or `pretrained_names()`, or a saved folder.
 
-    A loss from `learn_loss` comes back as `MetricLoss`, a surrogate as its own class.
+    A loss of the zoo, such as "f1", and one from `learn_loss` come back as `MetricLoss`, a surrogate as its own class.
+    A folder that holds a loss comes before a name.
 
     Raises:
         UsageError: there is no such folder or name.
         RelossError: the files are damaged.
     """
-    path = Path(name_or_path)
-    if path.is_dir() and read_card(path).get(KIND) in KINDS:
-        return MetricLoss.from_pretrained(path)
-    return registry.load(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_dir() and (is_saved(path) or name not in zoo_names()):
+        return MetricLoss.from_pretrained(path) if read_card(path).get(KIND) in KINDS else registry.load(path)
+    if name in zoo_names():
+        surrogate, kind = load_surrogate(name)
+        return MetricLoss(surrogate, KINDS[kind])
+    if path.exists() or name in pretrained_names():
+        return registry.load(name_or_path)
+    error = unknown("loss", name, [*zoo_names(), *pretrained_names()])
+    raise UsageError(f"{error}; `reloss zoo` lists the names, and the folder of a saved loss is a path")
