@@ -375,7 +375,7 @@ def test_doctor(cli, tmp_path):
     assert code == 0
     assert found.keys() == {"commit", "image", "versions", "devices", "tasks", "extras", "data", "wandb"}
     assert found["tasks"] == dict.fromkeys(tasks(), "installed")
-    assert found["extras"] == dict.fromkeys(("report", "slurm", "tracking"), "installed")
+    assert found["extras"] == dict.fromkeys(("report", "slurm", "tensorboard", "tracking"), "installed")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "not installed" not in found["versions"].values()
     images, persons = {"digits", "cifar10", "cifar100", "imagenet"}, {"coco", "lsp"}
