@@ -135,7 +135,13 @@ def _metric_table(results: Results, metric: str) -> Table:
 def _summary_text(results: Results) -> str:
     """Return the first paragraph: the best method of each metric, and where another one than ours is ahead."""
     sentences = list(_sentences(results))
-    return "\n".join(["**Where who is ahead.**", *(f"- {sentence}" for sentence in sentences)])
+    return "\n".join(
+        [
+            "The best method by the mean over the sets, and how far the zoo is from it or from the best rival:",
+            "",
+            *(f"- {sentence}" for sentence in sentences),
+        ]
+    )
 
 
 def _sentences(results: Results) -> Iterator[str]:
