@@ -250,7 +250,7 @@ def advice(training: Mapping[str, Any]) -> str:
         "if your batches are much larger or smaller than 32 to 512 examples, or your models are not small networks"
     )
     if own is None or ready is None:
-        return f"{general}; not measured on the sets below"
+        return f"{general}; how a loss fitted on each set itself compares was not measured"
     gain = own["mean"] - ready["mean"]
     if gain > 0.005:
         return f"usually: fitted on the set itself, the mean is {gain:.3f} higher; and {general}"
