@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -297,7 +298,7 @@ def test_watching_writes_the_page_again_until_ctrl_c(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     record(tmp_path / "runs", DIGITS, "ce", 0, 0.9)
-    monkeypatch.setattr("reloss.report.page.time.sleep", sleep)
+    monkeypatch.setattr("reloss.report.page.time", SimpleNamespace(sleep=sleep))  # other threads sleep, too
     with pytest.raises(KeyboardInterrupt):
         watch_report(tmp_path / "runs", out, 7)
     assert refreshes == [["7"]] * 3

@@ -3,6 +3,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from small import DIGITS, SMALL, SMALL_CE
@@ -122,7 +123,7 @@ def test_a_job_that_another_process_runs_is_waited_for(tmp_path, monkeypatch, ca
         return 0
 
     monkeypatch.setattr("reloss.sweep.local.run_job", run_job)
-    monkeypatch.setattr("reloss.sweep.local.time.sleep", lambda seconds: release())
+    monkeypatch.setattr("reloss.sweep.local.time", SimpleNamespace(sleep=lambda seconds: release()))
     assert run_local(plan, [], workspace, 1, []) == []
     assert locks == [False]
     assert f"wait      {job.label} (another process is running it)" in capsys.readouterr().err
@@ -137,7 +138,7 @@ def test_a_run_that_another_process_started_at_the_same_moment_did_not_fail(tmp_
             codes.append(0)
         else:
             release = holder(workspace.record(job.run))
-            monkeypatch.setattr("reloss.sweep.local.time.sleep", lambda seconds: release())
+            monkeypatch.setattr("reloss.sweep.local.time", SimpleNamespace(sleep=lambda seconds: release()))
             codes.append(2)
         return codes[-1]
 

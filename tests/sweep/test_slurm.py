@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import submitit
@@ -162,7 +163,7 @@ def test_resources_of_slurm_need_the_launcher_slurm(cli):
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_job_waits_for_the_scheduler_only_after_a_signal(tmp_path, monkeypatch, signalled):
     signals, pauses = [], []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr("reloss.sweep.slurm.time", SimpleNamespace(sleep=pauses.append))  # other threads sleep, too
     before = signal.signal(signal.SIGUSR2, lambda *_: signals.append(True))
     workspace = Workspace(tmp_path)
     slurm_job = SlurmJob(Job(RunSpec(DIGITS, "ce", 0)), (), workspace)
