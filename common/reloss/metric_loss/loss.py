@@ -147,4 +147,4 @@ def load(name_or_path: str | Path) -> MetricLoss | SurrogateLoss:
     if path.exists() or name in pretrained_names():
         return registry.load(name_or_path)
     error = unknown("loss", name, [*zoo_names(), *pretrained_names()])
-    raise UsageError(f"{error}; `reloss zoo` lists the names, and the folder of a saved loss is a path")
+    raise UsageError(f"{error} (`reloss zoo` lists the names; the folder of a saved loss is a path)")
