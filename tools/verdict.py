@@ -101,9 +101,11 @@ def _comparisons(config: Experiment, runs: Sequence[RunRecord]) -> Iterator[list
 
 
 def _name(config: Experiment, run: RunRecord) -> str:
-    """Return the experiment's name, and how a run was trained if not from scratch with the learned loss alone."""
-    recipe = override(config, run.settings).train
+    """Return the experiment's name, and how a run differs from training with the default learned loss alone."""
+    choices = override(config, run.settings)
+    recipe, features = choices.train, choices.surrogate.features
     how = ["fine-tuned"] if recipe.init == "baseline" else []
+    how += [f"{features} features"] if features != config.surrogate.features else []
     how += ["ordinary loss added"] if recipe.ordinary_weight else []
     return f"{config.name} ({', '.join(how)})" if how else config.name
 
