@@ -163,7 +163,7 @@ def scores_of(
     Returns:
         For each metric the best rate, the mean on validation at each rate, and the test scores of each split.
     """
-    results, outputs = {}, outputs.nan_to_num()  # a network that diverged scores all rows alike
+    results, outputs = {}, outputs.nan_to_num()  # a diverged network gives every row the same score
     for name in metrics:
         validation, test = [], []
         for split, held_out in enumerate(folds.validation):

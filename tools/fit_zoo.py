@@ -51,13 +51,16 @@ def ten_misses(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, tuple[str, str]] = {
-    "f1": ("binary_f1", "a rare class, precision and recall matter alike, and the threshold stays at 1/2"),
+    "f1": ("binary_f1", "a rare class; precision and recall are equally important, and the threshold stays at 1/2"),
     "f2": ("binary_f2", "a rare class, and a miss is worse than a false alarm"),
     "mcc": ("mcc", "both classes matter, and one of them is rare"),
-    "balanced_accuracy": ("binary_balanced_accuracy", "both classes count alike, however rare one is"),
+    "balanced_accuracy": (
+        "binary_balanced_accuracy",
+        "both classes are equally important, however rare one is",
+    ),
     "kappa": ("binary_kappa", "agreement with a human rater, beyond chance"),
     "average_precision": ("average_precision", "the order of scores matters, above all at the top"),
-    "auroc": ("auroc", "the order of all scores matters alike"),
+    "auroc": ("auroc", "the order of all scores is important, not only that of the highest"),
     "partial_auroc": ("partial_auroc", "few false alarms are allowed, at most 10 % of the negatives"),
     "precision_at_10": ("precision_at_10", "ten examples of a batch are looked at, and should be positive"),
     "recall_at_10": ("recall_at_10", "ten examples of a batch are looked at, and no positive should be missed"),

@@ -17,7 +17,7 @@ from reloss.pipeline.stages import run
 from reloss.report.figures import loss_against_metric, training_curves
 from reloss.report.groups import scores_by_seed
 from reloss.report.page import write_report
-from reloss.report.statistics import Difference, describe, paired_difference
+from reloss.report.statistics import Difference, Side, describe, paired_difference
 from reloss.report.table import Cell, Table
 from reloss.runtime.errors import UsageError
 from reloss.runtime.files import write_text
@@ -107,9 +107,8 @@ def verdict(runs: Sequence[RunRecord]) -> str:
 
 
 def _compared(difference: Difference) -> str:
-    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
-        return "is too close to call against"
-    return "beats" if difference.low > 0 else "loses to"
+    words = {Side.ABOVE: "beats", Side.BELOW: "loses to"}
+    return words.get(difference.side, "is too close to call against")
 
 
 def _draw(records: Records, runs: Sequence[RunRecord], workspace: Workspace, figures: Path) -> None:

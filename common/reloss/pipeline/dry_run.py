@@ -140,10 +140,10 @@ def obstacles(context: Context) -> list[str]:
         lambda: preflight.check_resume(context),
         lambda: steps(context),
     )
-    found = []
+    reasons = []
     for check in checks:
         try:
             check()
         except RelossError as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
+            reasons.append(str(error))
+    return list(dict.fromkeys(reasons))

@@ -16,8 +16,8 @@ def choose_device(name: str) -> None:
     """Make `name` the device of this process and of those it starts.
 
     Args:
-        name: cpu; cuda, the first GPU, or under torchrun the GPU of each process; cuda:N, the visible GPU number N,
-            counted from 0; or the empty string, a GPU if there is one.
+        name: `cpu`; `cuda` for the first GPU, or under torchrun for each process's own; `cuda:N` for the visible GPU
+            with index N; or empty for the default, a GPU if there is one.
 
     Raises:
         UsageError: no such name or GPU, or a number for several processes.

@@ -20,12 +20,23 @@ from reloss.runtime.files import atomic
 CSV_FILE, EVENTS_FOLDER = "metrics.csv", "tensorboard"
 
 
-class CsvTracker(Tracker):
+class FileTracker(Tracker):
+    """A tracker that writes files and logs earlier rows like new ones."""
+
+    enabled = True
+
+    def replay(self, path: Path, lines: int) -> None:
+        """Log the first `lines` rows of a metrics file, written by an earlier session of the run."""
+        if lines:
+            with path.open(encoding="utf-8") as file:
+                for line in islice(file, lines):
+                    self.log(json.loads(line))
+
+
+class CsvTracker(FileTracker):
     """Writes the metrics to `metrics.csv`: one row per step, a column for each metric, an empty field where it is not
     logged.
     """
-
-    enabled = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,11 +60,6 @@ class CsvTracker(Tracker):
         else:
             self._write(self._path, "a", [values])
 
-    def replay(self, path: Path, lines: int) -> None:
-        """Add the first `lines` rows of a metrics file."""
-        for values in _rows(path, lines):
-            self.log(values)
-
     def _write(self, path: Path, mode: str, rows: Iterable[dict[str, Any]], header: bool = False) -> None:
         with path.open(mode, encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
@@ -62,12 +68,10 @@ class CsvTracker(Tracker):
             writer.writerows(rows)
 
 
-class TensorBoardTracker(Tracker):
+class TensorBoardTracker(FileTracker):
     """Writes the event files of TensorBoard to the folder `tensorboard`: metrics by step, figures, the config, and the
     final scores.
     """
-
-    enabled = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,11 +95,6 @@ class TensorBoardTracker(Tracker):
             if name != "step":
                 self._writer.add_scalar(name, value, self._step)
 
-    def replay(self, path: Path, lines: int) -> None:
-        """Add the first `lines` rows of a metrics file."""
-        for values in _rows(path, lines):
-            self.log(values)
-
     def figure(self, name: str, path: Path, step: int) -> None:
         """Add a PNG file."""
         import numpy as np
@@ -110,10 +109,3 @@ class TensorBoardTracker(Tracker):
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"final/{name}", value, self._step)
         self._writer.close()
-
-
-def _rows(path: Path, lines: int) -> Iterable[dict[str, Any]]:
-    """Yield the first rows of a metrics file."""
-    if lines:
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, islice(file, lines))
