@@ -199,6 +199,19 @@ def summary(rows: list[dict[str, Any]]) -> Table:
     return Table(headers, cells)
 
 
+def standing(cases: Table) -> str:
+    """Return one line for each operation: where ours is first, from 64 values on, and how far it is behind elsewhere."""
+    lines = []
+    for operation in OPERATIONS:
+        rows = [dict(zip(cases.headers, row, strict=True)) for row in cases.rows if row[0] == operation and row[2] >= 64]
+        behind = {f"{row['batch']} x {row['n']}": row["times ours"] for row in rows if (row["times ours"] or 1) < 1}
+        line = f"- {operation}: first in {len(rows) - len(behind)} of {len(rows)} cases from 64 values on"
+        if behind:
+            line += "; slower than the fastest, in times, at " + ", ".join(f"{k}: {1 / v:.1f}" for k, v in behind.items())
+        lines.append(line + ".")
+    return "\n".join(lines)
+
+
 def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     """Write the results as CSV, Markdown and a plot."""
     out.mkdir(parents=True, exist_ok=True)
@@ -212,9 +225,10 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
     title += "![Forward + backward, by number of values](ranking.png)\n\n"
     title += (
         "Operators of different libraries soften in different ways; only LapSum computes the same ranks and masks as "
-        "`laplace`. A library is slower than ours if its factor is above 1.\n\n"
+        "`laplace`. A library is slower than ours if its factor is above 1. Cases are batch x n.\n\n"
     )
-    text = title + summary(rows).markdown() + "\n\n## All cases\n\n" + table_of(rows).markdown() + "\n"
+    cases = summary(rows)
+    text = title + standing(cases) + "\n\n" + cases.markdown() + "\n\n## All cases\n\n" + table_of(rows).markdown() + "\n"
     (out / "ranking.md").write_text(text)
     plot(rows).savefig(out / "ranking.png", dpi=100)
 
