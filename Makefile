@@ -65,7 +65,7 @@ docker:
 	$(DOCKER) build --file docker/Dockerfile --tag reloss --build-arg COMMIT="$$($(COMMIT))" .
 
 # Builds the image and uses it. Needs root on Debian, but no container engine and no image registry; see docker/test.sh.
-docker-test:
+docker-test: setup
 	docker/test.sh
 
 # Renders the cost tables of docs/scaling.md.
