@@ -5,10 +5,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from forked import Forked
+
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], process: "subprocess.Popen[str] | None" = None, seconds: float = 240) -> T:
+def wait_for(
+    condition: Callable[[], T], process: "Forked | subprocess.Popen[str] | None" = None, seconds: float = 240
+) -> T:
     """Return the first true value of `condition`; `process` must run until then, and it may take `seconds`."""
     limit = time.monotonic() + seconds
     while not (value := condition()):

@@ -123,12 +123,12 @@ def moments(runs, chance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_killed_line_ends_as_an_uninterrupted_one(cli, start, finish, tmp_path, seed):
+def test_a_killed_line_ends_as_an_uninterrupted_one(cli, fork, finish, tmp_path, seed):
     whole, runs = tmp_path / "whole", tmp_path / "runs"
     assert cli(*words(whole))[0] == 0
     chance = random.Random(seed)
     for condition in moments(runs, chance).values():
-        process = start(*words(runs))
+        process = fork(*words(runs))
         wait_for(condition, process)
         time.sleep(chance.uniform(0, 0.2))
         os.killpg(process.pid, signal.SIGKILL)
@@ -161,9 +161,9 @@ def test_sigterm_is_recorded(start, finish, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_while_learning_is_said(start, finish, tmp_path):
+def test_sigterm_while_learning_is_reported(fork, finish, tmp_path):
     finish(*words(tmp_path), "--stage", "baseline")
-    process = start(*words(tmp_path), "--stage", "learn")
+    process = fork(*words(tmp_path), "--stage", "learn")
     wait_for(lambda: any((tmp_path / DIGITS).glob("surrogates/*/fit.pt")), process)
     process.terminate()
     said, _ = process.communicate()

@@ -2,13 +2,11 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import DIGITS, SMALL
 
-from reloss.cli import main
 from reloss.experiment.metrics_log import read_metrics
 from reloss.learning import PredictionBank
 from reloss.runtime import checkpoint
@@ -50,13 +47,6 @@ def result(runs):
 # Killed
 
 
-def reloss(words):
-    """Run the command line in a process that has imported everything, as a user's process has after a few seconds."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    main(words)
-
-
 def processor_seconds(process):
     """Processor time of the process so far: under load, wall time would kill it before it did anything."""
     try:
@@ -68,7 +58,7 @@ def processor_seconds(process):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_24_kills_at_random_moments_change_nothing(tmp_path, run_digits):
+def test_24_kills_at_random_moments_change_nothing(fork, tmp_path, run_digits):
     """SIGKILL ends the run at random moments, in any stage; the same command is run again.
 
     When all stages have ended, one of them is removed and run again, until each stage was killed often enough.
@@ -76,21 +66,18 @@ def test_24_kills_at_random_moments_change_nothing(tmp_path, run_digits):
     whole, runs = tmp_path / "whole", tmp_path / "runs"
     run_digits("reloss", settings=SETTINGS, runs=whole)
     words = ["run", DIGITS, "--loss", "reloss", "--runs", str(runs), "--track", "off", "--set", *SETTINGS]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reloss.cli", "reloss.pipeline.stages", "reloss_tasks.classification.training"])
     generator = random.Random(0)
     kills = dict.fromkeys(("baseline", "learn", "train"), 0)
     for _ in range(200):
-        process = context.Process(target=reloss, args=(words,))
-        process.start()
+        process = fork(*words)
         life = generator.uniform(0.1, 1.5)
-        while process.is_alive() and (processor_seconds(process) < life or kills[stage_of(runs)] >= 8):
+        while process.poll() is None and (processor_seconds(process) < life or kills[stage_of(runs)] >= 8):
             time.sleep(0.005)
         stage = stage_of(runs)
-        process.kill()
-        process.join()
-        if process.exitcode != 0:
-            assert process.exitcode == -signal.SIGKILL
+        if process.poll() is None:
+            process.kill()
+        if process.wait() != 0:
+            assert process.returncode == -signal.SIGKILL
             kills[stage] += 1
         elif min(kills.values()) >= 8:
             break
@@ -276,9 +263,9 @@ def test_a_damaged_surrogate_is_named_and_fitted_again(run_digits, tmp_path, how
 
 
 @pytest.mark.slow
-def test_of_two_processes_that_start_the_same_run_one_refuses(start, tmp_path):
+def test_of_two_processes_that_start_the_same_run_one_refuses(fork, tmp_path):
     words = ("run", DIGITS, "--runs", tmp_path, "--track", "off", "--set", "train.epochs=8")
-    processes = [start(*words) for _ in range(2)]
+    processes = [fork(*words) for _ in range(2)]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
     assert codes in ([0, 2], [0, 0]), outputs  # 0, 0: the second started after the first had finished

@@ -118,9 +118,9 @@ def test_a_damaged_bank_and_a_damaged_note_are_rows(status, tmp_path):
     assert f"{note} cannot be read as JSON" in rows[2]["reason"]
 
 
-def test_a_run_is_running_while_a_process_holds_its_record(status, start, run_digits, tmp_path):
+def test_a_run_is_running_while_a_process_holds_its_record(status, fork, run_digits, tmp_path):
     words = ("run", DIGITS, "--seed", "1", "--runs", tmp_path / "runs", "--track", "off", "--set", "train.epochs=500")
-    process = start(*words)
+    process = fork(*words)
     lines = tmp_path / "runs" / DIGITS / "ce@train.epochs=500" / "seed1" / "metrics.jsonl"
     wait_for(lambda: lines.exists() and lines.read_text().count("\n"))
     (row,) = [row for row in status() if row["seed"] == 1]
@@ -194,9 +194,9 @@ def test_a_note_is_a_file_until_it_is_removed(tmp_path):
     assert read_note(job, workspace) == {}
 
 
-def test_a_second_process_refuses(start, run_digits, tmp_path):
+def test_a_second_process_refuses(fork, run_digits, tmp_path):
     with locked(tmp_path / "runs" / DIGITS / "ce@train.epochs=1" / "seed1"):
-        process = start(
+        process = fork(
             "run", DIGITS, "--seed", "1", "--runs", tmp_path / "runs", "--track", "off", "--set", "train.epochs=1"
         )
         output, _ = process.communicate(timeout=120)

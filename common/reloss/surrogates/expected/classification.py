@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from reloss.surrogates.checks import check_class_logits, check_logits, gather_targets
 from reloss.surrogates.classification import ClassificationReLoss
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 
 LARGEST = 1e4  # bounds the size of logits: the logarithms stay finite where a logit is infinite
 NEVER = -1e9  # logit of a class that is no longer drawn
@@ -119,7 +120,7 @@ def split_rivals(outputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, 
     target = gather_targets(outputs, targets)
     others = outputs.scatter(-1, targets.long()[..., None], NEVER)
     strongest, where = others.topk(min(count, outputs.shape[-1] - 1), dim=-1)
-    rest = others.scatter(-1, where, NEVER).logsumexp(-1, keepdim=True)
+    rest = log_of_sum(others.scatter(-1, where, NEVER))[..., None]
     return target, torch.cat((strongest, rest), -1)
 
 

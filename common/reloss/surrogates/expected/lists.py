@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from reloss.metrics.lists import check_list_shapes, check_lists
 from reloss.surrogates.checks import widen
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 
 LARGEST = 1e4  # bounds the size of scores
 LAST = -4 * LARGEST  # score that puts a place below all documents
@@ -158,7 +159,7 @@ def _log_pairs(lists: Graded, above: Tensor) -> Tensor:
     weights = weights / weights.sum(-1, keepdim=True).where((pairs > 0).any(-1, keepdim=True), 1)
     wrong = torch.linalg.vecdot(above, lists.upper)
     ordered = (1 - wrong / pairs.clamp(min=1)).clamp(SMALLEST, 1).log()
-    rivals = lists.scores[:, None].masked_fill(lists.lower == 0, LAST).logsumexp(-1, keepdim=True)
+    rivals = log_of_sum(lists.scores[:, None], lists.lower > 0)[..., None]
     log_p = torch.linalg.vecdot(F.logsigmoid(lists.best[:, None] - rivals), lists.upper) / size.clamp(min=1)
     return torch.linalg.vecdot(torch.stack((ordered, log_p), 1), weights[:, None])
 

@@ -19,6 +19,7 @@ from reloss.metrics.keypoints import COCO_SIGMAS
 from reloss.surrogates.base import bounded
 from reloss.surrogates.checks import check_heatmaps
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 from reloss.surrogates.pose import JointLoss
 
 RADII = (0.025, 0.05, 0.1, 0.2)  # fractions of width and height; `heatmap_pck` asks for a distance below 0.05
@@ -71,7 +72,7 @@ def log_masses(log_p: Tensor, targets: Tensor) -> Tensor:
     joint = targets.flatten(-2).argmax(-1, keepdim=True)
     pixels = (joint // width + window[:, 0]) * padded.shape[-1] + joint % width + window[:, 1]
     near = padded.flatten(-2).gather(-1, pixels)
-    masses = near[..., None, :].masked_fill(outside, -math.inf).logsumexp(-1)
+    masses = log_of_sum(near[..., None, :], ~outside)
     return masses.clamp(max=0)  # rounding can exceed 0
 
 
@@ -88,7 +89,7 @@ def log_expected_oks(log_p: Tensor, targets: Tensor) -> Tensor:
     sigmas = COCO_SIGMAS if joints == len(COCO_SIGMAS) else (BODY_SIGMA,) * joints
     spread = 2 * area * (2 * log_p.new_tensor(sigmas)[:, None]).square()  # [K, 1]
     x, y = (offset.square() / spread for offset in offsets_to_joints(targets))
-    return (log_p - x[..., None, :] - y[..., :, None]).flatten(-2).logsumexp(-1).clamp(max=0)
+    return log_of_sum((log_p - x[..., None, :] - y[..., :, None]).flatten(-2)).clamp(max=0)
 
 
 def minus_relative_error(heatmaps: Tensor, targets: Tensor) -> Tensor:

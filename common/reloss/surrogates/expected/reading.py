@@ -20,6 +20,7 @@ from reloss.metrics.masks import MASKED, is_open
 from reloss.metrics.text import NO_ANSWER, SPAN_PADDING
 from reloss.surrogates.checks import check_sizes, check_spans
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 from reloss.surrogates.reading import ReadingReLoss
 
 LOWEST = -70.0  # replaces the logarithm of a probability that no logit can raise, such as of a masked gold position
@@ -174,8 +175,7 @@ def _span_features(outputs: Tensor, gold: Tensor, limit: int) -> Tensor:
 def _point_features(outputs: Tensor, gold: Tensor) -> Tensor:
     """Return the log-probability of any gold start and of any gold end: [M, 2, T], [M, G, 2] -> [M, 2]."""
     is_gold = (gold[..., None] == torch.arange(outputs.shape[-1], device=gold.device)).any(1) & _is_open(outputs)
-    gold_logits = outputs.where(is_gold, NEVER)
-    return (gold_logits.logsumexp(-1) - outputs.logsumexp(-1)).where(is_gold.any(-1), LOWEST)
+    return (log_of_sum(outputs, is_gold) - log_of_sum(outputs)).where(is_gold.any(-1), LOWEST)
 
 
 def _is_open(outputs: Tensor) -> Tensor:

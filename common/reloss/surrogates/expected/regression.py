@@ -18,6 +18,7 @@ from reloss.metrics.regression import centred, check_regression
 from reloss.ranking import hard_rank, pearson, soft_rank
 from reloss.surrogates.checks import widen
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 
 LARGEST = 1e6  # bounds the distance of outputs from the mean target, in spreads
 TOLERANCES = (0.1, 0.25, 0.5, 1.0)  # in spreads
@@ -89,9 +90,7 @@ def _log_shares(errors: Tensor, present: Tensor) -> list[Tensor]:
     tolerances = errors.new_tensor(TOLERANCES)
     logs = errors.abs().clamp(min=1e-6).log()[..., None, :] - tolerances.log()[:, None]
     weights = -torch.nn.functional.softplus(SHARPNESS * logs)
-    # The lowest value instead of -inf keeps the gradient of an item without targets finite.
-    weights = weights.masked_fill(~present[..., None, :], -1e9)
-    shares = weights.logsumexp(-1) - present.sum(-1, keepdim=True).clamp(min=1).log()
+    shares = log_of_sum(weights, present[..., None, :]) - present.sum(-1, keepdim=True).clamp(min=1).log()
     return list(shares.where(present.any(-1, keepdim=True), 0).unbind(-1))
 
 

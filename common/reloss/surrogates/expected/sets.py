@@ -19,16 +19,16 @@ from torch.nn import functional as F
 
 from reloss.surrogates.checks import check_logits_or_scores, warn_of_probabilities
 from reloss.surrogates.expected.base import ExpectedLoss, ExpectedMetric
+from reloss.surrogates.expected.sums import log_of_sum
 from reloss.surrogates.sets import SetReLoss, existing_sets, log_odds
 
-LOG_OF_NOTHING = -1e9  # logarithm of an empty count; far below that of every other count
 LOG_WORST = math.log(1e-3)  # logarithm of a ratio that is 0 by definition, such as the precision without positives
 
 
 class LogCounts(NamedTuple):
     """Logarithms of the expected counts of each set [...]: true and false positives, false and true negatives.
 
-    An empty count, such as the true positives of a set without positives, is LOG_OF_NOTHING.
+    An empty count, such as the true positives of a set without positives, is about LOG_OF_NOTHING.
     """
 
     tp: Tensor
@@ -64,8 +64,8 @@ def _log_p_and_classes(scores: Tensor, positive: Tensor, negative: Tensor) -> tu
 
 
 def _log_counts(log_p: Tensor, classes: Tensor) -> LogCounts:
-    by_prediction_and_class = log_p[..., :, None, :].masked_fill(~classes[..., None, :, :], LOG_OF_NOTHING)
-    return LogCounts(*by_prediction_and_class.logsumexp(-1).flatten(-2).unbind(-1))
+    by_prediction_and_class = log_of_sum(log_p[..., :, None, :], classes[..., None, :, :])
+    return LogCounts(*by_prediction_and_class.flatten(-2).unbind(-1))
 
 
 def count_features(scores: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
@@ -105,32 +105,36 @@ def rank_features(scores: Tensor, positive: Tensor, negative: Tensor | None = No
 
     Without negatives, all are 0. Without positives, the average precision is log(0.001), the others are 0.
     """
-    negative = ~positive if negative is None else negative
-    positives, negatives = positive.sum(-1), negative.sum(-1)
-    fewest, most = (int(bound) for bound in positives.aminmax()) if positives.numel() else (0, 0)
-    places = torch.arange(1, most + 1, device=scores.device)
-    best = scores.masked_fill(~positive, -math.inf).sort(-1, descending=True).values[..., :most]
-    counted = negative[..., None, :]  # [..., P, B]
-    if fewest < most:  # some sets have fewer places
-        is_place = places <= positives[..., None]
-        best, counted = best.masked_fill(~is_place, 0), is_place[..., None] & counted
-    excluded = ~counted
-    margins = best[..., None] - scores[..., None, :]
-    above = torch.sigmoid(-margins).mul(counted).sum(-1)  # negatives expected above each positive, [..., P]
-    log_below = F.logsigmoid(margins).masked_fill(excluded, 0)
+    best, is_positive = _sorted(scores, positive)
+    others, is_negative = _sorted(scores, ~positive if negative is None else negative)
+    positives, negatives = is_positive.sum(-1), is_negative.sum(-1)
+    margins = best[..., None] - others[..., None, :]
+    above, log_below = torch.sigmoid(-margins), F.logsigmoid(margins)
+    is_pair = is_positive[..., None] & is_negative[..., None, :]
+    if not bool(is_pair.all()):  # some sets have fewer places
+        above, log_below = above.mul(is_pair), log_below.masked_fill(~is_pair, 0)
     pairs = (positives * negatives).clamp(min=1)
-    log_wins = log_below.masked_fill(excluded, LOG_OF_NOTHING).flatten(-2).logsumexp(-1)
-    precisions = places / (places + above)
-    if fewest < most:
-        precisions = precisions.mul(is_place)
-    precision = precisions.sum(-1) / positives.clamp(min=1)
+    log_wins = log_of_sum(log_below.flatten(-2), is_pair.flatten(-2))
+    places = torch.arange(1, best.shape[-1] + 1, device=scores.device)
+    precisions = places / (places + above.sum(-1))
+    precision = precisions.mul(is_positive).sum(-1) / positives.clamp(min=1)
     area, likelihood = (log_wins - pairs.log()).clamp(max=0), log_below.flatten(-2).sum(-1) / pairs
-    if fewest > 0 and bool(negatives.all()):
-        return torch.stack((area, likelihood, precision.log()), -1)
     none = positives == 0
     area = area.masked_fill(none | (negatives == 0), 0)
     log_precision = precision.masked_fill(none, 1).log().masked_fill(none, LOG_WORST)
     return torch.stack((area, likelihood, log_precision), -1)
+
+
+def _sorted(scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the chosen scores of each set from high to low, then zeros, and which are chosen: [..., B] -> [..., most].
+
+    There are as many places as the largest number of chosen scores of a set.
+    """
+    counts = chosen.sum(-1, keepdim=True)
+    most = int(counts.max()) if counts.numel() else 0
+    is_place = torch.arange(most, device=scores.device) < counts
+    ordered = scores.masked_fill(~chosen, -math.inf).sort(-1, descending=True).values[..., :most]
+    return ordered.masked_fill(~is_place, 0), is_place
 
 
 FEATURES = (

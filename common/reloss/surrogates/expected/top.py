@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from reloss.metrics.top import MAX_FPR
 from reloss.surrogates.expected import sets
 from reloss.surrogates.expected.base import ExpectedMetric
-from reloss.surrogates.expected.sets import LOG_OF_NOTHING, LOG_WORST, ExpectedSets, sets_of
+from reloss.surrogates.expected.sets import LOG_WORST, ExpectedSets, sets_of
+from reloss.surrogates.expected.sums import log_of_sum
 
 K = 10
 TOP_FEATURES = (
@@ -73,7 +74,7 @@ def _areas(best: Tensor, worst: Tensor, positives: Tensor, negatives: Tensor, ma
     total = (positives * counted)[..., 0]
     is_empty = total == 0
     log_weights = weights.where(weights > 0, 1).log()
-    log_area = (log_wins + log_weights).masked_fill(weights == 0, LOG_OF_NOTHING).logsumexp(-1)
+    log_area = log_of_sum(log_wins + log_weights, weights > 0)
     total = total.where(~is_empty, 1)
     area = (log_area - total.log()).clamp(max=0).masked_fill(is_empty, 0)
     return area, (log_wins * weights).sum(-1) / total
@@ -86,7 +87,7 @@ def _hits(best: Tensor, worst: Tensor, positives: Tensor, k: int) -> tuple[Tenso
     rivals = worst[..., :first].flip(-1)  # the best positive meets the negative of place k, the next that of k - 1
     decided = is_place & (rivals > -math.inf)  # where there are fewer negatives, the place is certain
     log_p = F.logsigmoid((best[..., :first] - rivals).masked_fill(~decided, 0)).masked_fill(~decided, 0)
-    log_hits = log_p.masked_fill(~is_place, LOG_OF_NOTHING).logsumexp(-1)
+    log_hits = log_of_sum(log_p, is_place)
     count, is_empty = positives[..., 0].clamp(min=1).to(best.dtype), positives[..., 0] == 0
     precision, recall = ((log_hits - size).clamp(max=0) for size in (math.log(first), count.log()))
     mean = log_p.sum(-1) / count.clamp(max=first)
