@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from processes import reloss_in_two_processes
 from safetensors.torch import load_file
 from small import DIGITS, SMALL, run_small
 from torch import Tensor
@@ -123,10 +124,17 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def finish(start: Callable[..., subprocess.Popen[str]], cli: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
-    """Runs `reloss` to its end, which must be a good one, in this process or by a launcher; returns what it printed."""
+def finish(
+    start: Callable[..., subprocess.Popen[str]], cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> Callable[..., str]:
+    """Runs `reloss` to its end, which must be a good one; returns what it printed.
 
-    def run(*words: object, launcher: tuple[str, ...] = ()) -> str:
+    It runs in this process, in two processes that are forked from it, or by a launcher such as torchrun.
+    """
+
+    def run(*words: object, launcher: tuple[str, ...] = (), processes: int = 1) -> str:
+        if processes == 2:
+            return reloss_in_two_processes([str(word) for word in words], tmp_path)
         if not launcher:  # importing the frameworks again would take most of the time
             code, out, err = cli(*words)
             assert code == 0, err

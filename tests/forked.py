@@ -17,12 +17,17 @@ TRAINING = ("reloss.cli", "reloss.pipeline.stages", "reloss_tasks.classification
 SERVER.set_forkserver_preload([*TRAINING, "torch._dynamo", "sklearn.datasets"])
 
 
-def _run(words: list[str], environment: dict[str, str], folder: str, output: Path) -> None:
-    os.setsid()
+def print_to(output: Path) -> None:
+    """Let this process, just forked, print into a file."""
     with output.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+
+
+def _run(words: list[str], environment: dict[str, str], folder: str, output: Path) -> None:
+    os.setsid()
+    print_to(output)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

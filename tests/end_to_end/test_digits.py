@@ -176,7 +176,7 @@ def test_sigterm_while_learning_is_reported(fork, finish, tmp_path):
 def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path):
     settings = ("train.epochs=8", *SETTINGS[1:])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(*words(whole, "ce", settings), launcher=TORCHRUN)
+    finish(*words(whole, "ce", settings), processes=2)
     process = start(*words(killed, "ce", settings), launcher=TORCHRUN)
     record = record_of(killed, "ce", epochs=8)
     wait_for(lambda: lines(record / "metrics.jsonl") >= 3, process)
@@ -195,7 +195,7 @@ def test_two_killed_processes_end_as_uninterrupted_ones(start, finish, tmp_path)
 def test_two_processes_measure_what_one_measures(finish, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     finish(*words(one))
-    finish(*words(two), launcher=TORCHRUN)
+    finish(*words(two), processes=2)
     for loss in ("ce", "reloss"):
         ours, theirs = record_of(two, loss), record_of(one, loss)
         assert summary(ours)["status"] == "finished"
@@ -211,5 +211,5 @@ def test_two_processes_measure_what_one_measures(finish, tmp_path):
     assert steps[0] == steps[1]
     record = record_of(one, "reloss")
     scores = summary(record)["scores"]
-    finish(*words(one), "--stage", "evaluate", launcher=TORCHRUN)
+    finish(*words(one), "--stage", "evaluate", processes=2)
     assert summary(record)["scores"] == pytest.approx(scores, abs=1e-6)

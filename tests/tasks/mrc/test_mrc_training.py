@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from logged import check_logged
-from processes import TORCHRUN, recorders
+from processes import recorders
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from torchmetrics.functional.text import squad
@@ -301,7 +301,7 @@ def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, question
     words = {name: ("run", "mrc/squad_minilm", "--data", questions, "--track", "off", "--runs", tmp_path / name,
                     "--loss", "reloss", *settings) for name in ("one", "two")}  # fmt: skip
     finish(*words["one"])
-    finish(*words["two"], launcher=TORCHRUN)
+    finish(*words["two"], processes=2)
     homes = [tmp_path / name / "mrc" / "squad_minilm" for name in words]
     for loss in ("ce", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
@@ -315,7 +315,7 @@ def test_two_processes_train_and_evaluate_as_one(finish, tiny_settings, question
     assert recorders(homes[1]) == [0, 1]
     (record,) = homes[0].glob("reloss@*/seed0")
     scores, answers = (read_json(record / f"{name}.json") for name in ("summary", "predictions"))
-    finish(*words["one"], "--stage", "evaluate", launcher=TORCHRUN)
+    finish(*words["one"], "--stage", "evaluate", processes=2)
     again = read_json(record / "summary.json")["scores"]
     assert again == pytest.approx(scores["scores"], abs=1e-6)
     assert read_json(record / "predictions.json") == answers

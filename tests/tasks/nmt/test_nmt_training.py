@@ -4,7 +4,7 @@ from argparse import Namespace
 import pytest
 import torch
 from logged import check_logged
-from processes import TORCHRUN, recorders
+from processes import recorders
 from safetensors.torch import load_file
 from small import merged
 
@@ -321,9 +321,9 @@ def test_a_model_starts_from_the_weights_that_fit(tmp_path):
 def test_two_processes_measure_what_one_process_measures(toy, tiny_settings, tmp_path, finish):
     settings = merged(tiny_settings, ("train.updates=120", "train.ordinary_weight=1"))
     homes = [tmp_path / name / "nmt" / "multi30k_de_en_nat" for name in ("one", "two")]
-    for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
+    for home, processes in zip(homes, (1, 2), strict=True):
         where = ("--data", toy, "--runs", home.parents[1], "--track", "off")
-        finish("run", "nmt/multi30k_de_en_nat", "--loss", "reloss", *where, "--set", *settings, launcher=launcher)
+        finish("run", "nmt/multi30k_de_en_nat", "--loss", "reloss", *where, "--set", *settings, processes=processes)
     for loss in ("nll", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (two, one))
@@ -348,9 +348,9 @@ def test_two_processes_measure_the_same_for_the_same_model(toy, tiny_settings, t
     """A learning rate of almost 0 leaves the model unchanged."""
     settings = merged(tiny_settings, ("train.updates=4", "train.lr=1e-20"))
     entries = []
-    for name, launcher in (("one", ()), ("two", TORCHRUN)):
+    for name, processes in (("one", 1), ("two", 2)):
         where = ("--data", toy, "--runs", tmp_path / name, "--track", "off")
-        finish("run", "nmt/multi30k_de_en_nat", "--loss", "nll", *where, "--set", *settings, launcher=launcher)
+        finish("run", "nmt/multi30k_de_en_nat", "--loss", "nll", *where, "--set", *settings, processes=processes)
         (record,) = (tmp_path / name / "nmt" / "multi30k_de_en_nat").glob("nll@*/seed0")
         entries.append(read_metrics(record / "metrics.jsonl")[-1])
     for measured in ("validation_loss", "validation_nll_loss", "validation_sacreBLEU"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from logged import check_logged
 from PIL import Image
-from processes import TORCHRUN, recorders
+from processes import recorders
 from safetensors.torch import load_file
 from small import run_small
 
@@ -207,10 +207,10 @@ def test_two_processes_measure_what_one_process_measures(persons, narrow, tmp_pa
     )
     learn = ("recording.item_size=2", "learn.steps=4", "learn.items=2", "learn.validation_fraction=0.5")
     homes = [tmp_path / name / "pose" / "lsp_resnet18" for name in ("one", "two")]
-    for home, launcher in zip(homes, ((), TORCHRUN), strict=True):
+    for home, processes in zip(homes, (1, 2), strict=True):
         where = ("--data", persons, "--runs", home.parents[1], "--track", "off")
         words = ("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn)
-        finish(*words, launcher=launcher)
+        finish(*words, processes=processes)
     for loss in ("mse", "reloss"):
         one, two = (next(home.glob(f"{loss}@*/seed0")) for home in homes)
         assert [entry["epoch"] for entry in metrics(two)] == [1, 1, 2, 2]
@@ -224,7 +224,7 @@ def test_two_processes_measure_what_one_process_measures(persons, narrow, tmp_pa
     (record,) = homes[0].glob("reloss@*/seed0")
     scores = read_json(record / "summary.json")["scores"]
     where = ("--data", persons, "--runs", homes[0].parents[1], "--track", "off", "--stage", "evaluate")
-    finish("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn, launcher=TORCHRUN)
+    finish("run", "pose/lsp_resnet18", "--loss", "reloss", *where, "--set", *settings, *learn, processes=2)
     assert read_json(record / "summary.json")["scores"] == pytest.approx(scores, abs=1e-6)
 
 
