@@ -180,35 +180,42 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     return Table(FIELDS, [[row.get(name, "") for name in FIELDS] for row in rows])
 
 
-def summary(rows: list[dict[str, Any]]) -> Table:
+def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the fastest other library for each case, and how many times as long as ours it takes."""
-    headers = ("operation", "batch", "n", f"{OURS} ms", "fastest other library", "its ms", "times ours")
-    cells = []
+    found = []
     timed = [row for row in rows if "forward_backward_ms" in row]
     for ours in (row for row in timed if row["library"] == OURS):
-        case = [ours[name] for name in ("operation", "batch", "n")]
-        others = [row for row in timed if [row[name] for name in ("operation", "batch", "n")] == case]
-        others = [row for row in others if not row["library"].startswith("reloss")]
-        duration = ours["forward_backward_ms"]
+        case = {name: ours[name] for name in ("operation", "batch", "n")}
+        others = [row for row in timed if case.items() <= row.items() and not row["library"].startswith("reloss")]
+        comparison = {**case, f"{OURS} ms": ours["forward_backward_ms"]}
         if others:
             best = min(others, key=lambda row: row["forward_backward_ms"])
-            rest = [best["library"], best["forward_backward_ms"], best["forward_backward_ms"] / duration]
+            duration = best["forward_backward_ms"]
+            comparison["fastest other library"] = best["library"]
+            comparison |= {"its ms": duration, "times ours": duration / ours["forward_backward_ms"]}
         else:
-            rest = ["none within the limits", "", ""]
-        cells.append([*case, duration, *rest])
-    return Table(headers, cells)
+            comparison |= {"fastest other library": "none within the limits", "its ms": "", "times ours": ""}
+        found.append(comparison)
+    return found
 
 
-def standing(cases: Table) -> str:
-    """Return one line for each operation: where ours is first, from 64 values on, and how far it is behind elsewhere."""
+def summary(rows: list[dict[str, Any]]) -> Table:
+    """Return the comparisons as a table."""
+    found = comparisons(rows)
+    return Table(list(found[0]) if found else [], [list(comparison.values()) for comparison in found])
+
+
+def standing(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each operation: where ours is first, from 64 values on, and how far behind it is elsewhere."""
     lines = []
     for operation in OPERATIONS:
-        rows = [dict(zip(cases.headers, row, strict=True)) for row in cases.rows if row[0] == operation and row[2] >= 64]
-        behind = {f"{row['batch']} x {row['n']}": row["times ours"] for row in rows if (row["times ours"] or 1) < 1}
-        line = f"- {operation}: first in {len(rows) - len(behind)} of {len(rows)} cases from 64 values on"
+        cases = [case for case in comparisons(rows) if case["operation"] == operation and case["n"] >= 64]
+        behind = [case for case in cases if case["times ours"] and case["times ours"] < 1]
+        line = f"- {operation}: first in {len(cases) - len(behind)} of {len(cases)} cases from 64 values on"
         if behind:
-            line += "; slower than the fastest, in times, at " + ", ".join(f"{k}: {1 / v:.1f}" for k, v in behind.items())
-        lines.append(line + ".")
+            factors = [f"{case['batch']} x {case['n']}: {1 / case['times ours']:.1f}" for case in behind]
+            line += "; slower than the fastest, in times, at " + ", ".join(factors)
+        lines.append(f"{line}.")
     return "\n".join(lines)
 
 
@@ -227,8 +234,15 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
         "Operators of different libraries soften in different ways; only LapSum computes the same ranks and masks as "
         "`laplace`. A library is slower than ours if its factor is above 1. Cases are batch x n.\n\n"
     )
-    cases = summary(rows)
-    text = title + standing(cases) + "\n\n" + cases.markdown() + "\n\n## All cases\n\n" + table_of(rows).markdown() + "\n"
+    text = (
+        title
+        + standing(rows)
+        + "\n\n"
+        + summary(rows).markdown()
+        + "\n\n## All cases\n\n"
+        + table_of(rows).markdown()
+        + "\n"
+    )
     (out / "ranking.md").write_text(text)
     plot(rows).savefig(out / "ranking.png", dpi=100)
 

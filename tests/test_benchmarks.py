@@ -38,6 +38,17 @@ def test_operators_take_turns_and_a_failing_one_becomes_a_note(monkeypatch):
         assert results[name]["peak_mib"] * 2**20 >= 2 * 8 * 4  # the ranks alone take this much
 
 
+def test_cases_where_another_library_is_faster_are_named():
+    times = {("reloss laplace", 8): 3.0, ("peer", 8): 1.0}  # fewer than 64 values do not count
+    times |= {("reloss laplace", 64): 3.0, ("peer", 64): 2.0, ("slow", 64): 9.0, ("reloss pairwise", 64): 1.0}
+    times |= {("reloss laplace", 100): 1.0, ("peer", 100): 2.0, ("reloss laplace", 1000): 1.0}
+    rows = [{"operation": "rank", "batch": 1, "library": library, "n": n, "forward_backward_ms": duration}
+            for (library, n), duration in times.items()]  # fmt: skip
+    assert ranking.standing(rows).splitlines()[0] == (
+        "- rank: first in 2 of 3 cases from 64 values on; slower than the fastest, in times, at 1 x 64: 1.5."
+    )
+
+
 def test_losses_are_compared_with_the_first_one():
     rows = losses.measure("logits", losses.class_losses("cpu"), torch.randn(8, 3), torch.arange(8) % 3, runs=3)
     assert [row[1] for row in rows] == ["cross-entropy", "ClassificationReLoss", "SetReLoss"]

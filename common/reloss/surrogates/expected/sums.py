@@ -1,4 +1,4 @@
-"""Logarithms of sums of probabilities, of which some do not count.
+"""Logarithms of sums of probabilities, computed fast.
 
 Expected counts are sums of probabilities, and their logarithms stay exact where the probabilities round to 0. On a CPU,
 exp takes ten times as long where it underflows, so terms that are too small to matter are raised to a small one first.
