@@ -64,8 +64,9 @@ COMMIT := git describe --always --abbrev=12 --exclude="*" --dirty=+changes
 docker:
 	$(DOCKER) build --file docker/Dockerfile --tag reloss --build-arg COMMIT="$$($(COMMIT))" .
 
-# Builds the image and uses it. Needs root on Debian, but no container engine and no image registry; see docker/test.sh.
-docker-test: setup
+# Builds the image and uses it, and compares it with .venv, which `make setup` makes. Needs root on Debian, but no
+# container engine and no image registry; see docker/test.sh.
+docker-test:
 	docker/test.sh
 
 # Renders the cost tables of docs/scaling.md.

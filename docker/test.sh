@@ -252,6 +252,7 @@ packages() {
 # Two installations of the lock, made apart, are equal: the image has the files that the project's tests run with.
 image_and_checkout_are_equal() {
   local site=lib/python3.11/site-packages
+  [ -e .venv/.installed ] || stop "there is no .venv to compare with; run make setup first"
   .venv/bin/pip freeze --all --exclude reloss | diff - <(reloss --entrypoint pip $IMAGE freeze --all --exclude reloss)
   packages .venv/$site >"$work/checkout"
   packages "$(podman image mount $IMAGE)/opt/reloss/$site" >"$work/image"
