@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,9 +37,6 @@ from reloss.surrogates.expected.top import ExpectedTop
 from tools.field_records import COMPARED, COST, LINES
 from tools.fit_zoo import LOSSES, Snapshots, cross_entropy, fitted, formula, metric_of, record_all
 from tools.tabular_runs import BATCH, EPOCHS, RATES, SETS, Folds, Loss, group_of, load_keel, train
-
-OWN = ("f1", "mcc", "average_precision", COST)
-"""Metrics that a loss is also fitted to on each set itself."""
 
 THRESHOLDED = ("f1", "f2", "mcc", "balanced_accuracy", "kappa", COST)
 ORDINARY_RATES = (*RATES, 1.5)  # cross-entropy alone often prefers a rate that is too large for a sum of losses
@@ -73,33 +71,35 @@ def expected_cost(scores: Tensor, targets: Tensor) -> Tensor:
     return (MISS * (1 - p) * targets + p * (1 - targets)).mean(-1)
 
 
-def mixed(loss: Loss, scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy plus another loss: scores [R, B], targets [R, B] -> [R]."""
-    return cross_entropy(scores, targets) + loss(scores, targets)
+def positive_share(folds: Folds) -> float:
+    """Return the share of positives among the training rows of all splits."""
+    return float(folds.targets[folds.training].float().mean())
 
 
 def shared_methods(folds: Folds) -> dict[str, Loss]:
     """Return the methods that are no learned losses, by name; after a colon, the one metric that a method is for."""
-    share = folds.targets[folds.training].float().mean()
-    prior = float(torch.logit(share))
+    share = positive_share(folds)
+    prior = math.log(share / (1 - share))
     return {
         "cross-entropy": cross_entropy,
-        "weighted cross-entropy": partial(weighted, float(1 / share - 1)),
+        "weighted cross-entropy": partial(weighted, 1 / share - 1),
         "focal": focal,
         "logit-adjusted": lambda scores, targets: cross_entropy(scores + prior, targets),
         "soft F1 + cross-entropy": soft_f1,
-        f"expected + cross-entropy: {COST}": partial(mixed, expected_cost),
+        f"expected + cross-entropy: {COST}": lambda scores, targets: (
+            cross_entropy(scores, targets) + expected_cost(scores, targets)
+        ),
         f"cross-entropy, a miss weighs ten: {COST}": partial(weighted, MISS),
     }
 
 
 class Method(NamedTuple):
-    """A loss over expected parts of a metric, alone or added to cross-entropy."""
+    """A loss over expected parts of a metric, alone or added to an ordinary loss."""
 
     name: str
     metric: str
     loss: ExpectedLoss
-    is_mixed: bool
+    ordinary: Loss | None = None
 
     def title(self) -> str:
         """Return the name with its metric."""
@@ -108,25 +108,26 @@ class Method(NamedTuple):
     def alone(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each network: scores [R, B], targets [R, B] -> [R]."""
         losses = self.loss.per_item(scores, targets)
-        return losses + cross_entropy(scores, targets) if self.is_mixed else losses
+        return losses if self.ordinary is None else losses + self.ordinary(scores, targets)
 
 
 def ready_methods(which: str, recordings: Mapping[str, Snapshots], work: Path, seed: int) -> Iterator[Method]:
     """Yield the losses that were not fitted on the set: those of the zoo, and the expected metrics."""
     for metric in (*LOSSES, COST):
         unseen = fitted(metric, str(1 - group_of(which)), recordings, work, seed)
-        yield Method("zoo", metric, unseen, False)
-        yield Method("zoo + cross-entropy", metric, unseen, True)
+        yield Method("zoo", metric, unseen)
+        yield Method("zoo + cross-entropy", metric, unseen, cross_entropy)
         expected = formula(metric, recordings[which])
         if metric in COMPARED and expected is not None:
-            yield Method("expected + cross-entropy", metric, expected, True)
+            yield Method("expected + cross-entropy", metric, expected, cross_entropy)
 
 
 def own_methods(which: str, recordings: Mapping[str, Snapshots], work: Path, seed: int) -> Iterator[Method]:
     """Yield the losses that were fitted on the recordings of the set itself."""
-    for metric in OWN:
+    for metric in COMPARED:
         loss = fitted(metric, which, recordings, work, seed)
-        yield Method("fitted on the set + cross-entropy", metric, loss, True)
+        yield Method("fitted on the set", metric, loss)
+        yield Method("fitted on the set + cross-entropy", metric, loss, cross_entropy)
 
 
 def together(methods: Sequence[Method], rates: int) -> Loss:
@@ -137,12 +138,14 @@ def together(methods: Sequence[Method], rates: int) -> Loss:
     seer = ExpectedTop()
 
     def loss(scores: Tensor, targets: Tensor) -> Tensor:
-        features = seer.features(bounded(scores), targets).unflatten(0, (-1, len(methods), rates))
-        ordinary = cross_entropy(scores, targets).view(-1, len(methods), rates)
+        shape = (-1, len(methods), rates)
+        features = seer.features(bounded(scores), targets).unflatten(0, shape)
+        batch = [part.unflatten(0, shape) for part in (scores, targets)]
         losses = []
         for number, method in enumerate(methods):
             own = method.loss.network(features[:, number, ..., : len(method.loss.FEATURES)])[..., 0] * method.loss.scale
-            losses.append(own + ordinary[:, number] if method.is_mixed else own)
+            added = 0 if method.ordinary is None else method.ordinary(*(part[:, number] for part in batch))
+            losses.append(own + added)
         return torch.stack(losses, 1).flatten()
 
     return loss

@@ -48,8 +48,8 @@ def test_losses_are_the_known_ones(batch) -> None:
 def test_networks_that_train_together_learn_as_they_do_alone(folds: Folds) -> None:
     rates = (0.05, 0.2)
     methods = [
-        Method("expected", "f1", ExpectedSets(metric="binary_f1"), False),
-        Method("expected + cross-entropy", "partial_auroc", ExpectedTop(metric="partial_auroc"), True),
+        Method("expected", "f1", ExpectedSets(metric="binary_f1")),
+        Method("expected + cross-entropy", "partial_auroc", ExpectedTop(metric="partial_auroc"), cross_entropy),
     ]
     both = train(folds, together(methods, len(rates)), rates * len(methods), epochs=2)
     for method, part in zip(methods, both.split(len(rates), 1), strict=True):
