@@ -77,7 +77,7 @@ def test_results_are_few_files_and_hold_no_code() -> None:
     paths = [path for path in (ROOT / "results").rglob("*") if "__pycache__" not in path.parts]
     files = [path for path in paths if path.is_file()]
     assert 0 < len(files) <= 70
-    assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".jsonl"}
+    assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".svg", ".json", ".jsonl"}
 
 
 def test_readme_is_short_and_its_code_is_not_cut_off() -> None:

@@ -1,25 +1,31 @@
-"""The committed results of `benchmarks.field`, as means over folds and paired differences over sets."""
+"""The committed results of `benchmarks.field` and `tools.fit_zoo_kinds`: means and differences paired by set."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reloss.report.statistics import Difference, paired_difference
+from reloss.runtime.files import write_text
 from tools.tabular_runs import SETS
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "records" / "field"
 LINES, CORRELATIONS = FOLDER / "field.jsonl", FOLDER / "spearman.json"
+KIND_LINES, KIND_CORRELATIONS = FOLDER / "kinds.jsonl", FOLDER / "spearman_kinds.json"
 COST = "ten_misses"  # a cost; a loss for it is fitted for the comparison, but is too special for the zoo
 COMPARED = ("auroc", "average_precision", "partial_auroc", "f1", "mcc", "balanced_accuracy", COST)
 """Metrics of the comparison, by the name of the loss. The others of the zoo are measured for its cards alone."""
 
 ORDINARY = "cross-entropy"
 TUNED = "cross-entropy, tuned threshold"
+OWN, READY = "fitted on the set + cross-entropy", "zoo + cross-entropy"
+LONGER = "zoo, longer fit"
+RECIPES = ("zoo + weighted cross-entropy", "zoo + logit-adjusted", f"{LONGER} + cross-entropy, a miss weighs ten")
+"""The zoo's loss added to a cross-entropy whose weights fit the metric."""
 
 
 class Results:
@@ -90,15 +96,48 @@ class Results:
 def training_facts(results: Results, metric: str) -> dict[str, Any]:
     """Return how a loss of the zoo trains on unseen sets, for its card: means, and differences to cross-entropy."""
     facts: dict[str, Any] = {ORDINARY: results.mean(ORDINARY, metric)}
-    for method in (
-        TUNED,
-        "zoo",
-        "zoo + cross-entropy",
-        "expected + cross-entropy",
-        "fitted on the set + cross-entropy",
-    ):
+    for method in (TUNED, "zoo", READY, "expected + cross-entropy", "fitted on the set", OWN):
         if results.complete(method, metric):
-            difference = results.difference(method, metric)
-            facts[method] = {"mean": results.mean(method, metric), "difference": difference.mean}
-            facts[method] |= {"low": difference.low, "high": difference.high}
+            facts[method] = {"mean": results.mean(method, metric), **_interval(results.difference(method, metric))}
+    if OWN in facts:
+        facts[OWN]["to_zoo"] = _interval(results.difference(OWN, metric, READY))
     return facts
+
+
+def _interval(difference: Difference) -> dict[str, float | None]:
+    return {"difference": difference.mean, "low": difference.low, "high": difference.high}
+
+
+class KindResults:
+    """Scores of the losses for other kinds than two classes, in a file with a line for each loss, set and method.
+
+    Args:
+        path: file that `tools.fit_zoo_kinds` writes; it need not exist.
+
+    Attributes:
+        lines: the content of the file.
+    """
+
+    def __init__(self, path: Path = KIND_LINES) -> None:
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+
+    def replace(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write the lines of a loss into the file, in place of earlier ones."""
+        self.lines = [line for line in self.lines if line["loss"] != name] + [dict(line) for line in lines]
+        write_text(self.path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines))
+
+    def facts(self, name: str, ordinary: str) -> dict[str, Any]:
+        """Return how a loss trains on unseen sets, as `training_facts` does; `ordinary` is the baseline."""
+        scores: dict[str, dict[int, float]] = {}
+        for line in self.lines:
+            if line["loss"] == name:
+                of_method = scores.setdefault(line["method"], {})
+                of_method[len(of_method)] = float(np.mean(line["test"]))
+        facts: dict[str, Any] = {ordinary: float(np.mean(list(scores[ordinary].values())))}
+        for method, values in scores.items():
+            difference = paired_difference(values, scores[ordinary])
+            if method != ordinary and difference is not None:
+                facts[method] = {"mean": float(np.mean(list(values.values()))), **_interval(difference)}
+        return facts

@@ -19,9 +19,11 @@ from reloss.report.tables import read_table
 from reloss.report.task_table import task_rows, task_table
 from reloss.runtime.files import write_text
 from tools.claims import claims_page
+from tools.field_chart import field_chart
+from tools.field_records import Results
 from tools.predictors import predictors_table
 from tools.verdict import compared, pooled_verdict, sentence, short_table, unbroken, verdict
-from tools.zoo_page import field_page, zoo_page
+from tools.zoo_page import field_page, standing_with_chart, zoo_page
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCKER_PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "docker.md", ROOT / "results"
@@ -60,6 +62,8 @@ def rendered_pages() -> dict[Path, str]:
     pages[CLAIMS] = claims_page()
     pages[ZOO] = put_between(ZOO.read_text(encoding="utf-8"), "zoo", zoo_page())
     pages[FIELD] = put_between(FIELD.read_text(encoding="utf-8"), "field", field_page())
+    pages[FIELD.with_suffix(".svg")] = field_chart(Results())
+    pages[README] = put_between(pages[README], "field", standing_with_chart(Results()))
     commands: dict[Path, Iterable[Task]] = {DOCKER_PAGE: tasks().values()}
     commands |= {ROOT / "tasks" / name / "README.md": [task] for name, task in tasks().items()}
     for page, shown_tasks in commands.items():

@@ -9,14 +9,14 @@ from reloss.metric_loss.zoo import FOLDER, SUFFIX, zoo_card, zoo_names
 from reloss.report.table import Cell, Number, Table
 from reloss.report.terminal import Layout
 
-LAYOUT = Layout(("name", "kind", "kB", "Spearman", "CE", "use it for"))
+LAYOUT = Layout(("name", "kind", "kB", "Spearman", "ordinary", "use it for"))
 
 
 def zoo_table() -> Table:
     """Return the losses of the zoo: how each ranks sets that it was not fitted on, its size, and when to use it."""
     rows: list[list[Cell]] = []
     for card in zoo_data():
-        correlations = (_number(card["spearman"][key], 2) for key in ("unseen", "cross_entropy"))
+        correlations = (_number(card["spearman"][key], 2) for key in ("unseen", "ordinary"))
         size = _number(card["bytes"] / 1000, 1)
         rows.append([card["name"], card["kind"], size, *correlations, card["use"], card["metric"], card["shapes"]])
     return Table((*LAYOUT.columns, "metric", "shapes"), rows)
@@ -24,7 +24,7 @@ def zoo_table() -> Table:
 
 def zoo_note() -> str:
     """Return what the table of the zoo does not explain: the columns, and the shapes of each kind."""
-    lines = ["Spearman: with the metric, on sets that the loss was not fitted on; CE: cross-entropy's."]
+    lines = ["Spearman: with the metric, on sets that the loss was not fitted on; ordinary: the ordinary loss's."]
     kinds = {card["kind"] for card in zoo_data()}
     return "\n".join([*lines, *(f"{kind}: {KINDS[kind].shapes}." for kind in sorted(kinds))])
 
@@ -60,9 +60,9 @@ def zoo_text(name: str) -> str:
         f"batches: {KINDS[card['kind']].shapes}",
         f"use it for: {card['use']}",
         f"Spearman on sets it was not fitted on: {spearman['unseen']:.3f} ({sizes}); "
-        f"cross-entropy {spearman['cross_entropy']:.3f}; {_expected(spearman['expected'])}",
+        f"{card['ordinary']} {spearman['ordinary']:.3f}; {_expected(spearman['expected'])}",
         f"training on sets it was not fitted on, mean of {len(card['sets'])}: "
-        f"cross-entropy {training['cross-entropy']:.3f}; "
+        f"{card['ordinary']} {training[card['ordinary']]:.3f}; "
         + "; ".join(_trained(method, facts) for method, facts in training.items() if isinstance(facts, dict)),
         f"when to fit your own: {card['fit_your_own']}",
         f"fitted on: {', '.join(card['sets'])}. {card['terms']}",
