@@ -36,6 +36,15 @@ ZOO, FIELD = ROOT / "docs" / "zoo.md", RESULTS / "field.md"
 RARE = ("digits8_cnn", "cifar10cat_cnn", "cifar10car_cnn", "rare_digit_mlp", "keel_*")  # shown on rare.md
 
 
+WHY_TABLES = (
+    ("multi30k", "sacreBLEU", "nmt", "multi30k_de_en_nat"),
+    ("lite0", "PCK", "pose", "lsp_lite0"),
+    ("lsp", "PCK", "pose", "lsp_resnet18"),
+    ("squad", "f1", "mrc", "squad_minilm"),
+)
+"""Tables of docs/why-it-wins.md: name, score, task and experiment."""
+
+
 def rendered_pages() -> dict[Path, str]:
     """Return the text of every rendered page, by its path."""
     pages = {}
@@ -76,9 +85,10 @@ def _is_rare(experiment: str) -> bool:
 
 
 def _why_it_wins(keel: Sequence[RunRecord], pooled: Mapping[str, Sequence[PooledRow]]) -> str:
-    """Return docs/why-it-wins.md with its tables of rare classes."""
+    """Return docs/why-it-wins.md with its tables."""
     task = tasks()["classification"]
     tables = {
+        **{name: _tuned("main", *rest) for name, *rest in WHY_TABLES},
         "keel": "\n\n".join(pooled_table(rows, score).markdown() for score, rows in pooled.items()),
         "digit": read_table("classification", RECORDS / "rare", "binary_f1", "rare_digit_mlp").markdown(),
         "predictors": predictors_table(task, keel, "binary_f1", (), "keel_*").markdown(),
@@ -89,8 +99,8 @@ def _why_it_wins(keel: Sequence[RunRecord], pooled: Mapping[str, Sequence[Pooled
     return page
 
 
-def _tuned(group: str, score: str) -> str:
-    return read_table("classification", RECORDS / group, score).markdown()
+def _tuned(group: str, score: str, task: str = "classification", pattern: str = "") -> str:
+    return read_table(task, RECORDS / group, score, pattern).markdown()
 
 
 def _ablation() -> str:
