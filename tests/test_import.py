@@ -22,7 +22,7 @@ def loaded_modules(code: str) -> set[str]:
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("package", ["reloss", "reloss.learning"])
+@pytest.mark.parametrize("package", ["reloss", "reloss.learning", "reloss.sweep.slurm"])  # the last in every job
 def test_importing_the_package_loads_no_heavy_module(package):
     assert loaded_modules(f"import {package}") & HEAVY == set()
 

@@ -22,12 +22,13 @@ from reloss.runtime.errors import RelossError, UsageError
 from reloss.runtime.progress import say
 from reloss.runtime.signals import noticing
 from reloss.sweep.job import TERMINATED, Job, failure_reason, log_of, read_note, run_job, write_note
-from reloss.sweep.plan import Plan
 from reloss.sweep.resources import Resources
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a job imports this module, and can do without torch, which Plan brings
     from submitit import AutoExecutor
     from submitit.helpers import DelayedSubmission
+
+    from reloss.sweep.plan import Plan
 
 PATIENCE = 600
 """Seconds for which a job that was told to end waits for the scheduler to end it."""
