@@ -29,7 +29,7 @@ def learned_loss(run: Run, ordinary: Loss, device: torch.device | str) -> Loss:
         UsageError: the weights cannot be learned for this surrogate.
     """
     if run.surrogate is None:
-        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
+        raise RelossError(f"loss '{run.loss}' needs a learned surrogate; run --stage learn (or all) first")
     surrogate, weight = run.surrogate.to(device), run.config.train.ordinary_weight
     if weight == "learned":
         return MixedLoss(surrogate, ordinary).to(device)
@@ -175,6 +175,9 @@ def _restore(
         if isinstance(loss, MixedLoss):
             loss.uncertainty.load_state_dict(state["loss"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise RelossError(f"the checkpoint in {run.record.path} does not fit the model: {error}") from error
+        raise RelossError(
+            f"the checkpoint in {run.record.path} does not fit the model: {error}; remove its folder checkpoint to "
+            "train this run from scratch"
+        ) from error
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])

@@ -117,7 +117,10 @@ def load(config: Data, root: Path) -> Images:
         images, test_targets, test_classes = _pixels(config, root, train=False)
         test = Pixels(images, torch.from_numpy(test_targets), config.name, augmented=False)
     if classes != test_classes:
-        raise RelossError(f"training and test images of {config.name} in {root} have different classes")
+        raise RelossError(
+            f"training and test images of {config.name} in {root} have different classes; only one of them has "
+            f"{', '.join(sorted(set(classes) ^ set(test_classes)))}"
+        )
     return Images(augmented, plain, test, targets, test_targets, len(classes))
 
 

@@ -74,7 +74,7 @@ def load(config: Data, root: Path) -> Splits:
         ("test_questions", test, config.test_questions or 1),
     ):
         if len(split) < count:
-            raise RelossError(f"{config.name} has {len(split)} questions for data.{key}, fewer than {count}")
+            raise RelossError(f"{config.name} has only {len(split)} of {count} questions for data.{key}; lower it")
     for split in (held_out, test):
         _check_ids(config, split)
     test = _draw(test, config.test_questions)
@@ -98,7 +98,9 @@ def read(path: Path) -> list[Question]:
     except RelossError as error:
         raise RelossError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise RelossError(f"{path} is not in SQuAD's JSON: {type(error).__name__} {error}") from error
+        raise RelossError(
+            f"{path} is not in SQuAD's JSON: {type(error).__name__} {error}; restore or convert the file"
+        ) from error
 
 
 def _question(entry: dict[str, Any], context: str, article: int) -> Question:

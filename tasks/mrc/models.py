@@ -42,10 +42,15 @@ def load_tokenizer(config: Model, texts: Iterable[str]) -> PreTrainedTokenizerFa
     except (OSError, ValueError, ImportError) as error:  # ImportError: the tokenizer needs another package
         raise _unavailable(config.name, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"model.name={config.name} has no fast tokenizer, which is needed to find tokens in the text")
+        raise UsageError(
+            f"model.name={config.name} has no fast tokenizer, which is needed to find tokens in the text; "
+            "choose another encoder"
+        )
     tokenizer.padding_side = "right"
     if tokenizer("a", "b").input_ids[0] != tokenizer.cls_token_id:
-        raise UsageError(f"model.name={config.name} does not put [CLS] first, where it stands for no answer")
+        raise UsageError(
+            f"model.name={config.name} does not put [CLS] first, where it stands for no answer; choose another encoder"
+        )
     return tokenizer
 
 
@@ -80,7 +85,7 @@ def load_model(config: Model, tokenizer: PreTrainedTokenizerFast, length: int) -
     except OSError as error:
         raise _unavailable(config.name, error) from error
     except ValueError as error:
-        raise UsageError(f"model.name={config.name} cannot answer questions: {error}") from error
+        raise UsageError(f"model.name={config.name} cannot answer questions: {error}; choose another") from error
     # RoBERTa does not use its first positions, up to the id of the padding token.
     limit = getattr(model.config, "max_position_embeddings", length)
     limit -= model.config.pad_token_id + 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0

@@ -44,7 +44,9 @@ def run_command(command: Command, words: Sequence[str], log: Path) -> list[str]:
         try:
             main(arguments)
         except SystemExit as error:
-            raise RelossError(f"fairseq-{command} ended with {error.code}; its log is {log}") from error
+            raise RelossError(
+                f"fairseq-{command} ended with {error.code}; the last lines of its log {log} hold the reason"
+            ) from error
     return lines
 
 
@@ -86,5 +88,7 @@ def read_translations(path: Path) -> list[str]:
             name, _, text = line.split("\t", 2)
             translations.setdefault(int(name[2:]), text)
     if sorted(translations) != list(range(len(translations))):
-        raise RelossError(f"{path} lacks translations of some sentences")
+        raise RelossError(
+            f"{path} lacks translations of some sentences, which may be too long for the model; shorten or remove them"
+        )
     return [translations[number] for number in range(len(translations))]

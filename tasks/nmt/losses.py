@@ -112,7 +112,7 @@ class _NATCriterion(_WithLikelihood, LabelSmoothedDualImitationCriterion):
         factor: float = 1.0,
     ) -> dict[str, Any]:
         if name == WORDS and targets.dim() == 3:
-            raise UsageError("only nat_loss takes soft targets; the other criteria compare words")
+            raise UsageError("only --criterion nat_loss takes soft targets; the other criteria compare words")
         losses: dict[str, Any] = super()._compute_loss(outputs, targets, masks, label_smoothing, name, factor)
         if name == WORDS:
             assert masks is not None

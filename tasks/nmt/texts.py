@@ -42,4 +42,4 @@ def check_parallel(counts: Mapping[Path, int]) -> None:
     """Raise RelossError unless the texts of a split, with their numbers of lines, are parallel and not empty."""
     if len(set(counts.values())) > 1 or 0 in counts.values():
         sizes = " and ".join(f"{number} lines in {path}" for path, number in counts.items())
-        raise RelossError(f"{sizes}: they must be parallel and not empty")
+        raise RelossError(f"{sizes}: both must have the same number of lines, at least one; align the files")

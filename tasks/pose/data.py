@@ -145,7 +145,7 @@ def _checked_labels(name: str, root: Path, labels_file: str, images: str, source
     if missing:
         raise RelossError(
             f"{name}: {len(missing)} of {len(labels['images'])} images of {root / labels_file} are missing in "
-            f"{root / images}, such as {missing[0]}"
+            f"{root / images}, such as {missing[0]}; unpack or copy them there"
         )
     return labels
 

@@ -36,7 +36,7 @@ def make_loss(run: Run[PoseExperiment]) -> nn.Module:
     if run.loss == "location_ce":
         return KeypointLocationLoss()
     if run.surrogate is None:
-        raise RelossError(f"loss '{run.loss}' needs a learned surrogate")
+        raise RelossError(f"loss '{run.loss}' needs a learned surrogate; run --stage learn (or all) first")
     return KeypointReLoss(run.surrogate, ordinary_weight=run.config.train.ordinary_weight)
 
 

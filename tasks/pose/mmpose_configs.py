@@ -32,7 +32,9 @@ def _parsed(name: str) -> Config:
             return get_config(name)
         return Config.fromfile(str(CONFIGS / name))
     except (OSError, ValueError) as error:
-        raise UsageError(f"no mmpose config {name}: {error}") from error
+        raise UsageError(
+            f"no mmpose config {name}: {error}; set model.config to mmpose::PATH, or to a file in {CONFIGS}"
+        ) from error
 
 
 def heatmap_size(name: str) -> tuple[int, int]:
@@ -44,5 +46,7 @@ def heatmap_size(name: str) -> tuple[int, int]:
     try:
         width, height = _parsed(name).codec.heatmap_size
     except (AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"the mmpose config {name} has no heatmaps (codec.heatmap_size), which are needed") from error
+        raise UsageError(
+            f"the mmpose config {name} has no heatmaps (codec.heatmap_size); set model.config to a heatmap model"
+        ) from error
     return height, width

@@ -71,7 +71,7 @@ def _hold_out(mm_config: Config, count: int) -> None:
     validation.update(ann_file=train.ann_file, data_prefix=train.data_prefix)
     persons = len(read_data(Path(train.data_root) / train.ann_file)["annotations"])
     if persons <= count:
-        raise UsageError(f"data.held_out={count} leaves none of {persons} persons for training")
+        raise UsageError(f"data.held_out={count} leaves none of {persons} persons for training; lower it")
     train.indices = list(range(persons - count))
     validation.indices = list(range(persons - count, persons))
 
@@ -87,7 +87,7 @@ def _set_recipe(mm_config: Config, config: PoseExperiment) -> None:
     mm_config.optim_wrapper.optimizer.lr = recipe.lr
     if recipe.precision == "fp16":
         if not torch.cuda.is_available():
-            raise UsageError("train.precision=fp16 needs a GPU; choose bf16 or no")
+            raise UsageError("train.precision=fp16 needs a GPU; set it to bf16 or no")
         mm_config.optim_wrapper.type = "AmpOptimWrapper"
 
 

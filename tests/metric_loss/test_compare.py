@@ -72,7 +72,7 @@ def test_wrong_calls_are_explained(learned):
         learned.compare(lambda loss, seed, lr: predictions(2, seed))
     with pytest.raises(UsageError, match="train does not take lr"):
         learned.compare(lambda loss, seed: predictions(2, seed), rates=[0.1])
-    with pytest.raises(UsageError, match="at least one seed"):
+    with pytest.raises(UsageError, match="seeds is empty or 0; pass at least one"):
         learned.compare(lambda loss, seed: predictions(2, seed), seeds=0)
     with pytest.raises(UsageError, match="train must return"):
         learned.compare(lambda loss, seed: 0.5, seeds=1)

@@ -10,6 +10,7 @@ from small import DIGITS
 
 from reloss.runtime.device import choose_device
 from reloss.runtime.errors import UsageError
+from reloss.sweep.local import visible_gpus
 
 
 @pytest.fixture
@@ -77,10 +78,25 @@ def test_the_commands_take_a_device(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     runs = ("--runs", tmp_path / "runs")
-    for words in (("run", DIGITS, *runs), ("learn", "--bank", "b", "--metric", "f1", "--out", tmp_path / "runs")):
+    learn = ("learn", "--bank", "b", "--metric", "f1", "--out", tmp_path / "runs")
+    for words in (("run", DIGITS, *runs), learn, ("sweep", DIGITS, *runs)):
         code, _, err = cli(*words, "--device", "cuda:7")
         assert (code, "there is no GPU cuda:7 here" in err) == (2, True)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_slots_of_a_sweep_share_the_chosen_gpus(gpus):
+    for device, expected in (("", ["2", "3"]), ("cuda", ["2", "3"]), ("cuda:1", ["3"]), ("cpu", [])):
+        gpus(4, "2,3")
+        choose_device(device)
+        assert visible_gpus() == expected
+
+
+def test_a_sweep_takes_a_device_on_this_machine_only(cli, tmp_path):
+    for launcher in ("slurm", "print"):
+        code, out, err = cli("sweep", DIGITS, "--launcher", launcher, "--device", "cpu", "--runs", tmp_path / "runs")
+        assert (code, out) == (2, "")
+        assert "--device needs --launcher local; for Slurm, request GPUs with --slurm gpus=1" in err
 
 
 def test_torch_is_not_loaded_before_the_choice():

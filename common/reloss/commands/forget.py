@@ -58,7 +58,10 @@ def forget(rows: Sequence[Row], workspace: Workspace) -> None:
                     remove_folder(folder)
             _note(row, workspace).unlink(missing_ok=True)
         except OSError as error:
-            raise RelossError(f"cannot remove {error.filename}: {error.strerror or error}") from error
+            raise RelossError(
+                f"cannot remove {error.filename}: {error.strerror or error}; make its folder writable, then run the "
+                "same command again"
+            ) from error
 
 
 def _folder(row: Row, workspace: Workspace) -> Path | None:

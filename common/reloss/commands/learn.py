@@ -10,7 +10,6 @@ from reloss.experiment.config import SurrogateSection
 from reloss.experiment.seeds import seed_everything
 from reloss.experiment.settings import override
 from reloss.learning import LearnOptions, PredictionBank
-from reloss.learning.options import describe_options
 from reloss.metrics import METRICS, get_metric
 from reloss.pipeline import fitting
 from reloss.runtime import distributed
@@ -71,12 +70,6 @@ def parse_settings(settings: Sequence[str]) -> tuple[SurrogateSection, LearnOpti
         return override(SurrogateSection(), network).with_fidelity(options.fidelity), options
     except ValueError as error:
         raise UsageError(f"--set: {error}") from error
-
-
-def describe_settings() -> str:
-    """Return every option as `name=default` with its description, one paragraph each, for `--help`."""
-    network = [f"{name}={field.default}: {field.description}" for name, field in SurrogateSection.model_fields.items()]
-    return "\n".join([*network, describe_options()])
 
 
 CARD = {"class": str, "options": dict, "learn": dict, "bank": str, "metric": str, "fit": dict}

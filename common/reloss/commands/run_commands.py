@@ -20,9 +20,12 @@ LearnSettings = Annotated[
 
 
 def _describe_learn_settings() -> str:
-    from reloss.commands.learn import describe_settings
+    """Return every option as `name=default` with its description, one paragraph each; loads no torch."""
+    from reloss.experiment.config import SurrogateSection
+    from reloss.learning.options import describe_options
 
-    return f"\n{describe_settings()}"
+    network = [f"{name}={field.default}: {field.description}" for name, field in SurrogateSection.model_fields.items()]
+    return "\n".join(["", *network, describe_options()])
 
 
 @dataclass
@@ -192,8 +195,22 @@ class Sweep:
     track: Track = "wandb"
     allow_changed_data: bool = False
     """Continue although the data changed since a record or the bank was written."""
+    device: Annotated[
+        str,
+        arg(
+            metavar="cpu|cuda|cuda:N",
+            help="With --launcher local, the device of all runs; by default the GPUs are shared out, or the "
+            "processor is used if there is none.",
+        ),
+    ] = ""
 
     def __call__(self) -> None:
+        from reloss.runtime.device import choose_device
+        from reloss.runtime.errors import UsageError
+
+        if self.device and self.launcher != "local":
+            raise UsageError("--device needs --launcher local; for Slurm, request GPUs with --slurm gpus=1")
+        choose_device(self.device)
         from reloss.commands.launch import launch
         from reloss.experiment.workspace import Workspace
         from reloss.sweep.plan import make_plan, parse_losses, parse_seeds

@@ -13,9 +13,10 @@ from reloss.commands import result_commands, run_commands
 
 @dataclass
 class Completion:
-    """Print a script with which a shell completes commands, options and their values when you press Tab.
+    """Print a script with which a shell completes commands, options, experiments and losses when you press Tab.
 
-    In bash, add this line to ~/.bashrc: eval "$(reloss completion bash)"
+    In bash, add this line to ~/.bashrc: eval "$(reloss completion bash)". In zsh, put the same line with zsh below
+    compinit in ~/.zshrc. In fish: reloss completion fish | source
 
     Example: reloss completion bash
     """
@@ -25,9 +26,9 @@ class Completion:
 
     def __call__(self) -> None:
         """Print the script."""
-        from tyro.extras import subcommand_cli_from_dict
+        from reloss.commands.completion import completion_script
 
-        subcommand_cli_from_dict(COMMANDS, prog="reloss", args=["--tyro-write-completion", self.shell, "-"])
+        print(completion_script(self.shell, COMMANDS))
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -40,7 +40,10 @@ class MetricsFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RelossError(f"cannot write {self.path}: {error.strerror}; its earlier lines are intact") from error
+            raise RelossError(
+                f"cannot write {self.path}: {error.strerror}; its earlier lines are intact. Free some space or make it "
+                "writable; the same command then resumes"
+            ) from error
         self.lines += 1
 
     def cut(self, lines: int) -> None:

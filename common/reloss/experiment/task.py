@@ -196,7 +196,10 @@ def tasks() -> dict[str, Task]:
     for point in entry_points(group="reloss.tasks"):
         task: Task = point.load().TASK
         if task.name in installed:
-            raise RelossError(f"two tasks have the name '{task.name}'")
+            raise RelossError(
+                f"two tasks have the name '{task.name}', in {installed[task.name].package} and {task.package}; "
+                "uninstall one of them"
+            )
         installed[task.name] = task
     if not installed:
         raise RelossError("no task is installed: run `make setup`, or `pip install --no-deps -e .` in the checkout")

@@ -116,7 +116,7 @@ def compare(
         )
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers:
-        raise UsageError("at least one seed is needed")
+        raise UsageError("seeds is empty or 0; pass at least one, such as seeds=5 or seeds=[0, 1, 2]")
     losses = _losses(learned)
     judge = _Judge(learned)
     scores: dict[str, dict[int, float]] = {}

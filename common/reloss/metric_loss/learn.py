@@ -180,7 +180,7 @@ def _checkpoints(outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
     ]
     for checkpoint, labels in batches:
         if not len(checkpoint) or len(checkpoint) != len(labels):
-            raise UsageError(f"{len(checkpoint)} outputs, but {len(labels)} targets")
+            raise UsageError(f"{len(checkpoint)} outputs, but {len(labels)} targets: pass one of each per example")
     return batches
 
 

@@ -52,7 +52,7 @@ class Recorder(nn.Module):
     ) -> None:
         super().__init__()
         if path is None and processes() > 1:
-            raise UsageError("several processes record together: pass Recorder(loss, path=FOLDER), the same folder")
+            raise UsageError("several processes record together: pass all the same folder, Recorder(loss, path=FOLDER)")
         self.loss = loss
         self.kind: Kind | None = None if kind is None else find_kind(kind)
         self.item_size, self.max_bytes = item_size, max_bytes

@@ -68,7 +68,8 @@ def download_into(out: BinaryIO, url: str, path: Path, limit: int = LIMIT) -> No
 def _check_size(url: str, size: int, limit: int) -> None:
     if size > limit:
         raise RelossError(
-            f"{url} is larger than {limit} bytes, the most that is expected of it; the download was stopped"
+            f"{url} is larger than {limit} bytes, more than the expected file, so the download was stopped; check "
+            "what is at this address"
         )
 
 
@@ -80,7 +81,10 @@ def member_path(root: Path, member: str) -> Path:
     """
     target = root / member
     if not target.resolve().is_relative_to(root.resolve()):
-        raise RelossError(f"the archive's file {member!r} would lie outside {root}; it was not unpacked")
+        raise RelossError(
+            f"the archive's file {member!r} would lie outside {root}; it was not unpacked. Do not trust this archive: "
+            "remove it and fetch it again"
+        )
     return target
 
 
@@ -135,7 +139,8 @@ def fetch(url: str, path: Path, checksum: str | None, limit: int = LIMIT) -> Non
             actual = hashlib.file_digest(content, kind).hexdigest()
     except OSError as error:
         raise RelossError(
-            f"cannot write {part}: {error.strerror or error}; the bytes already received are kept"
+            f"cannot write {part}: {error.strerror or error}; the bytes already received are kept. Free some space or "
+            "make the folder writable, then run the same command again"
         ) from error
     if expected is None:
         say(

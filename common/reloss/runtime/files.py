@@ -108,7 +108,9 @@ def write_output(path: Path, text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise RelossError(f"cannot write {path}: {error.strerror or error}") from error
+        raise RelossError(
+            f"cannot write {path}: {error.strerror or error}; make it writable, or name another file"
+        ) from error
     if mode and not stat.S_ISREG(mode):
         raise UsageError(f"cannot write {path}: it is a {'folder' if path.is_dir() else 'device'}; name a file")
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
@@ -309,7 +311,7 @@ def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
         for path in paths[:: ceil(len(paths) / MAX_HASHED_FILES) or 1]:
             digest.update(bytes.fromhex(sha256_of(path)))
     except OSError as error:
-        raise RelossError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
     return digest.hexdigest()
 
 

@@ -65,7 +65,7 @@ def find_pretrained(name: str, surrogate_class: str) -> tuple[Path, dict[str, An
     """
     named_class = pretrained_class(name)
     if named_class != surrogate_class:
-        raise UsageError(f"{name} is for {named_class}, not for {surrogate_class}")
+        raise UsageError(f"{name} is a {named_class}, not a {surrogate_class}; reloss.load picks the class itself")
     return (_released_weights(name), RELEASED[name][1]) if name in RELEASED else (WEIGHTS / name, {})
 
 

@@ -48,7 +48,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD_FILE
     card = read_json(path)
     if not (isinstance(card, dict) and isinstance(card.get("class"), str) and isinstance(card.get("options"), dict)):
-        raise RelossError(f"{path} does not describe a surrogate: it has no class and options")
+        raise RelossError(
+            f"{path} does not describe a surrogate: it has no class and options; name a folder that save_pretrained or "
+            "`reloss learn` wrote"
+        )
     check_hash(card, "fit", path)
     return card
 
@@ -64,7 +67,7 @@ def load_folder(surrogate_class: type[SurrogateT], folder: Path) -> SurrogateT:
     if card.get("sha256") is not None and weights_path.is_file() and sha256_of(weights_path) != card["sha256"]:
         raise RelossError(f"{weights_path} is damaged: its checksum differs from the one in {CARD_FILE}")
     if card["class"] != name:
-        raise RelossError(f"{path} describes a {card['class']}, not a {name}")
+        raise RelossError(f"{path} describes a {card['class']}, not a {name}; reloss.load picks the class itself")
     expected = card.get("options_hash")  # missing in cards of earlier versions
     if expected not in (None, short_hash({key: card[key] for key in ("class", "options")})):
         raise RelossError(f"{path} was changed: its options differ from the ones the surrogate was saved with")
@@ -103,7 +106,7 @@ def _check_fit(surrogate: SurrogateLoss, weights: dict[str, Tensor], path: Path)
         name = min(wrong)
         raise RelossError(
             f"the weights in {path} do not fit {type(surrogate).__name__}: {name} has shape "
-            f"{list(weights[name].shape)}, not {list(shapes[name])}"
+            f"{list(weights[name].shape)}, not {list(shapes[name])}; load them with the options they were saved with"
         )
 
 
@@ -115,7 +118,10 @@ def _with_weights(surrogate: SurrogateT, weights: dict[str, Tensor], path: Path)
         surrogate.load_state_dict(weights)
     except RuntimeError as error:
         reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise RelossError(f"the weights in {path} do not fit {type(surrogate).__name__}: {reasons}") from error
+        raise RelossError(
+            f"the weights in {path} do not fit {type(surrogate).__name__}: {reasons}; load them with the class and the "
+            "options they were saved with"
+        ) from error
     return surrogate
 
 

@@ -121,7 +121,7 @@ def submit(plan: Plan, options: Sequence[str], workspace: Workspace, resources: 
             try:
                 ids |= _submit_array(executor, jobs, needed_ids, options, workspace, resources)
             except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-                raise RelossError(f"Slurm refuses the jobs: {error}") from error
+                raise RelossError(f"Slurm refuses the jobs: {error}; change the resources with --slurm") from error
 
 
 def _submit_array(
@@ -172,5 +172,7 @@ def queued_jobs() -> set[str]:
         output = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         problem = (getattr(error, "stderr", None) or str(error)).strip()
-        raise RelossError(f"Slurm does not list its queued jobs: {problem}") from error
+        raise RelossError(
+            f"squeue does not list the queued jobs: {problem}; run the same command again when Slurm answers"
+        ) from error
     return set(output.split())

@@ -127,7 +127,9 @@ def push(names: Sequence[str]) -> list[str]:
     import wandb
 
     if problem := obstacle(address := wandb.setup().settings.base_url):
-        raise RelossError(f"W&B does not answer at {address} ({problem})")
+        raise RelossError(
+            f"W&B does not answer at {address} ({problem}); run the same command again when it answers, or use --print"
+        )
     try:
         entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api(timeout=30).default_entity)
         reports = dashboards(names, entity)
@@ -137,4 +139,7 @@ def push(names: Sequence[str]) -> list[str]:
     except RelossError:
         raise
     except Exception as error:
-        raise RelossError(f"W&B refuses the dashboard ({type(error).__name__}: {error})") from error
+        raise RelossError(
+            f"W&B refuses the dashboard ({type(error).__name__}: {error}); WANDB_API_KEY, WANDB_ENTITY and "
+            "WANDB_PROJECT choose the account and the project"
+        ) from error

@@ -143,7 +143,7 @@ def test_missing_folders_name_the_expected_path(tmp_path):
 def test_different_classes_in_training_and_test_are_refused(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "test" / "a").rename(tmp_path / "images" / "test" / "z")
-    with pytest.raises(RelossError, match="have different classes"):
+    with pytest.raises(RelossError, match="have different classes; only one of them has"):
         data.load(folder(), tmp_path / "images")
 
 

@@ -77,7 +77,7 @@ def test_training_skips_answers_that_do_not_occur(questions, tmp_path):
 def test_missing_data_are_named(questions, tmp_path):
     with pytest.raises(RelossError, match=r"squad/train-v1.1.json is missing; run `reloss data fetch squad"):
         load(SQUAD, tmp_path)
-    with pytest.raises(RelossError, match=r"36 questions for data.train_questions, fewer than 100"):
+    with pytest.raises(RelossError, match=r"only 36 of 100 questions for data.train_questions; lower it"):
         load(SQUAD.model_copy(update={"train_questions": 100}), questions)
     write_json(tmp_path / "squad" / "train-v1.1.json", {"data": [{"paragraphs": [{"qas": [{}]}]}]})
     with pytest.raises(RelossError, match="is not in SQuAD's JSON: KeyError 'context'"):

@@ -82,7 +82,7 @@ def test_data_are_checked(toy, tmp_path, cli):
             path = tmp_path / "multi30k" / f"{name}.{lang}"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-    with pytest.raises(RelossError, match=r"2 lines in .*valid.de and 1 lines in .*valid.en: they must be parallel"):
+    with pytest.raises(RelossError, match=r"2 lines in .*valid.de and 1 lines in .*valid.en: both must have the same"):
         check(data, tmp_path)
     (tmp_path / "multi30k" / "valid.en").write_text("a\nb\n")
     before = fingerprint(data, tmp_path)

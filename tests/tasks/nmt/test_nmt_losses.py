@@ -218,7 +218,7 @@ def test_invalid_arguments_are_refused(surrogate, tmp_path):
 def test_soft_targets_are_refused(surrogate, tmp_path):
     soft = F.one_hot(TARGETS, 11).float()
     for criterion in (ReLossNAT(task(), 0.1, str(tmp_path / "surrogate"), 0.0), BagOfNgramsNAT(task(), 0.1, 0.0, 2)):
-        with pytest.raises(UsageError, match="only nat_loss takes soft targets; the other criteria"):
+        with pytest.raises(UsageError, match="only --criterion nat_loss takes soft targets; the other criteria"):
             criterion._compute_loss(logits(), soft, MASK, 0.1, name="word_ins-loss")
 
 
