@@ -83,7 +83,7 @@ def test_options_are_for_files_and_not_for_folders(tmp_path):
 
 def test_missing_path_is_refused(tmp_path):
     assert "expected a folder with surrogate.json" in refusal(tmp_path / "absent", UsageError)
-    assert "does not exist" in refusal(tmp_path)
+    assert "holds no saved loss, no surrogate.json; name a folder" in refusal(tmp_path)
 
 
 def test_code_in_a_file_of_weights_is_refused_and_never_run(tmp_path):

@@ -105,7 +105,7 @@ def test_load_refuses_what_has_no_known_class(tmp_path):
     torch.save(ClassificationReLoss().state_dict(), tmp_path / "reloss_cls.ckpt")
     with pytest.raises(UsageError, match="holds weights without a card; load it with from_pretrained"):
         load(tmp_path / "reloss_cls.ckpt")
-    with pytest.raises(RelossError, match=r"surrogate\.json does not exist"):
+    with pytest.raises(RelossError, match=r"holds no saved loss, no surrogate\.json"):
         load(tmp_path)
     cards = (
         ({"options": {}}, "has no class and options"),

@@ -67,6 +67,6 @@ def add_names(spec: dict, names: dict, losses: dict) -> None:
         for word in command.split():
             inner = inner["subcommands"].setdefault(word, {**inner, "description": word, "subcommands": {}})
         for name in known:
-            options = [with_losses(option, losses.get(name)) for option in inner["options"]]
+            options = [with_losses(option, losses.get(name, [])) for option in inner["options"]]
             inner["subcommands"][name] = {"description": name, "options": options, "subcommands": {}}
         inner["options"] = [with_losses(option, every_loss) for option in inner["options"]]

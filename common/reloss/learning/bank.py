@@ -357,7 +357,9 @@ def _layout_of(outputs: Tensor, targets: Tensor, float_dtype: torch.dtype, expec
     expected = expected or layout
     for name, shape, earlier in zip(("outputs", "targets"), layout[:2], expected[:2], strict=True):
         if shape != earlier:
-            raise ValueError(f"an example's {name} have shape {list(shape)}, but had {list(earlier)} before")
+            raise ValueError(
+                f"an example's {name} have shape {list(shape)}, but had {list(earlier)} before; pad all to one shape"
+            )
     if dtype != expected[2]:
         raise ValueError(f"the targets are stored as {dtype}, but were stored as {expected[2]} before")
     return layout

@@ -107,7 +107,7 @@ def compare(
     Raises:
         UsageError: `train` cannot be called so, or returns no predictions.
     """
-    takes_rate = "lr" in inspect.signature(train).parameters
+    takes_rate = _takes_rate(train)
     if takes_rate != bool(rates):
         raise UsageError(
             "train takes lr, so pass the learning rates to try: compare(train, rates=[0.03, 0.1])"
@@ -139,6 +139,21 @@ def compare(
                 chosen[tuned] = best
     metric = learned.metric
     return Comparison(scores, chosen if rates else {}, metric.name, metric.higher_is_better)
+
+
+def _takes_rate(train: Callable[..., Any]) -> bool:
+    """Return whether `train` takes a learning rate.
+
+    Raises:
+        UsageError: it cannot be called with a loss and a seed.
+    """
+    try:
+        signature = inspect.signature(train)
+        takes_rate = "lr" in signature.parameters
+        signature.bind(None, 0, **({"lr": 0.0} if takes_rate else {}))
+    except TypeError as error:
+        raise UsageError(f"train must be a function train(loss, seed) or train(loss, seed, lr): {error}") from None
+    return takes_rate
 
 
 def _losses(learned: LearnedLoss) -> dict[str, nn.Module]:
@@ -178,6 +193,8 @@ class _Judge:
 
     def _batch(self, outputs: Any, targets: Any) -> Batch:
         tensors = (as_tensor(outputs, "outputs").detach().float().cpu(), as_tensor(targets, "targets").cpu())
+        if len(tensors[0]) != len(tensors[1]):
+            raise ValueError(f"{len(tensors[0])} outputs, but {len(tensors[1])} targets")
         return self.kind.prepare(*tensors)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:

@@ -61,17 +61,35 @@ def detect(outputs: Tensor, targets: Tensor) -> str:
     """Return the kind of predictions in one batch: outputs [B, ...], targets [B, ...] -> a key of `KINDS`.
 
     Raises:
-        UsageError: no kind has such shapes; the message lists all kinds.
+        UsageError: no kind has such shapes, and the message lists all kinds; or the two seem to be swapped.
     """
-    recognise = {1: _of_scores, 2: _of_rows, 3: _of_sequences, 4: _of_maps}.get(outputs.dim())
-    kind = recognise(outputs, targets) if recognise and len(outputs) == len(targets) else None
+    if outputs.dim() and targets.dim() and len(outputs) != len(targets):
+        raise UsageError(f"{len(outputs)} outputs, but {len(targets)} targets: pass one of each per example")
+    kind = _recognise(outputs, targets)
+    if _are_swapped(outputs, targets, kind):
+        raise UsageError(
+            f"outputs {list(outputs.shape)} look like targets, and targets {list(targets.shape)} like the outputs of a "
+            "model: pass (outputs, targets) in this order, or name the kind of predictions with kind"
+        )
     if kind is None:
         forms = "\n".join(f"  {kind.name}: {kind.shapes}" for kind in KINDS.values())
         raise UsageError(
-            f"no kind of predictions has outputs {list(outputs.shape)} with targets {list(targets.shape)}; the kinds "
-            f"are:\n{forms}"
+            f"no kind of predictions has outputs {list(outputs.shape)} with targets {list(targets.shape)} of "
+            f"{targets.dtype}; the kinds are:\n{forms}"
         )
     return kind
+
+
+def _recognise(outputs: Tensor, targets: Tensor) -> str | None:
+    recognise = {1: _of_scores, 2: _of_rows, 3: _of_sequences, 4: _of_maps}.get(outputs.dim())
+    return recognise(outputs, targets) if recognise and targets.dim() else None
+
+
+def _are_swapped(outputs: Tensor, targets: Tensor, kind: str | None) -> bool:
+    """Return whether the targets are scores, and the outputs are labels that fit them."""
+    if kind not in (None, "regression") or not _is_whole(outputs) or _is_whole(targets):
+        return False
+    return _recognise(targets, outputs) not in (None, "regression", "lists")
 
 
 def _of_scores(outputs: Tensor, targets: Tensor) -> str | None:

@@ -121,8 +121,8 @@ def learn_from_bank(
     settings = {"mixture": dict(kind.mixture), "items": _items(bank, shape), **DEFAULTS, **options}
     settings |= {"distributed": distributed, "quiet": True}
     say(
-        f"learning a loss for {resolved} from {len(bank)} items of {bank.meta['item_size']} examples: {kind.title} "
-        f"(kind={kind.name}), compared with {kind.ordinary}"
+        f"learning a loss for {resolved}{resolved.call()} from {len(bank)} items of {bank.meta['item_size']} examples: "
+        f"{kind.title} (kind={kind.name}), compared with {kind.ordinary}"
     )
     _report_cost(resolved, items, len(bank))
     fit = _fit(surrogate, bank, resolved, settings)
@@ -167,7 +167,7 @@ def _checkpoints(outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
     """Return one batch for each checkpoint.
 
     Raises:
-        UsageError: there are no examples, or their numbers differ.
+        UsageError: there are no examples, their numbers differ, or the outputs are no scores.
     """
     is_list = isinstance(outputs, list | tuple)
     all_outputs: Sequence[Any] = outputs if is_list else [outputs]
@@ -175,13 +175,32 @@ def _checkpoints(outputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
     if not len(all_outputs) or len(all_outputs) != len(all_targets):
         raise UsageError(f"{len(all_outputs)} outputs and {len(all_targets)} targets: pass one of each per checkpoint")
     batches = [
-        (as_tensor(output, "outputs").detach().cpu().float(), as_tensor(target, "targets").detach().cpu())
+        (_scores(as_tensor(output, "outputs").detach().cpu()), as_tensor(target, "targets").detach().cpu())
         for output, target in zip(all_outputs, all_targets, strict=True)
     ]
     for checkpoint, labels in batches:
+        if not checkpoint.dim() or not labels.dim():
+            raise UsageError(
+                "outputs and targets must be tensors or arrays [E, ...], or lists of them, one for each checkpoint; "
+                "these are lists of numbers: pass torch.tensor(outputs) and torch.tensor(targets)"
+            )
         if not len(checkpoint) or len(checkpoint) != len(labels):
             raise UsageError(f"{len(checkpoint)} outputs, but {len(labels)} targets: pass one of each per example")
     return batches
+
+
+def _scores(outputs: Tensor) -> Tensor:
+    """Return the outputs in float32.
+
+    Raises:
+        UsageError: they are decisions, not scores.
+    """
+    if not outputs.is_floating_point():
+        raise UsageError(
+            f"outputs have the type {outputs.dtype}: pass scores such as logits, not predicted labels; if these are "
+            "scores, pass outputs.float()"
+        )
+    return outputs.float()
 
 
 def _build(name: str, shape: Sequence[int], bank: PredictionBank, **options: Any) -> SurrogateLoss:

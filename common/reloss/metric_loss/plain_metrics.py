@@ -83,6 +83,13 @@ class MetricForItems(NamedTuple):
     vectorised: str | None
     plain: PlainMetric | None
 
+    def call(self) -> str:
+        """Return how a plain function is called, such as ` (called with targets, then labels)`; else nothing."""
+        if self.plain is None:
+            return ""
+        order = ("targets", self.plain.takes) if self.plain.truth_first else (self.plain.takes, "targets")
+        return f" (called with {order[0]}, then {order[1]})"
+
     def __str__(self) -> str:
         takes = f" of {self.plain.takes}" if self.plain is not None else ""
         return f"{self.name}{takes}{'' if self.higher_is_better else ', lower is better'}"
@@ -136,7 +143,7 @@ def resolve_metric(
     if predictions is not None and predictions not in get_args(Predictions):
         raise unknown("form of predictions", predictions, get_args(Predictions))
     if isinstance(metric, str):
-        metric = get_metric(_by_kind(ALIASES, metric, kind) or metric)
+        metric = _named(metric, kind)
     name = name_of(metric)
     if higher_is_better is None:
         declared = getattr(metric, "higher_is_better", None)
@@ -152,6 +159,25 @@ def resolve_metric(
         return MetricForItems(as_metric(metric), name, higher_is_better, None, None)
     plain = _recognise(metric, kind, items, predictions)
     return MetricForItems(PerItem(plain), name, higher_is_better, None, plain)
+
+
+def _named(name: str, kind: Kind) -> Metric:
+    """Return the metric with this name, or short name, for a kind of predictions.
+
+    Raises:
+        UsageError: there is none; the message names the nearest ones, or the kinds that a short name is for.
+    """
+    full = _by_kind(ALIASES, name, kind)
+    if full is None and name in ALIASES and name not in METRICS:
+        kinds = ", ".join(ALIASES[name])
+        raise UsageError(
+            f"metric '{name}' is for predictions of kind {kinds}, and these are {kind.title} (kind={kind.name}); pass "
+            "the right kind, or another metric"
+        )
+    if full is None and name not in METRICS and not set(":.") & set(name):
+        short = [alias for alias in ALIASES if _by_kind(ALIASES, alias, kind)]
+        raise UsageError(f"{unknown('metric', name, [*METRICS, *short])}; or pass a function of (outputs, targets)")
+    return get_metric(full or name)
 
 
 def name_of(metric: Any) -> str:
@@ -175,19 +201,26 @@ def _recognise(function: Any, kind: Kind, items: Batch, predictions: Predictions
         raise UsageError(
             f"{function!r} is not a metric; pass a function of (outputs, targets), a torchmetrics object or a name"
         )
-    usable, failures = None, []
+    usable, failures, undefined = None, [], None
     for plain in _forms(function, kind, predictions):
         try:
             values = _values(plain, items)
         except Exception as error:
             failures.append(error)
             continue
-        if any(math.isfinite(value) for value in values):
-            usable = usable or plain
-            if len({value for value in values if math.isfinite(value)}) > 1:
-                return plain
+        if not any(math.isfinite(value) for value in values):
+            undefined = values[0]
+            continue
+        usable = usable or plain
+        if len({value for value in values if math.isfinite(value)}) > 1:
+            return plain
+    if usable is None and undefined is not None:
+        raise UsageError(
+            f"metric {name_of(function)} returned {undefined} for all {len(items[0])} batches that it was tried with; "
+            "return a number where it is not defined, or pass a larger item_size"
+        )
     if usable is None:
-        cause = f"{type(failures[0]).__name__}: {failures[0]}" if failures else "it returns no finite number"
+        cause = f"{type(failures[0]).__name__}: {failures[0]}"
         raise UsageError(
             f"metric {name_of(function)} cannot be called with {kind.title} as outputs, labels or probabilities, as "
             f"tensors or arrays: {cause}. A metric takes (outputs, targets) of one batch, or (y_true, y_pred), and "

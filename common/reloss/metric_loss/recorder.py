@@ -38,7 +38,7 @@ class Recorder(nn.Module):
         max_bytes: bound of the recording's size on disk.
 
     Raises:
-        UsageError: the kind is unknown, or several processes have no common path.
+        UsageError: the loss cannot be called, the kind is unknown, or several processes have no common path.
     """
 
     def __init__(
@@ -51,8 +51,11 @@ class Recorder(nn.Module):
         max_bytes: int = 256 << 20,
     ) -> None:
         super().__init__()
+        if isinstance(loss, type) or not callable(loss):
+            example = f"Recorder({loss.__name__}())" if isinstance(loss, type) else "Recorder(nn.CrossEntropyLoss())"
+            raise UsageError(f"the loss must be a function of (outputs, targets), not {loss!r}: write {example}")
         if path is None and processes() > 1:
-            raise UsageError("several processes record together: pass all the same folder, Recorder(loss, path=FOLDER)")
+            raise UsageError("several processes record together: pass Recorder(loss, path=FOLDER), the same folder")
         self.loss = loss
         self.kind: Kind | None = None if kind is None else find_kind(kind)
         self.item_size, self.max_bytes = item_size, max_bytes

@@ -73,8 +73,18 @@ class LearnedLoss:
         return self.fit.spearman - self.fit.spearman_ordinary, near
 
     def verdict(self) -> str:
-        """Return one sentence: worth training with, no better than the ordinary loss, or not learnable, and why."""
+        """Return one sentence: worth training with, no better than the ordinary loss, or not learnable, and why.
+
+        Where the ordinary loss ranks predictions the other way round, the sentence asks to check the direction instead.
+        """
         name, ordinary = self.metric.name, self.loss.kind.ordinary
+        if self.fit.spearman_ordinary < -USEFUL:
+            assumed, other = ("higher", "lower") if self.metric.higher_is_better else ("lower", "higher")
+            return (
+                f"check the direction: the better the predictions are by {ordinary}, the worse they are by {name}, for "
+                f"which {assumed} was taken to be better. If {other} is better, pass "
+                f"higher_is_better={not self.metric.higher_is_better}"
+            )
         held_out, near = self.gain()
         strongest = max(self.fit.spearman, self.fit.local.get("local_spearman", -1))
         if not strongest > USEFUL:

@@ -33,6 +33,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     known = sorted(known)
     same_letters = [other for other in known if other.lower() == name.strip().lower()]
     similar = same_letters or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    similar = similar or [other for other in known if len(other) > 1 and name.lower().startswith(other.lower())][:3]
     if similar:
         cutoff = difflib.SequenceMatcher(None, similar[0], name).ratio() - CLEARLY_WORSE
         similar = difflib.get_close_matches(name, similar, n=3, cutoff=max(cutoff, 0))

@@ -46,6 +46,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         RelossError: the card is missing, names no class and options, or the figures of its fit were changed.
     """
     path = folder / CARD_FILE
+    if not path.exists():
+        raise RelossError(f"{folder} holds no saved loss, no {CARD_FILE}; name a folder that save_pretrained wrote")
     card = read_json(path)
     if not (isinstance(card, dict) and isinstance(card.get("class"), str) and isinstance(card.get("options"), dict)):
         raise RelossError(
