@@ -74,6 +74,7 @@ def test_the_list_fits_a_terminal(tmp_path):
     rows = list_experiments(tmp_path)
     lines = render_experiments(rows, 80).splitlines()
     assert max(map(len, lines)) <= 80
+    assert len(lines) < 3.5 * len(rows)
     assert [line.split()[0] for line in lines if line[:1].strip()] == [row["name"] for row in rows]
     assert lines.count("") == 3  # between the four tasks
 
@@ -394,6 +395,9 @@ def test_doctor(cli, tmp_path):
     assert found["commit"] in out
     assert out.count("squad: ") == 1
     assert "digits: digits" not in out
+    (shared,) = [line for line in out.splitlines() if "yeast5" in line]  # one line for all sets from one source
+    assert "yeast4, yeast5, yeast6: missing: no " in shared
+    assert "keel/NAME.dat" in shared
 
 
 def test_doctor_never_prints_the_key(cli, tmp_path, monkeypatch):

@@ -66,6 +66,15 @@ def test_doctor_names_the_extra_of_each_task_and_each_part(cli, tmp_path, monkey
     assert "tracking: installed" in lines
 
 
+def test_the_demo_names_all_packages_that_it_needs(cli, tmp_path, monkeypatch):
+    absent = {"classification": ["accelerate", "pillow"], "report": ["matplotlib", "pillow"]}
+    monkeypatch.setattr("reloss.runtime.extras.missing_packages", absent.get)
+    code, _, err = cli("demo", "--out", tmp_path / "demo")
+    assert code == 1
+    assert err == "reloss: this needs accelerate, pillow, matplotlib: `pip install '.[classification,report]'`\n"
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_module_of_the_core_that_is_missing_is_named_with_its_extra(missing, cli, tmp_path):
     for name in [name for name in sys.modules if name.startswith("reloss.report.")]:
         missing.patch.delitem(sys.modules, name)

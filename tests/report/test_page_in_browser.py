@@ -263,6 +263,9 @@ def test_printing_opens_what_is_closed(visit):
     assert not page.locator(".controls").is_visible()
     page.set_viewport_size({"width": 1032, "height": 700})  # A4, landscape, without its margins
     assert page.evaluate("document.documentElement.scrollWidth") <= 1032
+    displays = "elements => [...new Set(elements.map(element => getComputedStyle(element).display))]"
+    assert page.eval_on_selector_all("thead button", displays) == ["contents"]  # painted again on the next page
+    assert page.eval_on_selector_all(".charts", displays) == ["block"]  # breaks between its rows
     assert page.pdf().startswith(b"%PDF")
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from reloss.runtime import progress
-from reloss.runtime.text import finite, one_line, printable
+from reloss.runtime.text import finite, fitted, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,14 @@ def test_a_closed_pipe_does_not_end_the_work(monkeypatch):
 def test_messages_hold_no_codes(capsys):
     progress.say("skipped: a\x1b[2Jb")
     assert capsys.readouterr().err == "skipped: a\\u001b[2Jb\n"
+
+
+def test_lines_are_fitted_to_a_terminal():
+    text = "data      squad: missing: put a file, in SQuAD's JSON, there\n          lsp: there"
+    assert fitted(text, None) == text
+    assert fitted(text, 30, 10).splitlines() == [
+        "data      squad: missing: put",
+        "          a file, in SQuAD's",
+        "          JSON, there",
+        "          lsp: there",
+    ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
@@ -55,6 +57,11 @@ RUNS = as_folder(os.environ.get("RELOSS_RUNS", "runs"))
 def flat(settings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """Return the settings of all `--set` options in one tuple."""
     return tuple(setting for group in settings for setting in group)
+
+
+def terminal_width() -> int | None:
+    """Return the number of columns of the terminal; None if the output goes elsewhere."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_json(value: Any) -> None:

@@ -11,6 +11,7 @@ from reloss.experiment.task import Task, tasks
 from reloss.runtime.errors import RelossError
 from reloss.runtime.extras import EXTRA_OF, install_command, missing_packages
 
+INDENT = 10  # column where the lines of the report start, after its titles
 SHARED_EXTRAS = sorted({*EXTRA_OF.values()} - {"nmt"})
 """The extras that belong to no task."""
 
@@ -73,11 +74,22 @@ def render(report: dict[str, Any]) -> str:
         "gpus": [", ".join(devices["gpus"]) or "none"],
         "tasks": [f"{name}: {state}" for name, state in report["tasks"].items()],
         "extras": [f"{name}: {state}" for name, state in report["extras"].items()],
-        "data": [line if line.startswith(name) else f"{name}: {line}" for name, line in report["data"].items()],
+        "data": _data_lines(report["data"]),
         "wandb": [report["wandb"]],
     }
     return "\n".join(
-        f"{title if number == 0 else '':<9} {line}"
+        f"{title if number == 0 else '':<{INDENT - 1}} {line}"
         for title, lines in sections.items()
         for number, line in enumerate(lines)
     )
+
+
+def _data_lines(descriptions: dict[str, str]) -> list[str]:
+    """Return a line for each data set; sets that lack the same share a line, with NAME in place of their names."""
+    lines, sharing = [], dict[str, list[str]]()
+    for name, text in descriptions.items():
+        sharing.setdefault(text.replace(name, "NAME") if text.startswith("missing: ") else text, []).append(name)
+    for shared, names in sharing.items():
+        text = descriptions[names[0]] if len(names) == 1 else shared
+        lines.append(text if text.startswith(names[0]) else f"{', '.join(names)}: {text}")
+    return lines

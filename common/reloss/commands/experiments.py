@@ -38,10 +38,13 @@ def render_experiments(rows: Sequence[dict[str, Any]], width: int | None = None)
     name_width, state_width = max(len(row["name"]) for row in rows), max(map(len, STATES))
     groups = []
     for _, group in groupby(rows, lambda row: row["task"]):
-        lines = [f"{row['name']:<{name_width}}  {_state(row):<{state_width}}  {_facts(row)}" for row in group]
-        if width is not None:
-            indent = " " * (name_width + state_width + 4)
-            lines = [fill(line, width, subsequent_indent=indent) for line in lines]
+        lines = []
+        for row in group:
+            start, facts = f"{row['name']:<{name_width}}  {_state(row):<{state_width}}", _facts(row)
+            if width is None or len(f"{start}  {facts}") <= width:
+                lines.append(f"{start}  {facts}")
+            else:
+                lines += [start.rstrip(), fill(facts, width, initial_indent="    ", subsequent_indent="    ")]
         groups.append("\n".join(lines))
     return "\n\n".join(groups)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from reloss.commands import arguments
-from reloss.commands.arguments import DATA, RUNS, Experiment, Name, print_json
+from reloss.commands.arguments import DATA, RUNS, Experiment, Name, print_json, terminal_width
 
 
 @dataclass
@@ -150,14 +150,15 @@ class Zoo:
 
         from reloss.commands.zoo import LAYOUT, card_data, zoo_data, zoo_note, zoo_table, zoo_text
         from reloss.report.terminal import print_table
+        from reloss.runtime.text import fitted
 
         if self.json:
             print_json(card_data(self.name) if self.name else zoo_data())
         elif self.name:
-            print(zoo_text(self.name))
+            print(fitted(zoo_text(self.name), terminal_width()))
         elif sys.stdout.isatty():
             print_table(zoo_table(), LAYOUT, Console(highlight=False))
-            print(zoo_note())
+            print(fitted(zoo_note(), terminal_width()))
         else:
             print(zoo_table().plain())
 
@@ -241,10 +242,11 @@ class Doctor:
     data: arguments.Data = DATA
 
     def __call__(self) -> None:
-        from reloss.commands.doctor import examine, render
+        from reloss.commands.doctor import INDENT, examine, render
+        from reloss.runtime.text import fitted
 
         report = examine(self.data)
-        print_json(report) if self.json else print(render(report))
+        print_json(report) if self.json else print(fitted(render(report), terminal_width(), INDENT))
 
 
 @dataclass
@@ -260,6 +262,9 @@ class Demo:
     """Number of seeds."""
 
     def __call__(self) -> None:
+        from reloss.runtime.extras import require
+
+        require("classification", "report")
         from reloss.commands.demo import demo
 
         demo(self.out, self.seeds)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from reloss.commands import arguments
-from reloss.commands.arguments import DATA, RUNS, Experiment, Name, Settings, Track, flat, print_json
+from reloss.commands.arguments import DATA, RUNS, Experiment, Name, Settings, Track, flat, print_json, terminal_width
 
 LearnSettings = Annotated[
     UseAppendAction[tuple[tuple[str, ...], ...]],
@@ -49,8 +47,7 @@ class List:
         if self.json:
             print_json(rows)
             return
-        width = get_terminal_size().columns if sys.stdout.isatty() else None
-        print(render_experiments(rows, width), flush=True)
+        print(render_experiments(rows, terminal_width()), flush=True)
         for line in remedies(rows, self.data):
             say(line)
 

@@ -36,6 +36,17 @@ def unavailable(error: ModuleNotFoundError) -> Unavailable | None:
     )
 
 
+def require(*extras: str) -> None:
+    """Check that the packages of several extras are installed.
+
+    Raises:
+        Unavailable: some are not; the message names all of them, and one command.
+    """
+    missing = dict.fromkeys(package for extra in extras for package in missing_packages(extra))
+    if missing:
+        raise Unavailable(f"this needs {', '.join(missing)}: `{install_command(','.join(extras))}`")
+
+
 def is_installed(package: str) -> bool:
     """Return whether a package is installed, by the name that pip gives it. Imports nothing."""
     try:

@@ -311,7 +311,7 @@ def hash_of_files(root: Path, paths: Sequence[Path]) -> str:
         for path in paths[:: ceil(len(paths) / MAX_HASHED_FILES) or 1]:
             digest.update(bytes.fromhex(sha256_of(path)))
     except OSError as error:
-        raise RelossError(f"{path} cannot be read ({error.strerror or error}); make it readable") from error
+        raise RelossError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ that split a row, half a character that no file can hold.
 
 import math
 import re
+from textwrap import fill
 from typing import Any
 
 UNPRINTABLE = re.compile(
@@ -23,6 +24,14 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return the printable text on one line: white space of any kind becomes one space."""
     return printable(" ".join(text.split()))
+
+
+def fitted(text: str, width: int | None, indent: int = 2) -> str:
+    """Return the text with lines of at most `width` columns, continued after `indent` spaces; None changes nothing."""
+    if width is None:
+        return text
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    return "\n".join(fill(line, width, **options) for line in text.splitlines())
 
 
 def finite(value: Any) -> Any:
