@@ -95,7 +95,8 @@ def experiment_of(name: str) -> str:
     """
     experiment, colon, variant = name.partition(":")
     if not colon or not variant:
-        raise UsageError(f"a variant is written EXPERIMENT:LOSS[@SETTINGS], such as {name or 'task/name'}:reloss")
+        example = experiment if "/" in experiment else "classification/digits_cnn"
+        raise UsageError(f"a variant is written EXPERIMENT:LOSS[@SETTINGS], such as {example}:reloss, not '{name}'")
     return find_experiment(experiment)[1].name
 
 

@@ -98,7 +98,8 @@ def _find(name: str, others: Sequence[str]) -> tuple[Task, str]:
         task, config = find_experiment(name)
         return task, config.name
     if name not in tasks():
-        raise unknown("table", name, [*tasks(), *others])
+        experiments = [full for task in tasks().values() for full in task.experiments if name in full]
+        raise unknown("table", name, [*tasks(), *others, *experiments])
     return tasks()[name], ""
 
 

@@ -33,9 +33,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     known = sorted(known)
     same_letters = [other for other in known if other.lower() == name.strip().lower()]
     similar = same_letters or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    similar = similar or [other for other in known if len(other) > 1 and name.lower().startswith(other.lower())][:3]
+    similar = similar or [other for other in known if _is_part(name.lower(), other.lower())]
     if similar:
         cutoff = difflib.SequenceMatcher(None, similar[0], name).ratio() - CLEARLY_WORSE
         similar = difflib.get_close_matches(name, similar, n=3, cutoff=max(cutoff, 0))
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"valid: {', '.join(known) or 'none'}"
     return UsageError(f"unknown {kind} '{name}'; {hint}")
+
+
+def _is_part(name: str, other: str) -> bool:
+    """Return whether a name continues another one, such as f1_scores, or is a part of it, such as digits."""
+    return (len(other) > 1 and name.startswith(other)) or (len(name) > 2 and name in other)

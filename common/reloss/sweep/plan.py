@@ -95,7 +95,7 @@ def parse_seeds(text: str) -> list[int]:
         for bound in (first, last or first):
             check_seed(int(bound))
         if int(first) > int(last or first):
-            raise UsageError(f"--seeds {text}: {first} is larger than {last}")
+            raise UsageError(f"--seeds {text}: {first} is larger than {last}; the smaller seed comes first")
         seeds.update(range(int(first), min(int(last or first), int(first) + MAX_SEEDS) + 1))
         if len(seeds) > MAX_SEEDS:
             raise UsageError(f"--seeds {text} names more than {MAX_SEEDS} seeds, the most of one sweep")
