@@ -53,15 +53,32 @@ def on_terminal(columns, words):
     return out.decode().replace("\r", "").splitlines()
 
 
-@pytest.mark.parametrize(("columns", "more"), [(80, []), (100, ["--all"])])
-def test_nothing_is_wider_than_the_terminal(runs, monkeypatch, columns, more):
+@pytest.fixture(autouse=True)
+def plain_terminal(monkeypatch):
+    """A terminal without colours, whose width the system tells."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
+
+
+@pytest.mark.parametrize(("columns", "more"), [(80, []), (100, ["--all"])])
+def test_nothing_is_wider_than_the_terminal(runs, columns, more):
     lines = on_terminal(columns, ["table", DIGITS, "--runs", runs, *more])
     assert lines[0] == f"{DIGITS}: accuracy"
     assert max(map(len, lines)) <= columns
     assert any("label_smoothing" in line for line in lines) == bool(more)
+
+
+@pytest.mark.parametrize("words", [("status", DIGITS, "--runs"), ("zoo", "f1"), ("zoo",), ("list", "--data")])
+def test_other_commands_fit_the_terminal(runs, words):
+    lines = on_terminal(80, [*words, runs] if words[-1].startswith("--") else words)
+    if words[0] == "list":
+        lines = [line for line in lines if not line.startswith("no data: ")]  # a message, on standard error
+    assert max(map(len, lines)) <= 80
+    if words[0] == "status":
+        assert lines[0] == DIGITS
+        assert lines[1].split() == ["loss", "seed", "state", "why"]  # progress and updated are empty
+        assert lines[-1].endswith("1 failed")
 
 
 def printed(runs, name=DIGITS, tuned="", pool="", **more):

@@ -240,11 +240,11 @@ class Status:
     """Print JSON."""
 
     def __call__(self) -> None:
-        from reloss.commands.status import read_status, render_status
+        from reloss.commands.status import print_status, read_status
         from reloss.experiment.workspace import Workspace
 
         rows = read_status(self.name, self.losses, self.seeds, flat(self.set), Workspace(self.runs))
-        print_json([row.as_json() for row in rows]) if self.json else print(render_status(rows))
+        print_json([row.as_json() for row in rows]) if self.json else print_status(rows)
 
 
 @dataclass
@@ -272,13 +272,13 @@ class Forget:
 
     def __call__(self) -> None:
         from reloss.commands.forget import find_records, forget
-        from reloss.commands.status import render_status
+        from reloss.commands.status import print_status
         from reloss.experiment.workspace import Workspace
         from reloss.runtime.progress import say
 
         workspace = Workspace(self.runs)
         rows = find_records(self.name, self.losses, self.seeds, flat(self.set), self.states, workspace)
-        print(render_status(rows))
+        print_status(rows)
         if self.yes:
             forget(rows, workspace)
             say("removed")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+
+from rich.console import Console
 
 from reloss.experiment.status import Status
 from reloss.experiment.workspace import Workspace
 from reloss.report.table import Table
 from reloss.report.tables import existing
+from reloss.report.terminal import EXPERIMENT, Layout, print_table
 from reloss.runtime.errors import UsageError
 from reloss.sweep.plan import make_plan, parse_losses, parse_seeds
 from reloss.sweep.status import Row, of_plan, of_records
 
-HEADERS = ("experiment", "loss", "seed", "state", "progress", "updated", "why")
+HEADERS = (EXPERIMENT, "loss", "seed", "state", "progress", "updated", "why")
 
 
 def read_status(name: str, losses: str, seeds: str, settings: Sequence[str], workspace: Workspace) -> list[Row]:
@@ -30,8 +34,24 @@ def read_status(name: str, losses: str, seeds: str, settings: Sequence[str], wor
     return of_plan(plan, workspace) if seeds else of_records(plan, chosen, workspace)
 
 
-def render_status(rows: Sequence[Row]) -> str:
-    """Return the rows as a table in plain text, and a line with the number of runs in each state."""
+def print_status(rows: Sequence[Row]) -> None:
+    """Print the rows as a table, and the number of runs in each state.
+
+    A terminal gets a part for each experiment, fitted to its width, without the columns that are empty.
+    """
+    table = _table(rows)
+    if not sys.stdout.isatty():
+        print(f"{table.plain()}\n")
+    else:
+        filled = (header for header, *texts in zip(HEADERS, *table.texts(), strict=True) if any(texts))
+        layout = Layout(tuple(header for header in filled if header != EXPERIMENT))
+        print_table(table, layout, Console(highlight=False))
+    counts = Counter(_words(row.state) for row in rows if row.stage == "all")
+    total = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print(f"{counts.total()} runs: {total}")
+
+
+def _table(rows: Sequence[Row]) -> Table:
     cells = [
         (
             *(row.experiment, row.loss, row.seed if row.stage == "all" else row.stage),
@@ -39,9 +59,7 @@ def render_status(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    counts = Counter(_words(row.state) for row in rows if row.stage == "all")
-    total = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return f"{Table(HEADERS, cells).plain()}\n\n{counts.total()} runs: {total}"
+    return Table(HEADERS, cells)
 
 
 def _words(state: Status) -> str:
