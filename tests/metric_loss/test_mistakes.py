@@ -48,6 +48,13 @@ def test_swapped_arguments_of_a_recorder():
         Recorder(nn.BCEWithLogitsLoss())(LABELS.float(), SCORES.requires_grad_())
 
 
+def test_swapped_arguments_of_a_fitted_loss():
+    loss = reloss.load("f1")
+    with pytest.raises(ValueError, match=r"targets must be 0 or 1, -1 or 1, or bool, not -2; the loss takes"):
+        loss(LABELS.float(), SCORES)
+    assert loss(SCORES, LABELS).isfinite()
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [(nn.BCEWithLogitsLoss, r"write Recorder\(BCEWithLogitsLoss\(\)\)"), ("bce", r"not 'bce': write Recorder\(nn\.")],

@@ -136,6 +136,20 @@ def _of_maps(outputs: Tensor, targets: Tensor) -> str | None:
     return "masks" if _values_in(targets, 0, 1, IGNORED) else "heatmaps"
 
 
+def check_labels(targets: Tensor, kind: Kind) -> None:
+    """Check the targets of two classes: anything but two labels is likely the outputs. Waits for the device.
+
+    Raises:
+        ValueError: they hold another value.
+    """
+    if kind.name != "binary" or _values_in(targets, 0, 1) or _values_in(targets, -1, 1):
+        return
+    value = next(value for value in targets.flatten().tolist() if value not in (0, 1))
+    raise ValueError(
+        f"targets must be 0 or 1, -1 or 1, or bool, not {value:g}; the loss takes (outputs, targets) in this order"
+    )
+
+
 def _values_in(targets: Tensor, *values: int) -> bool:
     """Return whether the targets hold no other values than these."""
     return bool(torch.isin(targets.float(), torch.tensor(values, dtype=torch.float32, device=targets.device)).all())

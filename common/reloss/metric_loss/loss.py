@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
-from reloss.metric_loss.kinds import KINDS, Kind
+from reloss.metric_loss.kinds import KINDS, Kind, check_labels
 from reloss.metric_loss.zoo import load_surrogate, zoo_names
 from reloss.metrics.shapes import ShapeError, check_tensors
 from reloss.runtime.errors import RelossError, UsageError, unknown
@@ -28,6 +29,7 @@ class MetricLoss(nn.Module):
     def __init__(self, surrogate: SurrogateLoss, kind: Kind) -> None:
         super().__init__()
         self.surrogate, self.kind = surrogate, kind
+        self._saw_targets = False
 
     def forward(
         self,
@@ -45,10 +47,13 @@ class MetricLoss(nn.Module):
             reduction: `mean`, or as in torch, `sum`, or `none` for the losses of the examples [B].
 
         Raises:
-            ValueError: the batch has another form; or there are weights or another reduction, but the loss belongs to
-                the batch as a whole, as for F1, or ignored examples were dropped.
+            ValueError: the batch has another form, or the first one has other labels; or there are weights or another
+                reduction, but the loss belongs to the batch as a whole, as for F1, or ignored examples were dropped.
         """
         check_tensors(outputs=outputs, targets=targets)
+        if not self._saw_targets and not torch.compiler.is_compiling():
+            check_labels(targets, self.kind)
+            self._saw_targets = True
         try:
             prepared, labels = self.kind.prepare(outputs, targets)
             if weights is not None or reduction != "mean":

@@ -124,7 +124,8 @@ def experiment_section(task: str, config: Experiment, about: str, collector: Col
     section = Section(config, task, about, shared)
     section.charts += _present([collector.attempt(config.name, training_chart, config, groups, collector)])
     for loss, surrogate in shown_surrogates(runs, surrogates):
-        section.charts += collector.attempt(surrogate.name, surrogate_charts, config, loss, surrogate) or []
+        charts = collector.attempt(surrogate.name, surrogate_charts, config, loss, surrogate) or []
+        section.charts += [drawn for drawn in charts if drawn not in section.charts]  # the ordinary loss's only once
     section.images += collector.images(f"{config.name}/diagnostics")
     for group in groups[:MAX_GROUPS]:
         section.images += collector.images(group.runs[0].name)

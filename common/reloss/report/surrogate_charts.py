@@ -78,6 +78,8 @@ def _examples_chart(examples: Values, ordinary: str, name: str, colour: int) -> 
 
 def _fit_chart(surrogate: SurrogateRecord, name: str, colour: int) -> Chart | None:
     lines = [line for line in surrogate.history() if "step" in line]
+    if len(lines) < 2:  # nothing was learned, as for an expected metric
+        return None
     series = []
     for key, label in (("spearman", "recorded items"), ("spearman_synthetic", "synthetic items")):
         measured = [line for line in lines if key in line]
