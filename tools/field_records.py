@@ -129,12 +129,19 @@ class KindResults:
         write_text(self.path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines))
 
     def facts(self, name: str, ordinary: str) -> dict[str, Any]:
-        """Return how a loss trains on unseen sets, as `training_facts` does; `ordinary` is the baseline."""
+        """Return how a loss trains on unseen sets, as `training_facts` does; empty if it was not measured.
+
+        Args:
+            name: name of the loss.
+            ordinary: name of the ordinary loss, the baseline.
+        """
         scores: dict[str, dict[int, float]] = {}
         for line in self.lines:
             if line["loss"] == name:
                 of_method = scores.setdefault(line["method"], {})
                 of_method[len(of_method)] = float(np.mean(line["test"]))
+        if ordinary not in scores:
+            return {}
         facts: dict[str, Any] = {ordinary: float(np.mean(list(scores[ordinary].values())))}
         for method, values in scores.items():
             difference = paired_difference(values, scores[ordinary])

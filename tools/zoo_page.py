@@ -84,8 +84,8 @@ HEADERS = (
     *("name", "metric", "Spearman, unseen sets", "the ordinary loss's", "expected metric's"),
     *("ordinary loss", "zoo + ordinary", "difference", "zoo alone"),
 )
-_NOT_IN_THE_ZOO = """These losses were fitted and measured like the others, but they do not transfer: they rank unseen
-sets no better than the ordinary loss, or training with them added is not better on the mean."""
+_NOT_IN_THE_ZOO = """These losses were fitted and measured like the others. They are not in the zoo because they rank
+unseen sets no better than the ordinary loss, or because training with them added is not better, or was not measured."""
 
 
 def _other_kinds() -> list[str]:
@@ -105,11 +105,12 @@ def _other_kinds() -> list[str]:
 def _summary(
     name: str, metric: str, spearman: Mapping[str, Any], training: Mapping[str, Any], ordinary: str = ORDINARY
 ) -> list[Cell]:
+    ranks = [name, metric, *(_two_digits(spearman[key]) for key in ("unseen", "ordinary", "expected"))]
+    if not training:
+        return [*ranks, *[NOT_MEASURED] * 4]
     mixed = training[f"zoo + {ordinary}"]
     return [
-        name,
-        metric,
-        *(_two_digits(spearman[key]) for key in ("unseen", "ordinary", "expected")),
+        *ranks,
         Number(training[ordinary], f"{training[ordinary]:.3f}"),
         Number(mixed["mean"], f"{mixed['mean']:.3f}"),
         _interval(mixed["difference"], mixed["low"], mixed["high"]),
