@@ -105,6 +105,7 @@ def test_wrong_functions_for_compare(learned):
         (lambda loss: None, r"must be a function train\(loss, seed\) or train\(loss, seed, lr\): too many positional"),
         ("train", r"must be a function train\(loss, seed\)"),
         (lambda loss, seed: (outputs[0][:50], targets), "train must return .*: 50 outputs, but"),
+        (lambda loss, seed: (targets, outputs[0]), "train must return .*: targets must be 0 or 1, -1 or 1, or bool"),
     ):
         with pytest.raises(UsageError, match=message):
             learned.compare(train, seeds=2)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reloss.learning.items import Items
 from reloss.learning.measure import Measure
-from reloss.metric_loss.kinds import Batch, as_tensor
+from reloss.metric_loss.kinds import Batch, as_tensor, check_labels
 from reloss.metric_loss.loss import MixedLoss
 from reloss.report.statistics import Difference, describe, paired_difference
 from reloss.report.table import Number, Table
@@ -195,6 +195,7 @@ class _Judge:
         tensors = (as_tensor(outputs, "outputs").detach().float().cpu(), as_tensor(targets, "targets").cpu())
         if len(tensors[0]) != len(tensors[1]):
             raise ValueError(f"{len(tensors[0])} outputs, but {len(tensors[1])} targets")
+        check_labels(tensors[1], self.kind)
         return self.kind.prepare(*tensors)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
