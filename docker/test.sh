@@ -242,18 +242,19 @@ a_changed_project_keeps_the_layer_of_the_lock() {
   podman rmi $changed
 }
 
-# Prints the sum of every file that the lock installs: packages FOLDER. Not the notes that an installer leaves: its name,
-# its cache, and RECORD, which holds the paths of scripts.
+# Prints the sum of every file that the lock installs: packages FOLDER. Not pip, which comes with Python, and not the notes
+# that an installer leaves: its name, its cache, and RECORD, which holds the paths of scripts.
 packages() {
-  (cd "$1" && find . -type f ! -name '*.pyc' ! -name RECORD ! -name INSTALLER ! -name 'uv_*.json' ! -path './*reloss*' -print0 \
-    | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
+  (cd "$1" && find . \( -path ./pip -o -path './pip-*' -o -path './*reloss*' \) -prune -o -type f ! -name '*.pyc' \
+    ! -name RECORD ! -name INSTALLER ! -name 'uv_*.json' -print0 | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
 }
 
 # Two installations of the lock, made apart, are equal: the image has the files that the project's tests run with.
 image_and_checkout_are_equal() {
   local site=lib/python3.11/site-packages
   [ -e .venv/.installed ] || stop "there is no .venv to compare with; run make setup first"
-  .venv/bin/pip freeze --all --exclude reloss | diff - <(reloss --entrypoint pip $IMAGE freeze --all --exclude reloss)
+  local freeze=(freeze --all --exclude reloss --exclude pip)
+  .venv/bin/pip "${freeze[@]}" | diff - <(reloss --entrypoint pip $IMAGE "${freeze[@]}")
   packages .venv/$site >"$work/checkout"
   packages "$(podman image mount $IMAGE)/opt/reloss/$site" >"$work/image"
   podman image umount $IMAGE
