@@ -6,6 +6,7 @@ starts from a baseline. So a plan lists each shared stage once, in four phases, 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ MAX_SEEDS = 1000  # of one sweep; the intervals of a table need fewer
 
 Variants = list[tuple[str, tuple[str, ...]]]
 """Losses, each with the settings of its variant."""
+
+Surrogate = tuple[str, str, tuple[str, ...]]
+"""What identifies a surrogate within a plan: experiment, loss, and the settings that decide the fit."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,26 @@ class Plan:
         if job in self.fits:
             same = [other for other in earlier if other.run.experiment == job.run.experiment]
             starts = [other for other in same if other.stage == "baseline" or other.run.seed == job.run.seed]
-            surrogates = [_surrogate_of(first) for first in _first_round(job.run)]
-            return starts + [other for other in self.fits if _surrogate_of(other.run) in surrogates]
-        fits = [fit for fit in self.fits if _surrogate_of(fit.run) == _surrogate_of(job.run)]
-        fits += [fit for fit in self.fits if job.run in _first_round(fit.run)]  # which runs it
+            return starts + [
+                fit for run in _first_round(job.run) for fit in self._fits_by_surrogate[_surrogate_of(run)]
+            ]
+        fits = self._fits_by_surrogate[_surrogate_of(job.run)] + self._fits_by_first_round[job.run]  # these run it
         return fits + prerequisites + [start for start in _fine_tuned_baseline(job.run) if start in earlier]
+
+    @cached_property
+    def _fits_by_surrogate(self) -> dict[Surrogate, list[Job]]:
+        fits = defaultdict[Surrogate, list[Job]](list)
+        for fit in self.fits:
+            fits[_surrogate_of(fit.run)].append(fit)
+        return fits
+
+    @cached_property
+    def _fits_by_first_round(self) -> dict[RunSpec, list[Job]]:
+        fits = defaultdict[RunSpec, list[Job]](list)
+        for fit in self.fits:
+            for run in _first_round(fit.run):
+                fits[run].append(fit)
+        return fits
 
     def is_done(self, job: Job, workspace: Workspace) -> bool:
         """Return whether a job has nothing to do: it is finished, or every run that needs it is done."""
@@ -191,8 +210,8 @@ def _first_round(run: RunSpec) -> list[RunSpec]:
     return [run.first_round()] if run.loss in FITTED_LOSSES and run.load()[1].refit else []
 
 
-def _surrogate_of(run: RunSpec) -> tuple[str, str, tuple[str, ...]]:
-    """Return what identifies a run's surrogate within a plan."""
+def _surrogate_of(run: RunSpec) -> Surrogate:
+    """Return the surrogate that a run uses or a fit learns."""
     return run.experiment, run.loss, run.fit_settings
 
 
