@@ -242,11 +242,13 @@ a_changed_project_keeps_the_layer_of_the_lock() {
   podman rmi $changed
 }
 
-# Prints the sum of every file that the lock installs: packages FOLDER. Not pip, which comes with Python, and not the notes
-# that an installer leaves: its name, its cache, and RECORD, which holds the paths of scripts.
+# Prints the sum of every file that the lock installs: packages FOLDER. Left out are pip, which comes with Python;
+# tensorboard_data_server, because an index may offer its wheel with a program or the one without; and the notes that an
+# installer leaves: its name, its cache, and RECORD, which holds the paths of scripts.
 packages() {
-  (cd "$1" && find . \( -path ./pip -o -path './pip-*' -o -path './*reloss*' \) -prune -o -type f ! -name '*.pyc' \
-    ! -name RECORD ! -name INSTALLER ! -name 'uv_*.json' -print0 | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
+  local apart=(-path './pip' -o -path './pip-*' -o -path './*reloss*' -o -path './tensorboard_data_server*')
+  (cd "$1" && find . \( "${apart[@]}" \) -prune -o -type f ! -name '*.pyc' ! -name RECORD ! -name INSTALLER \
+    ! -name 'uv_*.json' -print0 | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
 }
 
 # Two installations of the lock, made apart, are equal: the image has the files that the project's tests run with.
