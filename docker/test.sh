@@ -242,7 +242,7 @@ a_changed_project_keeps_the_layer_of_the_lock() {
   podman rmi $changed
 }
 
-# Prints the sum of every file that the lock installs: packages FOLDER. Left out are pip, which comes with Python;
+# Prints the sum of every file that the lock installs: packages FOLDER. It skips pip, which comes with Python;
 # tensorboard_data_server, because an index may offer its wheel with a program or the one without; and the notes that an
 # installer leaves: its name, its cache, and RECORD, which holds the paths of scripts.
 packages() {
