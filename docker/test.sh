@@ -246,8 +246,8 @@ a_changed_project_keeps_the_layer_of_the_lock() {
 # tensorboard_data_server, because an index may offer its wheel with a program or the one without; and the notes that an
 # installer leaves: its name, its cache, and RECORD, which holds the paths of scripts.
 packages() {
-  local apart=(-path './pip' -o -path './pip-*' -o -path './*reloss*' -o -path './tensorboard_data_server*')
-  (cd "$1" && find . \( "${apart[@]}" \) -prune -o -type f ! -name '*.pyc' ! -name RECORD ! -name INSTALLER \
+  local skipped=(-path './pip' -o -path './pip-*' -o -path './*reloss*' -o -path './tensorboard_data_server*')
+  (cd "$1" && find . \( "${skipped[@]}" \) -prune -o -type f ! -name '*.pyc' ! -name RECORD ! -name INSTALLER \
     ! -name 'uv_*.json' -print0 | xargs -0 -P 2 -n 500 sha256sum | sort -k 2)
 }
 
