@@ -77,4 +77,18 @@ def test_wrong_calls_are_explained(learned):
     with pytest.raises(UsageError, match="train must return"):
         learned.compare(lambda loss, seed: 0.5, seeds=1)
     with pytest.raises(UsageError, match="validation data as well"):
-        learned.compare(lambda loss, seed, lr: predictions(2, seed), rates=[0.1])
+        learned.compare(lambda loss, seed, lr: predictions(2, seed), rates=[0.1, 0.2])
+
+
+def test_a_single_rate_needs_no_validation_data_and_a_default_no_rates(learned):
+    seen = []
+
+    def train(loss, seed, lr=0.5):
+        seen.append(lr)
+        return predictions(2, seed)
+
+    assert set(learned.compare(train, seeds=2, rates=[0.1]).rates.values()) == {0.1}
+    assert set(seen) == {0.1}
+    seen.clear()
+    assert learned.compare(train, seeds=2).rates == {}
+    assert set(seen) == {0.5}

@@ -103,17 +103,12 @@ def compare(
             is nothing to tune. The seed decides everything that is random.
         seeds: their number, or the seeds.
         rates: learning rates to try, if `train` takes `lr`; each loss gets the one with the best mean on validation.
+            They may be missing if `lr` has a default.
 
     Raises:
         UsageError: `train` cannot be called so, or returns no predictions.
     """
-    takes_rate = _takes_rate(train)
-    if takes_rate != bool(rates):
-        raise UsageError(
-            "train takes lr, so pass the learning rates to try: compare(train, rates=[0.03, 0.1])"
-            if takes_rate
-            else "rates are given, but train does not take lr: train(loss, seed, lr)"
-        )
+    _check_signature(train, bool(rates))
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers:
         raise UsageError("seeds is empty or 0; pass at least one, such as seeds=5 or seeds=[0, 1, 2]")
@@ -128,9 +123,9 @@ def compare(
                 arguments = {"lr": rate} if rates else {}
                 runs[rate] = {}
                 for seed in numbers:
-                    runs[rate][seed] = judge.prepared(train(loss, seed, **arguments), bool(rates))
+                    runs[rate][seed] = judge.prepared(train(loss, seed, **arguments), len(rates) > 1)
                     advance()
-            best = max(runs, key=lambda rate: judge.validation_mean(runs[rate])) if rates else 0.0
+            best = max(runs, key=lambda rate: judge.validation_mean(runs[rate])) if len(runs) > 1 else next(iter(runs))
             chosen[name] = best
             scores[name] = {seed: judge.score(*predicted.test) for seed, predicted in runs[best].items()}
             if name == ORDINARY and judge.tunes_threshold(runs[best]):
@@ -141,19 +136,22 @@ def compare(
     return Comparison(scores, chosen if rates else {}, metric.name, metric.higher_is_better)
 
 
-def _takes_rate(train: Callable[..., Any]) -> bool:
-    """Return whether `train` takes a learning rate.
+def _check_signature(train: Callable[..., Any], with_rates: bool) -> None:
+    """Check that `train` can be called with a loss and a seed, and with a learning rate if there are rates to try.
 
     Raises:
-        UsageError: it cannot be called with a loss and a seed.
+        UsageError: it cannot.
     """
     try:
         signature = inspect.signature(train)
-        takes_rate = "lr" in signature.parameters
-        signature.bind(None, 0, **({"lr": 0.0} if takes_rate else {}))
+        rate = signature.parameters.get("lr")
+        signature.bind(None, 0, **({"lr": 0.0} if rate else {}))
     except TypeError as error:
         raise UsageError(f"train must be a function train(loss, seed) or train(loss, seed, lr): {error}") from None
-    return takes_rate
+    if with_rates and rate is None:
+        raise UsageError("rates are given, but train does not take lr: train(loss, seed, lr)")
+    if not with_rates and rate is not None and rate.default is rate.empty:
+        raise UsageError("train takes lr, so pass the learning rates to try: compare(train, rates=[0.03, 0.1])")
 
 
 def _losses(learned: LearnedLoss) -> dict[str, nn.Module]:
