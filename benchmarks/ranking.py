@@ -182,27 +182,25 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the fastest other library for each case, and how many times as long as ours it takes."""
-    found = []
+    compared = []
     timed = [row for row in rows if "forward_backward_ms" in row]
     for ours in (row for row in timed if row["library"] == OURS):
         case = {name: ours[name] for name in ("operation", "batch", "n")}
         others = [row for row in timed if case.items() <= row.items() and not row["library"].startswith("reloss")]
         comparison = {**case, f"{OURS} ms": ours["forward_backward_ms"]}
-        if others:
-            best = min(others, key=lambda row: row["forward_backward_ms"])
-            duration = best["forward_backward_ms"]
-            comparison["fastest other library"] = best["library"]
-            comparison |= {"its ms": duration, "times ours": duration / ours["forward_backward_ms"]}
-        else:
-            comparison |= {"fastest other library": "none within the limits", "its ms": "", "times ours": ""}
-        found.append(comparison)
-    return found
+        best = min(others, key=lambda row: row["forward_backward_ms"], default=None)
+        duration = best["forward_backward_ms"] if best else ""
+        comparison["fastest other library"] = best["library"] if best else "none within the limits"
+        comparison["its ms"] = duration
+        comparison["times ours"] = duration / ours["forward_backward_ms"] if best else ""
+        compared.append(comparison)
+    return compared
 
 
 def summary(rows: list[dict[str, Any]]) -> Table:
     """Return the comparisons as a table."""
-    found = comparisons(rows)
-    return Table(list(found[0]) if found else [], [list(comparison.values()) for comparison in found])
+    cases = comparisons(rows)
+    return Table(list(cases[0]) if cases else [], [list(case.values()) for case in cases])
 
 
 def standing(rows: list[dict[str, Any]]) -> str:
@@ -234,16 +232,8 @@ def write(rows: list[dict[str, Any]], device: str, out: Path) -> None:
         "Operators of different libraries soften in different ways; only LapSum computes the same ranks and masks as "
         "`laplace`. A library is slower than ours if its factor is above 1. Cases are batch x n.\n\n"
     )
-    text = (
-        title
-        + standing(rows)
-        + "\n\n"
-        + summary(rows).markdown()
-        + "\n\n## All cases\n\n"
-        + table_of(rows).markdown()
-        + "\n"
-    )
-    (out / "ranking.md").write_text(text)
+    parts = (standing(rows), summary(rows).markdown(), "## All cases", table_of(rows).markdown())
+    (out / "ranking.md").write_text(title + "\n\n".join(parts) + "\n")
     plot(rows).savefig(out / "ranking.png", dpi=100)
 
 

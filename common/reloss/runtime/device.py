@@ -16,8 +16,8 @@ def choose_device(name: str) -> None:
     """Make `name` the device of this process and of those it starts.
 
     Args:
-        name: `cpu`; `cuda` for the first GPU, or under torchrun for each process's own; `cuda:N` for the visible GPU
-            with index N; or empty for the default, a GPU if there is one.
+        name: one of `cpu`, `cuda` and `cuda:N`, or empty to change nothing. `cuda` requires a GPU: the first one, or
+            each process's own under torchrun. `cuda:N` is the visible GPU with index N.
 
     Raises:
         UsageError: no such name or GPU, or a number for several processes.

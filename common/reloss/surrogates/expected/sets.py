@@ -28,7 +28,7 @@ LOG_WORST = math.log(1e-3)  # logarithm of a ratio that is 0 by definition, such
 class LogCounts(NamedTuple):
     """Logarithms of the expected counts of each set [...]: true and false positives, false and true negatives.
 
-    An empty count, such as the true positives of a set without positives, is about LOG_OF_NOTHING.
+    An empty count, such as the true positives of a set without positives, is about `sums.LOG_OF_NOTHING`.
     """
 
     tp: Tensor
